@@ -1,0 +1,21 @@
+"""What every stage of the lab shares: ComfyUI on the path (by dev.py), files, and a log."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "models" / "tiny"
+WORK = ROOT / "lab" / "work"
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+log = logging.getLogger("lab")
+
+
+def use_comfy() -> torch.device:
+    """Tell ComfyUI's memory manager which device there is, before anything of comfy is imported."""
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    return torch.device("cpu" if args.cpu else "cuda")

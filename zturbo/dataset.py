@@ -1,0 +1,187 @@
+"""A folder of pictures and captions, as the trainer wants it: checked, captioned, fitted to buckets."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import DatasetError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+CAPTIONS = (".txt", ".caption")
+GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
+SMALLEST = 32  # pixels on the shorter side
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture. source: a file, or a uint8 array [H, W, 3] that came through the graph. size: bucket, (width, height)."""
+
+    name: str
+    source: Path | np.ndarray
+    caption: str
+    size: tuple[int, int]
+    cropped: float  # share of the picture's area that the bucket cuts away, 0 to 1
+
+    def pixels(self) -> np.ndarray:
+        """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket."""
+        image = load_picture(self.source) if isinstance(self.source, Path) else Image.fromarray(self.source)
+        fitted = ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
+        return np.asarray(fitted, dtype=np.float32) / 255.0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures ready to train on, and what a person should know about them."""
+
+    items: tuple[Item, ...]
+    trigger: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def buckets(self) -> dict[tuple[int, int], int]:
+        """(width, height) -> number of pictures."""
+        counts: dict[tuple[int, int], int] = {}
+        for item in self.items:
+            counts[item.size] = counts.get(item.size, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def report(self) -> str:
+        buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
+        worst = max(self.items, key=lambda item: item.cropped)
+        lines = [f"{len(self.items)} pictures. Buckets: {buckets}.", f"Most cropped: {worst.name}, {worst.cropped:.0%} of its area."]
+        return "\n".join([*lines, *self.notes])
+
+
+def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """The size to train at: the picture's aspect ratio at an area of resolution², multiples of 16, never enlarged.
+
+    Raises ValueError when the shorter side would fall under 32 pixels.
+    """
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    fit = lambda side: max(GRAIN, round(side * scale / GRAIN) * GRAIN)  # noqa: E731
+    size = fit(width), fit(height)
+    size = tuple(min(s, side // GRAIN * GRAIN) for s, side in zip(size, (width, height)))
+    if min(size) < SMALLEST:
+        raise ValueError(f"{width}x{height} pixels is too small")
+    return size
+
+
+def cropped_share(width: int, height: int, size: tuple[int, int]) -> float:
+    """Share of the area that a centre crop to size's aspect ratio cuts away."""
+    have, want = width / height, size[0] / size[1]
+    return 1 - min(have, want) / max(have, want)
+
+
+def load_picture(path: Path) -> Image.Image:
+    """An RGB picture: turned as its EXIF says, 16 bits scaled to 8, CMYK converted, transparency laid on white, first frame of a film.
+
+    Raises DatasetError for what Pillow cannot read whole.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.seek(0)
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            return to_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path.name} cannot be read as a picture ({error}). Repair it or take it out of the folder.") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16-bit gray
+        deep = np.asarray(image).astype(np.float64)
+        top = 65535.0 if deep.max() > 255 else 255.0
+        return Image.fromarray((deep / top * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def apply_trigger(caption: str, trigger: str) -> str:
+    """The trigger word where `[trigger]` stands, else in front, unless the caption already has it."""
+    if not trigger:
+        return caption.strip()
+    if "[trigger]" in caption:
+        return caption.replace("[trigger]", trigger).strip()
+    if trigger.lower() in caption.lower():
+        return caption.strip()
+    return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
+
+
+def read_caption(picture: Path) -> str:
+    """The text beside a picture (`.txt`, then `.caption`), or nothing. Raises DatasetError for what is not UTF-8 text."""
+    for ending in CAPTIONS:
+        path = picture.with_suffix(ending)
+        if path.is_file():
+            try:
+                return path.read_text(encoding="utf-8-sig").strip()
+            except (UnicodeDecodeError, OSError) as error:
+                raise DatasetError(f"The caption {path.name} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+    return ""
+
+
+def from_folder(folder: str | os.PathLike, resolution: int, trigger: str = "") -> Dataset:
+    """Every picture of a folder, with the caption file of the same name.
+
+    resolution: side in pixels of the square whose area the buckets have. Raises DatasetError, naming the
+    files, for no pictures, pictures that cannot be read or are too small, and pictures left without any words.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its path.")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    if not pictures:
+        raise DatasetError(f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.")
+    items, faults, notes = [], [], []
+    for path in pictures:
+        try:
+            items.append(_item(path.name, path, load_picture(path).size, apply_trigger(read_caption(path), trigger), resolution))
+        except DatasetError as error:
+            faults.append(str(error))
+    if faults:
+        raise DatasetError(f"{len(faults)} of {len(pictures)} pictures cannot be used. " + " ".join(faults[:5]))
+    _need_words(items)
+    stems = {path.stem for path in pictures}
+    lonely = [path.name for path in files if path.suffix.lower() in CAPTIONS and path.stem not in stems]
+    if lonely:
+        notes.append(f"{len(lonely)} captions have no picture and are not used: {', '.join(lonely[:3])}.")
+    return Dataset(tuple(items), trigger, tuple(notes))
+
+
+def from_arrays(images: list[np.ndarray], captions: list[str], resolution: int, trigger: str = "") -> Dataset:
+    """Pictures [H, W, 3] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
+    captions = captions or [""]
+    if len(captions) not in (1, len(images)):
+        raise DatasetError(f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all.")
+    captions = captions * len(images) if len(captions) == 1 else captions
+    items = [
+        _item(f"picture {number + 1}", image, (image.shape[1], image.shape[0]), apply_trigger(caption, trigger), resolution)
+        for number, (image, caption) in enumerate(zip(images, captions))
+    ]
+    if not items:
+        raise DatasetError("No pictures came in. Connect pictures or give a folder.")
+    _need_words(items)
+    return Dataset(tuple(items), trigger)
+
+
+def _item(name: str, source, size: tuple[int, int], caption: str, resolution: int) -> Item:
+    try:
+        fitted = bucket(*size, resolution)
+    except ValueError as error:
+        raise DatasetError(f"{name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture.") from error
+    return Item(name, source, caption, fitted, cropped_share(*size, fitted))
+
+
+def _need_words(items: list[Item]):
+    silent = [item.name for item in items if not item.caption]
+    if silent:
+        raise DatasetError(
+            f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). "
+            "Set a trigger word, or write a .txt file with the same name beside each picture."
+        )

@@ -1,0 +1,21 @@
+"""Errors that reach the user: what was given, what was expected, what to do."""
+
+
+class ZTurboError(Exception):
+    """A sentence for the person at the screen. Raised instead of a traceback that they could not act on."""
+
+
+class DatasetError(ZTurboError):
+    """The pictures or captions cannot be trained on."""
+
+
+class LoraFileError(ZTurboError):
+    """A LoRA or adapter file cannot be read, or does not fit the model."""
+
+
+class ModelError(ZTurboError):
+    """The model is not what the node needs."""
+
+
+class TrainingError(ZTurboError):
+    """Training had to end. What was learnt so far has been saved where the message says."""

@@ -1,0 +1,77 @@
+"""Rectified-flow maths of Z-Image: noising, target, where the timesteps fall, how steps are weighted.
+
+sigma runs from 0 (picture) to 1 (noise). x_t = (1 - sigma) x0 + sigma eps, and the model predicts the
+velocity v = eps - x0 (arXiv 2209.03003). Everything random comes from counters (`generator`), so a step
+is a function of (seed, step) and of nothing that ran before it.
+"""
+
+import hashlib
+
+import torch
+
+SHIFT = 3.0
+DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style")
+
+# ostris/ai-toolkit's "weighted" loss curve over i = (1 - sigma) * 1000, mean 1.
+_WEIGHT_INDEX = (0, 50, 100, 124, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800, 850, 900, 950, 975, 990, 999)
+_WEIGHT_VALUE = (.906, 1.375, 1.507, 1.523, 1.507, 1.441, 1.355, 1.264, 1.172, 1.083, 1.000, .925, .860, .805, .762, .731, .715, .716, .729, .716, .582, .493, .452, .447)  # fmt: skip
+
+
+def generator(*counters) -> torch.Generator:
+    """A CPU generator that is a function of its counters (ints and strings) alone."""
+    digest = hashlib.blake2b(repr(counters).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def shift_sigma(sigma: torch.Tensor, shift: float = SHIFT) -> torch.Tensor:
+    """s' = shift s / (1 + (shift - 1) s), the resolution shift of SD3 (arXiv 2403.03206)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def turbo_sigmas(steps: int = 8, shift: float = SHIFT) -> torch.Tensor:
+    """[steps + 1] sigmas from 1 to 0: ComfyUI's scheduler "simple" for a flow model."""
+    return torch.cat((shift_sigma(1 - torch.arange(steps, dtype=torch.float64) / steps, shift).float(), torch.zeros(1)))
+
+
+def sample_sigma(density: str, count: int, random: torch.Generator) -> torch.Tensor:
+    """[count] training sigmas in (0, 1) by the reference trainer's names. Raises ValueError for an unknown name."""
+    if density == "sigmoid":
+        return torch.sigmoid(torch.randn(count, generator=random))
+    u = torch.rand(count, generator=random).clamp(1e-4, 1 - 1e-4)
+    if density in ("linear", "weighted"):
+        return u
+    if density == "shift":
+        return shift_sigma(u)
+    if density == "content":  # high noise: what is where
+        return 1 - u**3
+    if density == "style":  # low noise: how it is drawn
+        return (u**3).clamp_min(1e-4)
+    raise ValueError(f"Unknown timestep choice {density!r}; choose one of {', '.join(DENSITIES)}.")
+
+
+def loss_weight(density: str, sigma: torch.Tensor) -> torch.Tensor:
+    """[B] factors on the loss: the reference's curve for "weighted", 1 otherwise."""
+    if density != "weighted":
+        return torch.ones_like(sigma)
+    index = torch.tensor(_WEIGHT_INDEX, dtype=sigma.dtype, device=sigma.device)
+    value = torch.tensor(_WEIGHT_VALUE, dtype=sigma.dtype, device=sigma.device)
+    position = ((1 - sigma) * 1000).clamp(0, 999)
+    right = torch.searchsorted(index, position).clamp(1, len(index) - 1)
+    fraction = (position - index[right - 1]) / (index[right] - index[right - 1])
+    return torch.lerp(value[right - 1], value[right], fraction)
+
+
+def add_noise(x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """x_t [B, C, H, W] for sigma [B]."""
+    s = sigma.view(-1, 1, 1, 1)
+    return (1 - s) * x0 + s * eps
+
+
+def velocity_target(x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """v = eps - x0."""
+    return eps - x0
+
+
+def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of weight * MSE per picture. v, target: [B, C, H, W]; weight: [B]."""
+    return ((v.float() - target.float()).square().mean(dim=(1, 2, 3)) * weight).mean()

@@ -1,0 +1,145 @@
+"""The recipe: every setting of a run, validated, with units. A run is a function of this and of its pictures.
+
+Frozen, so that nothing changes it in mid-run; written as TOML into the run folder.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import flow
+from .errors import ZTurboError
+
+
+@dataclass(frozen=True)
+class Network:
+    """The LoRA itself."""
+
+    rank: int = 16  # width of the low-rank branch
+    alpha: float = 16.0  # the branch is scaled by alpha / rank
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (arXiv 1711.05101)."""
+
+    learning_rate: float = 1e-4  # per step
+    weight_decay: float = 0.0  # per step, times the learning rate
+    max_grad_norm: float = 1.0  # gradients are scaled down to this L2 norm; 0: never
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a step is computed; no effect on what is learnt beyond rounding."""
+
+    dtype: str = "bf16"  # of activations: bf16 or fp32; LoRA weights and optimizer are always fp32
+    checkpointing: bool = True  # recompute each layer in backward: less memory, about a third more time
+    adapter: str = "auto"  # how the de-distill adapter is carried: branch, merged, or auto
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Pictures drawn while training, on the clean turbo model."""
+
+    prompts: tuple[str, ...] = ()
+    every: int = 250  # steps between previews; 0: none while training
+    width: int = 1024  # pixels
+    height: int = 1024  # pixels
+    steps: int = 8  # sampler steps
+    seed: int = 0
+    sampler: str = "euler"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run is a function of, apart from model and pictures."""
+
+    name: str = "my_lora"
+    steps: int = 2000  # optimizer steps
+    batch_size: int = 1  # pictures a step
+    seed: int = 0
+    timesteps: str = "weighted"  # one of flow.DENSITIES
+    save_dtype: str = "bf16"  # of the LoRA file: bf16, fp16 or fp32
+    network: Network = field(default_factory=Network)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    compute: Compute = field(default_factory=Compute)
+    previews: Previews = field(default_factory=Previews)
+
+    def __post_init__(self):
+        at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.network.rank)
+        at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
+        above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
+        one_of(flow.DENSITIES, timesteps=self.timesteps)
+        one_of(("bf16", "fp32"), dtype=self.compute.dtype)
+        one_of(("bf16", "fp16", "fp32"), save_dtype=self.save_dtype)
+        one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
+        if not file_name(self.name):
+            raise ZTurboError(f"The name {self.name!r} cannot be a file name. Use letters, digits, spaces and . _ - only, and start with a letter or digit.")
+
+
+def at_least(low: float, **values):
+    for name, value in values.items():
+        if not value >= low:
+            raise ZTurboError(f"{name} is {value}; it must be at least {low}.")
+
+
+def above_zero(**values):
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ZTurboError(f"{name} is {value}; it must be a number above 0.")
+
+
+def one_of(choices: tuple[str, ...], **values):
+    for name, value in values.items():
+        if value not in choices:
+            raise ZTurboError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def file_name(name: str) -> bool:
+    """True for one plain path component that every system accepts."""
+    return bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" for c in name)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML 1.0; sections are the nested dataclasses."""
+    values = dataclasses.asdict(recipe)
+    plain = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for section, body in values.items():
+        if isinstance(body, dict):
+            plain += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in body.items())]
+    return "\n".join(plain) + "\n"
+
+
+def _toml(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's
+    return repr(value)
+
+
+def from_toml(text: str) -> Recipe:
+    """The recipe that `to_toml` wrote. Raises ZTurboError for an unknown key."""
+    import tomllib  # Python 3.11
+
+    return _build(Recipe, tomllib.loads(text), "")
+
+
+def _build(kind, values: dict, where: str):
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
+    nested = {"network": Network, "optimizer": Optimizer, "compute": Compute, "previews": Previews}
+    built = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            built[key] = _build(nested[key], value, f"{where}{key}.")
+        else:
+            built[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**built)
+
+
+def read(path: Path) -> Recipe:
+    return from_toml(path.read_text(encoding="utf-8"))

@@ -1,0 +1,86 @@
+"""A run is a folder: the recipe, the event log that panel and plots read, previews, the LoRA so far.
+
+Every file is written beside and renamed; the event log is appended to, a JSON object a line.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import recipe as recipes
+from .errors import ZTurboError
+
+log = logging.getLogger("zturbo")
+RECIPE, EVENTS, PREVIEWS, LORA = "recipe.toml", "events.jsonl", "previews", "lora.safetensors"
+
+
+class RunFolder:
+    """Open a new run under `parent`. Raises ZTurboError when nothing can be written there."""
+
+    def __init__(self, parent: Path, recipe: recipes.Recipe):
+        self.path = _new_folder(parent, recipe.name)
+        self.events = self.path / EVENTS
+        self.lora = self.path / LORA
+        self._write(RECIPE, recipes.to_toml(recipe).encode())
+        (self.path / PREVIEWS).mkdir(exist_ok=True)
+        self._log_failed = False
+
+    def _write(self, name: str, content: bytes):
+        path = self.path / name
+        beside = path.with_name(path.name + ".part")
+        beside.write_bytes(content)
+        os.replace(beside, path)
+
+    def event(self, **values):
+        """Append one event. A log that cannot be written is said once and never ends a run."""
+        try:
+            with open(self.events, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            if not self._log_failed:
+                log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
+            self._log_failed = True
+
+    def preview(self, step: int, number: int, image: np.ndarray) -> Path | None:
+        """Keep a preview [H, W, 3] uint8 as PNG. Returns its path, or None where it could not be written."""
+        path = self.path / PREVIEWS / f"step_{step:06d}_{number}.png"
+        beside = path.with_suffix(".part")
+        try:
+            Image.fromarray(image).save(beside, format="PNG")
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            log.warning("The preview %s cannot be written (%s).", path, error.strerror)
+            return None
+        return path
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ZTurboError(f"The run folder {path} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
+
+
+def read_events(path: Path, last: int | None = None) -> list[dict]:
+    """The events of a run, oldest first; a line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events[-last:] if last else events

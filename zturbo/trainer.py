@@ -1,0 +1,184 @@
+"""The training loop, readable top to bottom.
+
+Step `n` is a function of (recipe, seed, n): order, noise and timesteps come from counters (`flow.generator`),
+so nothing that happens between steps, a preview or a pause, can change what is learnt.
+"""
+
+import logging
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Protocol
+
+import numpy as np
+import torch
+
+from . import flow, lorafile, lowrank
+from .dataset import Dataset
+from .errors import LoraFileError, TrainingError
+from .lowrank import Factors, Target
+from .recipe import Recipe
+from .runfolder import RunFolder
+
+log = logging.getLogger("zturbo")
+Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Host(Protocol):
+    """What the trainer trains in: a model with its text encoder and autoencoder, and a way to draw."""
+
+    device: torch.device
+    targets: list[Target]
+
+    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Latents [16, h, w] in model space and caption features [L, C], one a picture, fp32 on the CPU."""
+        ...
+
+    def training(self, lora: dict[str, Factors]) -> AbstractContextManager[Velocity]:
+        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], features [B,L,C])."""
+        ...
+
+    def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        """Previews [H, W, 3] uint8 of the LoRA in `state`, on the clean turbo model; one a prompt."""
+        ...
+
+
+class Control(Protocol):
+    """The person at the screen."""
+
+    stop_requested: bool
+
+    def check(self) -> None:
+        """Raises when the run was cancelled."""
+        ...
+
+    def step(self, event: dict) -> None: ...
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]) -> None: ...
+
+
+@dataclass
+class Result:
+    """What a run leaves. state: the LoRA file's tensors. losses: one a step. images: the newest previews."""
+
+    state: dict[str, torch.Tensor]
+    losses: list[float]
+    images: list[np.ndarray]
+    steps: int
+    seconds_per_step: float
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which pictures a step sees. Every epoch shows each picture once; a batch is of one shape and one caption length."""
+
+    groups: tuple[tuple[int, ...], ...]  # picture numbers that may share a batch
+    size: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        return sum(math.ceil(len(group) / self.size) for group in self.groups)
+
+    def at(self, step: int) -> tuple[int, ...]:
+        """Picture numbers of step `step` (from 0)."""
+        epoch, place = divmod(step, self.per_epoch)
+        random = flow.generator(self.seed, "order", epoch)
+        batches = []
+        for group in self.groups:
+            order = [group[i] for i in torch.randperm(len(group), generator=random).tolist()]
+            batches += [tuple(order[i : i + self.size]) for i in range(0, len(order), self.size)]
+        return batches[torch.randperm(len(batches), generator=random)[place].item()]
+
+
+def group_pictures(latents: list[torch.Tensor], features: list[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Pictures of the same latent shape and caption length together: NextDiT has no caption mask."""
+    groups: dict[tuple, list[int]] = {}
+    for number, (latent, feature) in enumerate(zip(latents, features)):
+        groups.setdefault((tuple(latent.shape), feature.shape[0]), []).append(number)
+    return tuple(tuple(groups[key]) for key in sorted(groups))
+
+
+def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]) -> Result:
+    """Train a LoRA. Must be called outside inference mode, with gradients enabled.
+
+    Saves to `run.lora` before it raises: on cancel (whatever `control.check` raises), on TrainingError
+    (a loss that is no number, out of memory), on anything else.
+    """
+    latents, features = host.encode(dataset)
+    batches = Batches(group_pictures(latents, features), recipe.batch_size, recipe.seed)
+    lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
+    optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay)
+    dtype = lorafile.DTYPES[recipe.save_dtype]
+    losses: list[float] = []
+    images: list[np.ndarray] = []
+    seconds = 0.0
+    try:
+        while len(losses) < recipe.steps and not control.stop_requested:
+            with host.training(lora) as velocity:
+                while len(losses) < recipe.steps and not control.stop_requested:
+                    control.check()
+                    started = time.perf_counter()
+                    step = len(losses)
+                    event = one_step(recipe, step, batches.at(step), latents, features, lora, optimizer, velocity, host.device)
+                    seconds += time.perf_counter() - started
+                    losses.append(event["loss"])
+                    event["seconds"] = round(time.perf_counter() - started, 4)
+                    run.event(**event)
+                    control.step(event)
+                    if preview_due(recipe, len(losses)):
+                        break
+            # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
+            if recipe.previews.prompts and (preview_due(recipe, len(losses)) or finished(recipe, losses, control)):
+                images = host.draw(lorafile.state_dict(lora, dtype))
+                paths = [run.preview(len(losses), number, image) for number, image in enumerate(images)]
+                control.preview(len(losses), images, paths)
+    except BaseException:
+        if losses:
+            save_or_say(run, lora, dtype, metadata)
+        raise
+    state = lorafile.state_dict(lora, dtype)
+    save_or_say(run, lora, dtype, metadata)
+    return Result(state, losses, images, len(losses), seconds / max(1, len(losses)))
+
+
+def one_step(recipe, step, numbers, latents, features, lora, optimizer, velocity: Velocity, device) -> dict:
+    """One optimizer step. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+    x0 = torch.stack([latents[i] for i in numbers])
+    random = flow.generator(recipe.seed, "step", step)
+    sigma = flow.sample_sigma(recipe.timesteps, len(numbers), random)
+    eps = torch.randn(x0.shape, generator=random)
+    x0, eps, sigma = x0.to(device), eps.to(device), sigma.to(device)
+    caption = torch.stack([features[i] for i in numbers]).to(device)
+    v = velocity(flow.add_noise(x0, eps, sigma), sigma, caption)
+    loss = flow.velocity_loss(v, flow.velocity_target(x0, eps), flow.loss_weight(recipe.timesteps, sigma))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    limit = recipe.optimizer.max_grad_norm or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(lowrank.parameters(lora), limit)
+    value = loss.item()  # the one point where a step waits for the device
+    if not math.isfinite(value) or not math.isfinite(norm.item()):
+        raise TrainingError(
+            f"The loss became {value} at step {step + 1} and training was stopped; the LoRA of step {step} is kept. Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
+        )
+    optimizer.step()
+    return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item()}
+
+
+def preview_due(recipe: Recipe, steps: int) -> bool:
+    return bool(recipe.previews.prompts) and recipe.previews.every > 0 and steps % recipe.previews.every == 0
+
+
+def finished(recipe: Recipe, losses: list[float], control: Control) -> bool:
+    return len(losses) >= recipe.steps or control.stop_requested
+
+
+def save_or_say(run: RunFolder, lora: dict[str, Factors], dtype: torch.dtype, metadata: dict[str, str]) -> Path | None:
+    """Write the LoRA so far; a disk that refuses is said in the log and never costs the LoRA in memory."""
+    try:
+        return lorafile.write(run.lora, lorafile.state_dict(lora, dtype), metadata)
+    except LoraFileError as error:
+        log.error("%s", error)
+        return None
