@@ -31,6 +31,14 @@ BLOCK_LEAVES = (
 )  # fmt: skip
 
 
+class LoraState(dict[str, torch.Tensor]):
+    """A LoRA file's tensors by key, as core's LORA_MODEL is, with the metadata that the file will have."""
+
+    def __init__(self, state: dict[str, torch.Tensor], metadata: dict[str, str]):
+        super().__init__(state)
+        self.metadata = metadata
+
+
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA as read: factors by canonical name, the file's own metadata, and the keys that were not understood."""
@@ -195,3 +203,9 @@ def check_fit(factors: dict[str, Factors], targets: list[Target], file: str):
         given, wanted = factors[wrong[0]], places[wrong[0]]
         lines.append(f"{len(wrong)} have another size (for example {wrong[0]}: {given.A.shape[1]} in, {given.B.shape[0]} out; the model has {wanted[0]} in, {wanted[1]} out).")
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
+
+
+def need_all(factors: dict[str, Factors], leftover: list[str], file: str):
+    """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
+    if not factors or leftover:
+        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).")

@@ -15,7 +15,7 @@ from . import recipe as recipes
 from .errors import ZTurboError
 
 log = logging.getLogger("zturbo")
-RECIPE, EVENTS, PREVIEWS, LORA = "recipe.toml", "events.jsonl", "previews", "lora.safetensors"
+RECIPE, EVENTS, PREVIEWS, LORA, STOP = "recipe.toml", "events.jsonl", "previews", "lora.safetensors", "stop"
 
 
 class RunFolder:
@@ -25,6 +25,7 @@ class RunFolder:
         self.path = _new_folder(parent, recipe.name)
         self.events = self.path / EVENTS
         self.lora = self.path / LORA
+        self.stop = self.path / STOP  # exists once someone asked to stop and keep
         self._write(RECIPE, recipes.to_toml(recipe).encode())
         (self.path / PREVIEWS).mkdir(exist_ok=True)
         self._log_failed = False
@@ -73,7 +74,7 @@ def _new_folder(parent: Path, name: str) -> Path:
             raise ZTurboError(f"The run folder {path} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
 
 
-def read_events(path: Path, last: int | None = None) -> list[dict]:
+def read_events(path: Path) -> list[dict]:
     """The events of a run, oldest first; a line that was cut off is left out."""
     if not path.is_file():
         return []
@@ -83,4 +84,32 @@ def read_events(path: Path, last: int | None = None) -> list[dict]:
             events.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return events[-last:] if last else events
+    return events
+
+
+def summary(folder: Path, points: int) -> dict:
+    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, how it ended."""
+    events = read_events(folder / EVENTS)
+    steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
+    start = next((event for event in events if event.get("event") == "start"), {})
+    end = next((event["how"] for event in events if event.get("event") == "end"), None)
+    thin = max(1, -(-len(steps) // points))
+    return {
+        "run": folder.name,
+        "total": start.get("total", 0),
+        "adapter": start.get("adapter", ""),
+        "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
+        "files": newest_previews(folder),
+        "how": end,
+    }
+
+
+def newest_previews(folder: Path) -> list[str]:
+    """File names of the previews of the newest step that has any."""
+    names = sorted(path.name for path in (folder / PREVIEWS).glob("step_*.png"))
+    return [name for name in names if name.rsplit("_", 1)[0] == names[-1].rsplit("_", 1)[0]] if names else []
+
+
+def request_stop(folder: Path):
+    """Ask the run in this folder to stop after its current step and keep what it has."""
+    (folder / STOP).touch()

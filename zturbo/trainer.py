@@ -23,7 +23,7 @@ from .recipe import Recipe
 from .runfolder import RunFolder
 
 log = logging.getLogger("zturbo")
-Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 
 class Host(Protocol):
@@ -32,12 +32,12 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]
 
-    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Latents [16, h, w] in model space and caption features [L, C], one a picture, fp32 on the CPU."""
+    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[int]]:
+        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens, one a picture. Keeps the captions."""
         ...
 
     def training(self, lora: dict[str, Factors]) -> AbstractContextManager[Velocity]:
-        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], features [B,L,C])."""
+        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], picture numbers)."""
         ...
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -93,11 +93,11 @@ class Batches:
         return batches[torch.randperm(len(batches), generator=random)[place].item()]
 
 
-def group_pictures(latents: list[torch.Tensor], features: list[torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+def group_pictures(latents: list[torch.Tensor], lengths: list[int]) -> tuple[tuple[int, ...], ...]:
     """Pictures of the same latent shape and caption length together: NextDiT has no caption mask."""
     groups: dict[tuple, list[int]] = {}
-    for number, (latent, feature) in enumerate(zip(latents, features)):
-        groups.setdefault((tuple(latent.shape), feature.shape[0]), []).append(number)
+    for number, (latent, length) in enumerate(zip(latents, lengths)):
+        groups.setdefault((tuple(latent.shape), length), []).append(number)
     return tuple(tuple(groups[key]) for key in sorted(groups))
 
 
@@ -107,8 +107,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     Saves to `run.lora` before it raises: on cancel (whatever `control.check` raises), on TrainingError
     (a loss that is no number, out of memory), on anything else.
     """
-    latents, features = host.encode(dataset)
-    batches = Batches(group_pictures(latents, features), recipe.batch_size, recipe.seed)
+    latents, lengths = host.encode(dataset)
+    batches = Batches(group_pictures(latents, lengths), recipe.batch_size, recipe.seed)
     lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
     optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay)
     dtype = lorafile.DTYPES[recipe.save_dtype]
@@ -122,7 +122,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                     control.check()
                     started = time.perf_counter()
                     step = len(losses)
-                    event = one_step(recipe, step, batches.at(step), latents, features, lora, optimizer, velocity, host.device)
+                    event = one_step(recipe, step, batches.at(step), latents, lora, optimizer, velocity, host.device)
                     seconds += time.perf_counter() - started
                     losses.append(event["loss"])
                     event["seconds"] = round(time.perf_counter() - started, 4)
@@ -144,15 +144,14 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     return Result(state, losses, images, len(losses), seconds / max(1, len(losses)))
 
 
-def one_step(recipe, step, numbers, latents, features, lora, optimizer, velocity: Velocity, device) -> dict:
+def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity, device) -> dict:
     """One optimizer step. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     x0 = torch.stack([latents[i] for i in numbers])
     random = flow.generator(recipe.seed, "step", step)
     sigma = flow.sample_sigma(recipe.timesteps, len(numbers), random)
     eps = torch.randn(x0.shape, generator=random)
     x0, eps, sigma = x0.to(device), eps.to(device), sigma.to(device)
-    caption = torch.stack([features[i] for i in numbers]).to(device)
-    v = velocity(flow.add_noise(x0, eps, sigma), sigma, caption)
+    v = velocity(flow.add_noise(x0, eps, sigma), sigma, numbers)
     loss = flow.velocity_loss(v, flow.velocity_target(x0, eps), flow.loss_weight(recipe.timesteps, sigma))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -17,6 +17,10 @@ import comfy.utils
 import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny"
+MODEL = FOLDER / "z_image_turbo_tiny.safetensors"
+ADAPTER = FOLDER / "z_image_turbo_tiny_adapter.safetensors"
+VAE = FOLDER / "vae.safetensors"
+PICTURES = FOLDER / "smiley"
 
 
 def config() -> dict:

@@ -1,0 +1,186 @@
+// The panel in the Train node: loss curve, step and time left, newest preview, Stop and keep.
+// It shows what the server pushes; after a page reload it is redrawn from the run folder.
+import { app } from "/scripts/app.js";
+import { api } from "/scripts/api.js";
+
+const NODE = "ZTurboTrainLoRA";
+const HEIGHT = 300;
+const SMOOTH = 0.95;
+const STYLE = `
+.zturbo-panel { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px;
+  font: 12px sans-serif; color: var(--input-text, #ddd); }
+.zturbo-panel .zturbo-row { display: flex; justify-content: space-between; align-items: center; gap: 8px; }
+.zturbo-panel .zturbo-status { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.zturbo-panel svg { width: 100%; height: 90px; flex: none; background: var(--comfy-input-bg, #222); border-radius: 4px; }
+.zturbo-panel .zturbo-previews { display: flex; gap: 4px; flex: 1; min-height: 0; justify-content: center; }
+.zturbo-panel .zturbo-previews img { min-width: 0; max-height: 100%; flex: 0 1 auto; object-fit: contain; border-radius: 4px; }
+.zturbo-panel button { padding: 3px 10px; border-radius: 4px; border: 1px solid var(--border-color, #555);
+  background: var(--comfy-menu-bg, #333); color: inherit; cursor: pointer; }
+.zturbo-panel button:disabled { opacity: 0.4; cursor: default; }`;
+
+function element(tag, className, parent) {
+  const made = document.createElement(tag);
+  made.className = className;
+  parent?.append(made);
+  return made;
+}
+
+function clock(seconds) {
+  const whole = Math.round(seconds);
+  const pad = (n) => String(n).padStart(2, "0");
+  const hours = Math.floor(whole / 3600);
+  return (hours ? `${hours}:` : "") + `${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
+}
+
+function smoothed(points) {
+  let mean = 0;
+  let weight = 0;
+  return points.map(({ step, loss }) => {
+    mean = SMOOTH * mean + (1 - SMOOTH) * loss;
+    weight = SMOOTH * weight + (1 - SMOOTH);
+    return { step, loss: mean / weight };
+  });
+}
+
+class Panel {
+  constructor() {
+    this.root = element("div", "zturbo-panel");
+    const row = element("div", "zturbo-row", this.root);
+    this.status = element("span", "zturbo-status", row);
+    this.stop = element("button", "zturbo-stop", row);
+    this.stop.textContent = "Stop and keep";
+    this.stop.title = "End training after this step and hand the LoRA so far to the next node.";
+    this.stop.addEventListener("click", () => this.askStop());
+    this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    this.chart.setAttribute("viewBox", "0 0 300 90");
+    this.chart.setAttribute("preserveAspectRatio", "none");
+    this.root.append(this.chart);
+    this.previews = element("div", "zturbo-previews", this.root);
+    this.begin({ run: null, total: 0 });
+    this.say("Not trained yet.");
+  }
+
+  begin({ run, total, adapter = "" }) {
+    this.run = run;
+    this.total = total;
+    this.points = [];
+    this.previews.replaceChildren();
+    this.chart.replaceChildren();
+    this.chart.setAttribute("aria-label", "Loss curve");
+    this.stop.disabled = run === null;
+    this.root.title = adapter;
+    this.say(run ? "Preparing pictures…" : "");
+  }
+
+  say(text) {
+    this.status.textContent = text;
+  }
+
+  add(steps) {
+    const last = this.points.at(-1)?.step ?? 0;
+    this.points.push(...steps.filter(({ step }) => step > last));
+    this.drawCurve();
+    const now = this.points.at(-1);
+    if (!now) return;
+    const recent = this.points.slice(-50);
+    const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
+    this.say(`Step ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
+  }
+
+  drawCurve() {
+    const losses = this.points.map(({ loss }) => loss);
+    const top = Math.max(...losses);
+    const bottom = Math.min(...losses, top - 1e-9);
+    const place = ({ step, loss }) => `${((300 * step) / Math.max(this.total, 1)).toFixed(1)},${(86 - (82 * (loss - bottom)) / (top - bottom)).toFixed(1)}`;
+    const line = (points, color, width) => {
+      const made = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+      made.setAttribute("points", points.map(place).join(" "));
+      made.setAttribute("fill", "none");
+      made.setAttribute("stroke", color);
+      made.setAttribute("stroke-width", width);
+      made.setAttribute("vector-effect", "non-scaling-stroke");
+      return made;
+    };
+    this.chart.replaceChildren(line(this.points, "#567", 1), line(smoothed(this.points), "#6cf", 2));
+  }
+
+  show(files) {
+    const images = files.slice(0, 4).map((file) => {
+      const image = document.createElement("img");
+      const query = new URLSearchParams({ filename: file, subfolder: `zturbo/${this.run}/previews`, type: "output" });
+      image.src = api.apiURL(`/view?${query}`);
+      image.title = file;
+      return image;
+    });
+    this.previews.replaceChildren(...images);
+  }
+
+  end(how) {
+    this.stop.disabled = true;
+    const done = this.points.at(-1)?.step ?? 0;
+    const words = { finished: "Finished", stopped: "Stopped, LoRA kept", cancelled: "Cancelled, LoRA saved", failed: "Ended with an error" };
+    this.say(`${words[how] ?? how} at step ${done} of ${this.total}.`);
+  }
+
+  async askStop() {
+    this.stop.disabled = true;
+    const answer = await api.fetchApi("/zturbo/stop", { method: "POST", body: JSON.stringify({ run: this.run }), headers: { "Content-Type": "application/json" } });
+    this.say(answer.ok ? "Stopping after this step…" : "The run could not be reached.");
+  }
+
+  async restore(name) {
+    const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`);
+    const run = answer.ok ? await answer.json() : { run: null };
+    if (!run.run || this.run) return; // nothing there, or a live run has begun meanwhile
+    this.begin(run);
+    this.add(run.steps);
+    this.show(run.files);
+    if (run.how) this.end(run.how);
+  }
+}
+
+const panels = new Map(); // LiteGraph node -> Panel
+
+function panelOf(id) {
+  const node = app.graph?.getNodeById?.(Number(id)) ?? app.graph?.getNodeById?.(id);
+  return node ? panels.get(node) : undefined;
+}
+
+/** Events may arrive before the start event was seen (after a reload): then the panel takes the run as its own. */
+function follow(detail, act) {
+  const panel = panelOf(detail.node);
+  if (!panel) return;
+  if (panel.run !== detail.run) panel.begin(detail);
+  act(panel);
+}
+
+app.registerExtension({
+  name: "zturbo.TrainPanel",
+
+  async setup() {
+    const style = document.createElement("style");
+    style.textContent = STYLE;
+    document.head.append(style);
+    api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
+    api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
+    api.addEventListener("zturbo.preview", ({ detail }) => follow(detail, (panel) => panel.show(detail.files)));
+    api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how)));
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const panel = new Panel();
+    panels.set(node, panel);
+    node.addDOMWidget("zturbo_panel", "zturbo_panel", panel.root, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
+    const removed = node.onRemoved;
+    node.onRemoved = function () {
+      panels.delete(node);
+      removed?.apply(this, arguments);
+    };
+  },
+
+  loadedGraphNode(node) {
+    const name = node.widgets?.find((widget) => widget.name === "name")?.value;
+    if (node.comfyClass === NODE && name) panels.get(node)?.restore(name);
+  },
+});

@@ -1,0 +1,29 @@
+"""The nodes: schema, unpack, call zturbo, wrap."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import routes
+from .dataset import ZTurboImageDataset
+from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
+from .sample import ZTurboSampler
+from .save import ZTurboSaveLoRA
+from .train import ZTurboTrainLoRA
+
+NODES: list[type[io.ComfyNode]] = [
+    ZTurboLoadModel,
+    ZTurboDeDistillAdapter,
+    ZTurboImageDataset,
+    ZTurboTrainLoRA,
+    ZTurboSampler,
+    ZTurboSaveLoRA,
+]
+
+
+class ZTurboExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+def extension() -> ZTurboExtension:
+    routes.register()
+    return ZTurboExtension()

@@ -1,0 +1,41 @@
+"""Draw with the turbo model."""
+
+from comfy_api.latest import io
+
+from ..zturbo.hosts import comfy_adapter, comfy_control, comfy_draw
+from .types import CATEGORY
+
+
+class ZTurboSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZTurboSampler",
+            display_name="Z-Image Turbo Sampler",
+            category=CATEGORY,
+            description="Prompt to picture at turbo speed: 8 steps, CFG 1, scheduler simple, with core's own sampler. Says so when the model still carries the de-distill adapter.",
+            search_aliases=["turbo sampler", "8 steps", "text to image"],
+            inputs=[
+                io.Model.Input("model", tooltip="The turbo model, with or without LoRAs, without the de-distill adapter."),
+                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
+                io.Vae.Input("vae", tooltip="Z-Image's VAE."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What to draw. Turbo takes no negative prompt."),
+                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128."),
+                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128."),
+                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampler steps. The model is distilled to 8; more takes longer and is seldom better."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Picks the noise: same seed, same picture."),
+                io.Combo.Input("sampler", options=["euler", "res_multistep"], default="euler", tooltip="euler is what previews use by default; res_multistep is the official template's, with finer detail on the real model."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures at once. Memory grows with it."),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, prompt, width, height, steps, seed, sampler, batch_size) -> io.NodeOutput:
+        tag = comfy_adapter.carried(model)
+        notes = {}
+        if tag is not None and tag.net != 0:
+            notes["text"] = (f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look blurred. Use the clean model, or take it away with -1.",)
+            comfy_control.log.warning("%s", notes["text"][0])
+        latents = comfy_draw.sample(model, comfy_draw.encode_prompt(clip, prompt), width, height, steps, seed, sampler, batch_size, comfy_control.sampling_progress(model, steps))
+        return io.NodeOutput(comfy_draw.decode(vae, latents), ui=notes or None)

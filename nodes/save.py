@@ -1,0 +1,34 @@
+"""LORA_MODEL to a file."""
+
+from comfy_api.latest import io
+
+from ..zturbo import lorafile
+from ..zturbo.hosts import comfy_paths
+from .types import CATEGORY, LoraModel
+
+
+class ZTurboSaveLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZTurboSaveLoRA",
+            display_name="Save LoRA",
+            category=CATEGORY,
+            description="Writes a LoRA into models/loras under the names that ComfyUI, diffusers and other trainers read, with its metadata. A file is replaced only when you say so.",
+            search_aliases=["export lora", "write lora"],
+            inputs=[
+                LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."),
+                io.String.Input("name", default="my_lora", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
+                io.Combo.Input("dtype", options=["bf16", "fp16", "fp32"], default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
+            ],
+            outputs=[io.String.Output(display_name="path")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lora, name, dtype, overwrite) -> io.NodeOutput:
+        factors, leftover = lorafile.parse(lora, "The LORA_MODEL")
+        lorafile.need_all(factors, leftover, "The LORA_MODEL")
+        path = lorafile.write(comfy_paths.lora_path(name, overwrite), lorafile.state_dict(factors, lorafile.DTYPES[dtype]), getattr(lora, "metadata", {}))
+        return io.NodeOutput(str(path), ui={"text": (f"Saved {path.name} in models/loras.",)})

@@ -1,0 +1,170 @@
+"""The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
+
+import logging
+from contextlib import ExitStack, contextmanager
+
+import comfy.model_management
+import comfy.ops
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+
+from .. import lowrank
+from ..dataset import Dataset
+from ..errors import ModelError
+from ..lowrank import Factors, Target
+from ..recipe import Recipe
+from . import comfy_adapter, comfy_draw, comfy_forward
+
+log = logging.getLogger("zturbo")
+COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FULL = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ComfyHost:
+    """See `trainer.Host`. The MODELs that come in are never changed: work is done on clones, and weights are put back."""
+
+    def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None):
+        self.recipe = recipe
+        self.clip, self.vae = clip, vae
+        self.dit = comfy_adapter.diffusion_model(model)
+        self.device = model.load_device
+        self.dtype = COMPUTE[recipe.compute.dtype]
+        self.targets = comfy_adapter.targets(self.dit, ("layers.",))
+        self.tag = comfy_adapter.carried(model)
+        self.way = choose_way(model, recipe.compute.adapter)
+        self.model = comfy_adapter.without_patches(model) if self.way == "branch" else model.clone()
+        self.preview_model = comfy_adapter.clean(model) if preview_model is None else preview_model
+        comfy_adapter.diffusion_model(self.preview_model)
+        self.features: list[torch.Tensor] = []
+        self.prompts: list = []
+
+    def describe(self) -> str:
+        """One line for the log: what training runs on."""
+        if self.tag is None or self.tag.net == 0:
+            return "No de-distill adapter on the model: training straight on it."
+        return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}, carried as {self.way}."
+
+    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[int]]:
+        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens, one a picture."""
+        with torch.no_grad():
+            latents = [self._latent(item.pixels()) for item in dataset.items]
+            known = {caption: self._features(caption) for caption in sorted({item.caption for item in dataset.items})}
+            self.features = [known[item.caption] for item in dataset.items]
+            self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
+        return latents, [features.shape[1] for features in self.features]
+
+    def _latent(self, pixels: np.ndarray) -> torch.Tensor:
+        latent = self.vae.encode(torch.from_numpy(pixels)[None])
+        if latent.shape[1] != self.dit.in_channels:
+            raise ModelError(f"The VAE gives {latent.shape[1]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors).")
+        return self.model.model.process_latent_in(latent)[0].float().cpu().clone()
+
+    def _features(self, caption: str) -> torch.Tensor:
+        features = comfy_draw.encode_prompt(self.clip, caption)[0][0]
+        width = self.dit.cap_embedder[1].in_features
+        if features.shape[-1] != width:
+            raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors).")
+        return features.float().cpu().clone()
+
+    @contextmanager
+    def training(self, lora: dict[str, Factors]):
+        """See `trainer.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
+        branches = [lora]
+        if self.way == "branch" and self.tag is not None and self.tag.strength != 0:
+            branches.insert(0, scaled(self.tag.factors, self.tag.strength, self.device, self.dtype))
+        before = comfy.model_management.in_training
+        with ExitStack() as stack:
+            stack.callback(release, self.model)
+            comfy.model_management.load_models_gpu([self.model], memory_required=self._room())
+            stack.callback(setattr, comfy.model_management, "in_training", before)
+            comfy.model_management.in_training = True
+            covered = {name: (module, fetcher(module)) for name, module in self.dit.named_modules() if isinstance(module, torch.nn.Linear)}
+            stack.enter_context(lowrank.attached(covered, comfy_adapter.targets(self.dit), branches))
+            stack.enter_context(normal_norms(self.dit))
+            with torch.no_grad():
+                captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)) for f in self.features]
+            yield lambda x, sigma, numbers: self._velocity(x, sigma, torch.cat([captions[n] for n in numbers]))
+
+    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+        run_layer = checkpointed if self.recipe.compute.checkpointing else None
+        return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.to(self.dtype), caption, run_layer).float()
+
+    def _room(self) -> int:
+        """Bytes of activations that a step may need, so that the memory manager keeps them free. A rough upper guess."""
+        tokens = max((f.shape[1] for f in self.features), default=512) + 4096
+        layers = 4 if self.recipe.compute.checkpointing else len(self.dit.layers)
+        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers)
+
+    def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        """See `trainer.Host.draw`."""
+        previews = self.recipe.previews
+        with torch.inference_mode():
+            model = comfy_draw.with_lora(self.preview_model, state)
+            images = []
+            for prompt in self.prompts:
+                latents = comfy_draw.sample(model, prompt, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
+                images += [comfy_draw.to_bytes(image) for image in comfy_draw.decode(self.vae, latents)]
+            release(model)
+        return images
+
+
+def choose_way(model, wish: str) -> str:
+    """How the adapter is carried in training: what the recipe says, or by the weights' dtype and free memory."""
+    tag = comfy_adapter.carried(model)
+    if tag is None or tag.strength == 0:
+        return "merged"  # nothing to carry
+    if wish != "auto":
+        return wish
+    weights = [module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model)).values()]
+    if any(weight.dtype not in FULL or type(weight.data).__name__ == "QuantizedTensor" for weight in weights):
+        return "branch"  # exact: quantised weights would round the adapter away
+    backup = sum(weight.nbytes for weight in weights)  # patching keeps the clean weights aside
+    return "merged" if comfy.model_management.get_free_memory(torch.device("cpu")) > 2 * backup else "branch"
+
+
+def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[str, Factors]:
+    """The adapter's factors at a strength, frozen, on the device in compute dtype."""
+    return {name: Factors(f.A.to(device, dtype), f.B.to(device, dtype), f.scale * strength) for name, f in factors.items()}
+
+
+def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
+    """Weight and bias of one of core's Linears as its own forward would get them: moved, cast, dequantised, patched."""
+
+    def fetch(x: torch.Tensor):
+        if not hasattr(module, "weight_function"):
+            return module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
+        weight, bias = comfy.ops.cast_bias_weight(module, x)
+        return (weight.dequantize() if hasattr(weight, "dequantize") and type(weight).__name__ == "QuantizedTensor" else weight), bias
+
+    return fetch
+
+
+@contextmanager
+def normal_norms(dit):
+    """RMSNorms that autograd can save: weights made under inference mode are copied at each use (they are small)."""
+    norms = [module for module in dit.modules() if isinstance(module, torch.nn.RMSNorm)]
+    try:
+        for module in norms:
+            module.forward = _norm_forward(module, fetcher(module))
+        yield
+    finally:
+        for module in norms:
+            module.__dict__.pop("forward", None)
+
+
+def _norm_forward(module, fetch):
+    return lambda x: F.rms_norm(x, module.normalized_shape, fetch(x)[0].clone(), module.eps)
+
+
+def checkpointed(layer, *args, **options):
+    """Run a layer, keep only its input, and run it again in backward."""
+    return torch.utils.checkpoint.checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def release(model):
+    """Take a MODEL and its clones off the device and put the clean weights back."""
+    comfy.model_management.unload_model_and_clones(model)
+    if model.model.current_weight_patches_uuid is not None:
+        model.unpatch_model(model.offload_device)

@@ -1,0 +1,154 @@
+"""The de-distill adapter on ComfyUI's MODEL: on at +1, off again at -1, exactly.
+
+The adapter goes on as core's own weight patches, so every core node downstream sees it. A tag on the MODEL
+(an attachment, which clones keep) says which adapter it carries and which patches are its; taking it away
+removes those very patches, so what is left is the list of patches, and the weights, of before.
+"""
+
+import uuid
+from dataclasses import dataclass, replace
+
+import comfy.lora
+import torch
+
+from .. import lorafile
+from ..errors import LoraFileError, ModelError
+from ..lorafile import LoraFile
+from ..lowrank import Factors, Target
+
+TAG = "zturbo_adapter"
+BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
+PREFIX = "diffusion_model."
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a MODEL carries. strength: of the patches; baked: of the adapter that the checkpoint itself contains."""
+
+    file: str
+    sha256: str
+    factors: dict[str, Factors]
+    patches: dict
+    strength: float
+    baked: float = 0.0
+
+    @property
+    def net(self) -> float:
+        """Strength of the adapter in the weights that this MODEL computes with; 0: clean turbo."""
+        return _exact_zero(self.strength + self.baked)
+
+
+def _exact_zero(strength: float) -> float:
+    return 0.0 if abs(strength) < 1e-6 else strength
+
+
+def carried(model) -> Carried | None:
+    """The adapter that a MODEL carries, if this pack put one on or was told of one."""
+    return model.get_attachment(TAG)
+
+
+def diffusion_model(model):
+    """NextDiT inside a MODEL. Raises ModelError when it is another family."""
+    dit = getattr(model.model, "diffusion_model", None)
+    if type(dit).__name__ != "NextDiT" or getattr(dit, "pad_tokens_multiple", None) is None:
+        raise ModelError(f"The model is {type(model.model).__name__}, not Z-Image. Load Z-Image-Turbo (z_image_turbo_bf16.safetensors).")
+    return dit
+
+
+def linears(dit, blocks: tuple[str, ...] = BLOCKS) -> dict[str, torch.nn.Module]:
+    """Name -> Linear, for all Linears in the transformer blocks."""
+    return {name: module for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith(blocks)}
+
+
+def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
+    """Every Linear of the blocks with the LoRAs that live on it."""
+    return [lorafile.module_targets(name, module.in_features, module.out_features) for name, module in linears(dit, blocks).items()]
+
+
+def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0.0):
+    """A clone of MODEL whose adapter strength is changed by `strength` (+ de-distills, - restores).
+
+    baked: strength of this adapter that the user declares to be merged into the checkpoint (only for a MODEL
+    without a tag). Raises LoraFileError for an adapter that does not fit, another adapter than the one on the
+    model, and for taking away what is not there.
+    """
+    check(model, adapter, file)
+    tag = carried(model)
+    if tag is not None and tag.sha256 != adapter.sha256:
+        raise LoraFileError(f"This model carries the adapter {tag.file} at {tag.net:+g}; {file} is another one. Use the same file to take it away, then put the other one on.")
+    if tag is None and strength < 0 and not baked:
+        raise LoraFileError(
+            f"This model carries no adapter, so {file} cannot be taken away from it: the result would be a broken model. "
+            "Turbo weights are clean as they are: draw with them directly. If this checkpoint has the adapter merged in, say so with checkpoint_has_adapter."
+        )
+    if tag is None:
+        tag = Carried(file, adapter.sha256, adapter.factors, _core_patches(model, adapter), 0.0, baked)
+    changed = model.clone()
+    _set_strength(changed, replace(tag, strength=_exact_zero(tag.strength + strength)))
+    return changed
+
+
+def check(model, adapter: LoraFile, file: str):
+    """Raise LoraFileError unless every key of the adapter has its place in the model."""
+    if adapter.leftover:
+        raise LoraFileError(
+            f"{len(adapter.leftover)} keys of {file} are not understood (for example {', '.join(adapter.leftover[:3])}); {len(adapter.factors)} are. An adapter must fit whole: choose the right file."
+        )
+    lorafile.check_fit(adapter.factors, targets(diffusion_model(model)), file)
+
+
+def clean(model):
+    """A clone of MODEL without the adapter: what previews are drawn with. The MODEL itself where nothing is carried."""
+    tag = carried(model)
+    if tag is None or tag.net == 0:
+        return model
+    restored = model.clone()
+    _set_strength(restored, replace(tag, strength=_exact_zero(-tag.baked)))
+    return restored
+
+
+def without_patches(model):
+    """A clone of MODEL with the adapter's patches off its weights, for carrying it as a branch instead."""
+    tag = carried(model)
+    bare = model.clone()
+    if tag is not None:
+        _set_strength(bare, replace(tag, strength=0.0))
+    return bare
+
+
+def _core_patches(model, adapter: LoraFile) -> dict:
+    """Core's patch objects for the adapter: {weight key, or (key, slice): adapter}."""
+    state = lorafile.state_dict(adapter.factors, adapter.factors[next(iter(adapter.factors))].A.dtype)
+    state = {key: tensor.clone() for key, tensor in state.items()}
+    patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
+    if len(patches) != len(adapter.factors):
+        raise LoraFileError(f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it.")
+    return patches
+
+
+def _set_strength(model, tag: Carried):
+    """Give the adapter's patches on this (freshly cloned) MODEL the tag's strength: in place, new at the end, or gone at 0."""
+    own = {id(patch) for patch in tag.patches.values()}
+    found = 0
+    for key, entries in list(model.patches.items()):
+        kept = []
+        for entry in entries:
+            if id(entry[1]) not in own:
+                kept.append(entry)
+                continue
+            found += 1
+            if tag.strength != 0:
+                kept.append((tag.strength, *entry[1:]))
+        if kept:
+            model.patches[key] = kept
+        else:
+            del model.patches[key]
+    if found == 0 and tag.strength != 0:
+        model.add_patches(tag.patches, tag.strength)
+    elif found not in (0, len(own)):
+        raise ModelError(f"Only {found} of the adapter's {len(own)} patches are left on this model: another node removed the rest. Load the model anew.")
+    model.patches_uuid = uuid.uuid4()
+    if tag.strength == 0 and tag.baked == 0:
+        model.remove_attachments(TAG)
+    else:
+        model.set_attachments(TAG, tag)

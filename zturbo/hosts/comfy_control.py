@@ -1,0 +1,56 @@
+"""The person at ComfyUI's screen: Cancel, Stop and keep, the progress bar, and the events that the panel draws."""
+
+import logging
+import time
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+from PIL import Image
+
+from ..runfolder import RunFolder
+
+log = logging.getLogger("zturbo")
+PREVIEW_SIZE = 512  # pixels, of the small picture on the progress channel
+PAUSE = 0.2  # seconds between two events to the panel
+
+
+class ComfyControl:
+    """See `trainer.Control`. `send(name, data)` pushes one event to the frontend."""
+
+    def __init__(self, run: RunFolder, total: int, node_id: str, send):
+        self.run, self.total, self.node_id, self.send = run, total, node_id, send
+        self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self.pending: list[dict] = []
+        self.sent = 0.0
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.run.stop.exists()
+
+    def check(self):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def push(self, kind: str, **data):
+        self.send("zturbo." + kind, {"node": self.node_id, "run": self.run.path.name, "total": self.total, **data})
+
+    def step(self, event: dict):
+        self.pending.append({"step": event["step"], "loss": event["loss"], "seconds": event["seconds"]})
+        self.bar.update_absolute(event["step"])
+        if time.monotonic() - self.sent > PAUSE or event["step"] == self.total:
+            self.push("steps", steps=self.pending)
+            self.pending, self.sent = [], time.monotonic()
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
+        small = Image.fromarray(images[0])
+        small.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+        self.bar.update_absolute(step, preview=("JPEG", small, PREVIEW_SIZE))
+        self.push("preview", step=step, files=[path.name for path in paths if path is not None])
+
+
+def sampling_progress(model, steps: int):
+    """Core's own progress callback for drawing: the bar and the picture taking shape."""
+    import latent_preview
+
+    return latent_preview.prepare_callback(model, steps)

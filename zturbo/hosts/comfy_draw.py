@@ -1,0 +1,43 @@
+"""Drawing as core ComfyUI draws: core's sampler, core's LoRA loader, core's VAE. Previews and the Sampler node share it."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import numpy as np
+import torch
+
+CFG = 1.0  # Turbo is distilled with its guidance: no negative prompt, one pass a step
+SCHEDULER = "simple"
+
+
+def with_lora(model, state: dict[str, torch.Tensor]):
+    """A clone of MODEL with a LoRA file's tensors at strength 1, exactly as core's LoraLoaderModelOnly applies them."""
+    return comfy.sd.load_lora_for_models(model, None, dict(state), 1.0, 0)[0]
+
+
+def encode_prompt(clip, text: str):
+    """CONDITIONING, as CLIPTextEncode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def sample(model, positive, width: int, height: int, steps: int, seed: int, sampler: str, batch_size: int = 1, callback=None) -> torch.Tensor:
+    """Latents [B, 16, H/8, W/8] as KSampler gives them at CFG 1 and scheduler simple. width, height in pixels."""
+    empty = torch.zeros(
+        [batch_size, 16, height // 8, width // 8], device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
+    )
+    latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    negative = [[torch.zeros_like(features), {}] for features, _ in positive]
+    quiet = not comfy.utils.PROGRESS_BAR_ENABLED
+    return comfy.sample.sample(model, noise, steps, CFG, sampler, SCHEDULER, positive, negative, latent, callback=callback, disable_pbar=quiet, seed=seed)
+
+
+def decode(vae, latents: torch.Tensor) -> torch.Tensor:
+    """IMAGE [B, H, W, 3] in 0..1."""
+    return vae.decode(latents)
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """[H, W, 3] 0..1 -> uint8, cut as core's SaveImage cuts (no rounding)."""
+    return np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)

@@ -1,0 +1,57 @@
+"""Loading Z-Image from the files that ComfyUI users have, through core's own loaders, and refusing what is not Z-Image."""
+
+from pathlib import Path
+
+import comfy.model_detection
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+
+from ..errors import ModelError
+
+
+def load_model(path: str | Path):
+    """MODEL from a diffusion model file. Raises ModelError, naming what was found, unless it is Z-Image."""
+    path = str(path)
+    state = _read(path)
+    config = comfy.model_detection.model_config_from_unet(state, comfy.model_detection.unet_prefix_from_state_dict(state))
+    name = Path(path).name
+    if config is None:
+        kind = "a LoRA or adapter" if any("lora" in key for key in state) else "no diffusion model that ComfyUI knows"
+        raise ModelError(f"{name} is {kind}. Choose Z-Image-Turbo (z_image_turbo_bf16.safetensors).")
+    if type(config) is not comfy.supported_models.ZImage:
+        raise ModelError(f"{name} is a {type(config).__name__} model, not Z-Image. Choose Z-Image-Turbo (z_image_turbo_bf16.safetensors).")
+    del state
+    return comfy.sd.load_diffusion_model(path)
+
+
+def load_clip(path: str | Path):
+    """CLIP from a Qwen3-4B file. Raises ModelError when the file cannot be read."""
+    _read(str(path))
+    return comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.LUMINA2)
+
+
+def load_vae(path: str | Path):
+    """VAE from a Flux (`ae.safetensors`) or TAESD file. Raises ModelError when it is none."""
+    state, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    vae = comfy.sd.VAE(sd=state, metadata=metadata)
+    try:
+        vae.throw_exception_if_invalid()
+    except RuntimeError as error:
+        raise ModelError(f"{Path(path).name} is no VAE. Choose Z-Image's VAE (ae.safetensors).") from error
+    return vae
+
+
+def _read(path: str) -> dict:
+    try:
+        return comfy.utils.load_torch_file(path, safe_load=True)
+    except Exception as error:  # core raises plain exceptions of several libraries here
+        raise ModelError(f"{Path(path).name} cannot be read ({error}). It may be cut off: download it again.") from error
+
+
+def fingerprint(path: str | Path | None) -> str:
+    """Changes when the file does."""
+    if path is None or not Path(path).is_file():
+        return "missing"
+    stat = Path(path).stat()
+    return f"{stat.st_mtime_ns}:{stat.st_size}"

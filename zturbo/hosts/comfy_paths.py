@@ -1,0 +1,64 @@
+"""Which folders of ComfyUI a node may read and write. Nothing outside them is touched."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ..errors import DatasetError, ZTurboError
+from ..recipe import file_name
+from . import comfy_tiny
+
+BUNDLED = "bundled: smiley"
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder that a Dataset node means: inside input, output or temp. Raises DatasetError for any other place."""
+    if name.strip() == BUNDLED:
+        return comfy_tiny.PICTURES
+    roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
+    path = (roots[0] / name.strip()).resolve()
+    if not name.strip() or not any(path.is_relative_to(root) for root in roots):
+        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input folder ({roots[0]}). Put your pictures into a folder there and give its name.")
+    return path
+
+
+def folder_fingerprint(name: str) -> str:
+    """Changes when a file in the dataset folder comes, goes or changes."""
+    try:
+        folder = dataset_folder(name)
+        files = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.iterdir())]
+    except (DatasetError, OSError) as error:
+        return str(error)
+    return str(files)
+
+
+def runs() -> Path:
+    """Where run folders live: output/zturbo."""
+    return Path(folder_paths.get_output_directory()) / "zturbo"
+
+
+def run_folder(name: str) -> Path | None:
+    """The run folder of exactly this name, if there is one."""
+    return runs() / name if file_name(name) and (runs() / name).is_dir() else None
+
+
+def newest_run(name: str) -> Path | None:
+    """The newest run folder of a name: `name`, `name_2`, `name_3`, …"""
+    if not file_name(name) or not runs().is_dir():
+        return None
+    found = [path for path in runs().iterdir() if path.is_dir() and (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdigit()))]
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+
+
+def lora_path(name: str, overwrite: bool) -> Path:
+    """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
+    parts = name.removesuffix(".safetensors").split("/")
+    if not all(file_name(part) for part in parts):
+        raise ZTurboError(f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder).")
+    path = Path(folder_paths.get_folder_paths("loras")[0]).joinpath(*parts)
+    stem, number = path.name, 1
+    target = path.with_name(stem + ".safetensors")
+    while target.exists() and not overwrite:
+        number += 1
+        target = path.with_name(f"{stem}_{number}.safetensors")
+    return target

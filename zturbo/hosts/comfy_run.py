@@ -1,0 +1,102 @@
+"""One training run inside ComfyUI, from the node's inputs to what it hands on."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import numpy as np
+import torch
+
+from .. import recipe as recipes
+from .. import trainer
+from ..dataset import Dataset
+from ..errors import TrainingError, ZTurboError
+from ..lorafile import LoraState
+from ..recipe import Recipe
+from ..runfolder import RunFolder
+from . import comfy_paths
+from .comfy import ComfyHost
+from .comfy_control import ComfyControl
+
+log = logging.getLogger("zturbo")
+
+
+@dataclass
+class Trained:
+    """images: IMAGE [B, H, W, 3], the newest previews, or one black pixel block where none were asked for."""
+
+    lora: LoraState
+    losses: list[float]
+    images: torch.Tensor
+    path: Path
+    steps: int
+
+
+def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str) -> Trained:
+    """Train in this process. Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved."""
+    if not isinstance(dataset, Dataset):
+        raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
+    with torch.inference_mode(False), torch.enable_grad():
+        host = ComfyHost(model, clip, vae, recipe, preview_model)
+        run = RunFolder(comfy_paths.runs(), recipe)
+        control = ComfyControl(run, recipe.steps, node_id, _send)
+        log.info("%s Run folder: %s", host.describe(), run.path)
+        run.event(event="start", total=recipe.steps, adapter=host.describe())
+        control.push("start", adapter=host.describe())
+        ended = "failed"
+        try:
+            result = trainer.train(recipe, dataset, host, run, control, metadata(recipe, host))
+            ended = "stopped" if result.steps < recipe.steps else "finished"
+        except comfy.model_management.InterruptProcessingException:
+            ended = "cancelled"
+            log.info("Cancelled. %s", _kept(run))
+            raise
+        except Exception as error:
+            if comfy.model_management.is_oom(error):
+                comfy.model_management.soft_empty_cache()
+                raise TrainingError(f"There was not enough memory for a step. {_kept(run)} Turn gradient_checkpointing on, or lower batch_size or resolution.") from error
+            if isinstance(error, TrainingError):
+                raise TrainingError(f"{error} {_kept(run)}") from error
+            raise
+        finally:
+            run.event(event="end", how=ended)
+            control.push("end", how=ended)
+    return Trained(LoraState(result.state, metadata(recipe, host)), result.losses, _images(result.images), run.lora, result.steps)
+
+
+def metadata(recipe: Recipe, host: ComfyHost) -> dict[str, str]:
+    """What the LoRA file says about itself: the fields that model browsers show, the recipe, the adapter. No paths."""
+    facts = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "z-image-turbo/lora",
+        "modelspec.title": recipe.name,
+        "ss_output_name": recipe.name,
+        "ss_base_model_version": "zimage",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(recipe.network.rank),
+        "ss_network_alpha": f"{recipe.network.alpha:g}",
+        "ss_learning_rate": f"{recipe.optimizer.learning_rate:g}",
+        "ss_max_train_steps": str(recipe.steps),
+        "ss_seed": str(recipe.seed),
+        "zturbo.recipe": recipes.to_toml(recipe),
+    }
+    if host.tag is not None:
+        facts |= {"zturbo.adapter_sha256": host.tag.sha256, "zturbo.adapter_strength": f"{host.tag.net:g}"}
+    return facts
+
+
+def _kept(run: RunFolder) -> str:
+    return f"The LoRA so far is saved as {run.lora}." if run.lora.is_file() else "Nothing had been learnt yet."
+
+
+def _images(images: list[np.ndarray]) -> torch.Tensor:
+    if not images:
+        return torch.zeros(1, 64, 64, 3)
+    return torch.from_numpy(np.stack(images).astype(np.float32) / 255.0)
+
+
+def _send(event: str, data: dict):
+    from server import PromptServer
+
+    PromptServer.instance.send_sync(event, data)
