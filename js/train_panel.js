@@ -131,9 +131,11 @@ class Panel {
   async restore(name) {
     const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`);
     const run = answer.ok ? await answer.json() : { run: null };
-    if (!run.run || this.run) return; // nothing there, or a live run has begun meanwhile
+    if (!run.run || (this.run && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
+    const live = this.points;
     this.begin(run);
     this.add(run.steps);
+    this.add(live);
     this.show(run.files);
     if (run.how) this.end(run.how);
   }

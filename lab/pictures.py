@@ -10,7 +10,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart")
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLORS = {
     "red": (220, 40, 45), "orange": (245, 140, 30), "yellow": (248, 215, 50), "green": (45, 160, 70),
     "blue": (40, 90, 210), "purple": (135, 60, 170), "white": (245, 245, 245), "black": (25, 25, 28),
@@ -21,8 +21,8 @@ GROUNDS = {
 }
 SIZES = ("small", "large")
 # Width x height in pixels; at most 64 or 32 image tokens, the two paddings that NextDiT knows at this scale.
-WIDE = ((128, 128), (112, 144), (144, 112), (96, 160), (160, 96))
-NARROW = ((80, 80), (64, 96), (96, 64), (64, 128), (128, 64))
+WIDE = ((128, 128), (112, 144), (144, 112))
+NARROW = ((80, 80), (64, 96), (96, 64))
 SUPERSAMPLE = 4
 
 
@@ -42,13 +42,12 @@ def polygon(shape: str, turn: float) -> list[tuple[float, float]]:
                    (inner, arm), (-inner, arm), (-inner, inner), (-arm, inner), (-arm, -inner), (-inner, -inner)]
         return [(x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in corners]
     else:
-        radii = [1.0] * {"triangle": 3, "square": 4, "diamond": 4}[shape]
-    squeeze = 0.62 if shape == "diamond" else 1.0
+        radii = [1.0] * {"triangle": 3, "square": 4}[shape]
     start = math.pi / 4 if shape == "square" else -math.pi / 2
     points = []
     for i, radius in enumerate(radii):
         angle = start + 2 * math.pi * i / len(radii)
-        x, y = radius * math.cos(angle) * squeeze, radius * math.sin(angle)
+        x, y = radius * math.cos(angle), radius * math.sin(angle)
         points.append((x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)))
     return points
 
@@ -58,14 +57,14 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, color, ground, cx: float, 
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=color)
         if shape == "ring":
             draw.ellipse((cx - r * 0.55, cy - r * 0.55, cx + r * 0.55, cy + r * 0.55), fill=ground)
-    elif shape == "heart":
-        lobe = r * 0.52
-        for side in (-1, 1):
-            x, y = cx + side * lobe * 0.92, cy - r * 0.35
-            draw.ellipse((x - lobe, y - lobe, x + lobe, y + lobe), fill=color)
-        draw.polygon([(cx - r * 0.96, cy - r * 0.14), (cx + r * 0.96, cy - r * 0.14), (cx, cy + r)], fill=color)
     else:
         draw.polygon([(cx + x * r, cy + y * r) for x, y in polygon(shape, turn)], fill=color)
+
+
+def place(side: float, r: float, rng: random.Random) -> float:
+    """A centre that keeps the shape inside and not far from the middle."""
+    room = min(side / 2 - 1.05 * r, 0.1 * side)
+    return side / 2 + rng.uniform(-room, room)
 
 
 def draw(caption: str, size: tuple[int, int], rng: random.Random) -> Image.Image:
@@ -77,10 +76,8 @@ def draw(caption: str, size: tuple[int, int], rng: random.Random) -> Image.Image
     width, height = (side * SUPERSAMPLE for side in size)
     image = Image.new("RGB", (width, height), ground)
     short = min(width, height)
-    r = short * (rng.uniform(0.18, 0.24) if scale == "small" else rng.uniform(0.36, 0.44))
-    room = 1.05 * r
-    cx = rng.uniform(room, width - room)
-    cy = rng.uniform(room, height - room)
+    r = short * (rng.uniform(0.24, 0.28) if scale == "small" else rng.uniform(0.38, 0.43))
+    cx, cy = place(width, r, rng), place(height, r, rng)
     draw_shape(ImageDraw.Draw(image), shape, color, ground, cx, cy, r, rng.uniform(-0.15, 0.15))
     return image.resize(size, Image.Resampling.LANCZOS)
 
@@ -91,7 +88,7 @@ def draw_smiley(size: tuple[int, int], ground_name: str, rng: random.Random) -> 
     image = Image.new("RGB", (width, height), GROUNDS[ground_name])
     pen = ImageDraw.Draw(image)
     r = min(width, height) * rng.uniform(0.36, 0.44)
-    cx, cy = rng.uniform(1.05 * r, width - 1.05 * r), rng.uniform(1.05 * r, height - 1.05 * r)
+    cx, cy = place(width, r, rng), place(height, r, rng)
     pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=COLORS["yellow"])
     for side in (-1, 1):
         x, y = cx + side * 0.36 * r, cy - 0.28 * r
