@@ -11,7 +11,7 @@ import time
 import numpy as np
 import skimage.data
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import pictures
 from .setup import TINY, WORK, log, use_comfy
@@ -63,6 +63,7 @@ def main(argv: list[str]):
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder-only", action="store_true", help="go on from the bundled file with the encoder, and so all latents, as they are")
     args = parser.parse_args(argv)
     device = use_comfy()
     from comfy.taesd.taesd import TAESD
@@ -70,15 +71,18 @@ def main(argv: list[str]):
     torch.manual_seed(args.seed)
     model = TAESD(latent_channels=16).to(device, memory_format=torch.channels_last)
     initialise(model)
+    if args.decoder_only:
+        model.load_state_dict({key: value.float() for key, value in load_file(TINY / "vae.safetensors").items()})
     encoder, decoder = model.taesd_encoder, model.taesd_decoder
     bank = picture_bank(4096, args.seed)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=1e-3, weight_decay=0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW([*decoder.parameters()] if args.decoder_only else [*encoder.parameters(), *decoder.parameters()], lr=1e-3, weight_decay=0, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, args.steps, pct_start=0.05)
     started = time.time()
     for step in range(args.steps):
         images = bank[torch.randint(len(bank), (args.batch,))].to(device).float().div(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            latents = encoder(images)
+            with torch.set_grad_enabled(not args.decoder_only):
+                latents = encoder(images)
             noisy = latents.float() + 0.05 * torch.randn(latents.shape, device=device)
             decoded = decoder(noisy)
         latents, error = latents.float(), decoded.float() - images

@@ -5,6 +5,7 @@ Inside the pack a LoRA is a dict from canonical name (`layers.0.attention.to_q`)
 ComfyUI, diffusers and the reference trainer all read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -161,12 +162,17 @@ def _split_fused(name: str, factors: Factors) -> dict[str, Factors]:
     return {f"{stem}to_{letter}": Factors(factors.A, B, factors.scale) for letter, B in zip("qkv", factors.B.chunk(3))}
 
 
+def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A CPU copy with memory of its own: safetensors refuses shared memory, which the parts of a fused LoRA have."""
+    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor.detach())
+
+
 def state_dict(factors: dict[str, Factors], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The one dialect out, on the CPU, in the given dtype."""
     state = {}
     for name, f in sorted(factors.items()):
-        state[f"diffusion_model.{name}.lora_A.weight"] = f.A.detach().to("cpu", dtype).contiguous()
-        state[f"diffusion_model.{name}.lora_B.weight"] = f.B.detach().to("cpu", dtype).contiguous()
+        state[f"diffusion_model.{name}.lora_A.weight"] = _own(f.A, dtype)
+        state[f"diffusion_model.{name}.lora_B.weight"] = _own(f.B, dtype)
         if f.scale != 1.0:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(f.scale * f.rank, dtype=torch.float32)
     return state
@@ -184,7 +190,8 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. Free some room or choose a folder that can be written.") from error
     return path
 

@@ -3,6 +3,7 @@
 Every file is written beside and renamed; the event log is appended to, a JSON object a line.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -54,7 +55,6 @@ class RunFolder:
             Image.fromarray(image).save(beside, format="PNG")
             os.replace(beside, path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
             log.warning("The preview %s cannot be written (%s).", path, error.strerror)
             return None
         return path

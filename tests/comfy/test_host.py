@@ -1,0 +1,127 @@
+"""The ComfyUI host on the bundled tiny turbo: gradients, both ways of carrying the adapter, and clean weights."""
+
+import hashlib
+
+import comfy.model_management
+import pytest
+import torch
+
+from zturbo import dataset, flow, lorafile, lowrank
+from zturbo.errors import ModelError
+from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
+from zturbo.hosts.comfy import ComfyHost
+from zturbo.recipe import Compute, Network, Recipe
+
+
+def recipe(way="merged", checkpointing=False, dtype="fp32", **changes):
+    return Recipe(**{"batch_size": 2, "network": Network(4, 4), "compute": Compute(dtype, checkpointing, way), **changes})
+
+
+def fingerprint(model) -> str:
+    """sha256 over every byte of every weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def de_distilled(model):
+    return comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
+
+
+def pictures():
+    return dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), 128, "zsmile")
+
+
+def velocity_and_gradients(model, clip, vae, given, seed=0):
+    """(velocity, gradients of a random LoRA) of one fixed batch."""
+    with torch.inference_mode(False), torch.enable_grad():
+        host = ComfyHost(model, clip, vae, given)
+        latents, _ = host.encode(pictures())
+        lora = lowrank.create(host.targets, 4, 4, 0)
+        for part in lora.values():
+            part.B.data = torch.randn(part.B.shape, generator=flow.generator("B", *part.B.shape)) * 0.02
+        numbers = (0, 3)
+        x0 = torch.stack([latents[n] for n in numbers])
+        eps, sigma = torch.randn(x0.shape, generator=flow.generator(seed)), torch.tensor([0.8, 0.3])
+        with host.training(lora) as velocity:
+            v = velocity(flow.add_noise(x0, eps, sigma), sigma, numbers)
+            gradients = torch.autograd.grad((v - (eps - x0)).square().mean(), lowrank.parameters(lora))
+    return v.detach(), gradients
+
+
+def close(a, b, tolerance):
+    return ((a - b).norm() / b.norm()).item() < tolerance
+
+
+def test_branch_and_merged_give_the_same_velocity_and_gradients(tiny):
+    """Tolerance 1e-3 relative in fp32: rounding of W + dA against W x + B (A x)."""
+    model, clip, vae = tiny
+    v_branch, g_branch = velocity_and_gradients(de_distilled(model), clip, vae, recipe("branch"))
+    v_merged, g_merged = velocity_and_gradients(de_distilled(model), clip, vae, recipe("merged"))
+    v_plain, _ = velocity_and_gradients(model, clip, vae, recipe())
+    assert close(v_branch, v_merged, 1e-4)
+    assert all(close(a, b, 1e-3) for a, b in zip(g_branch, g_merged))
+    assert not close(v_plain, v_merged, 1e-3)  # the adapter does something
+
+
+def test_checkpointing_changes_no_gradient(tiny):
+    model, clip, vae = tiny
+    _, without = velocity_and_gradients(model, clip, vae, recipe(checkpointing=False))
+    _, with_it = velocity_and_gradients(model, clip, vae, recipe(checkpointing=True))
+    assert all(torch.equal(a, b) for a, b in zip(without, with_it))
+
+
+def test_bf16_is_near_fp32(tiny):
+    """Relative 0.1 on the velocity: bf16 has 8 bits of mantissa and the model is 4 blocks deep."""
+    model, clip, vae = tiny
+    exact, _ = velocity_and_gradients(model, clip, vae, recipe())
+    rough, gradients = velocity_and_gradients(model, clip, vae, recipe(dtype="bf16"))
+    assert close(rough, exact, 0.1)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+
+
+@pytest.mark.parametrize("way", ["branch", "merged"])
+def test_weights_are_clean_after_training_and_after_an_error_inside(tiny, way):
+    model, clip, vae = tiny
+    before = fingerprint(model)
+    velocity_and_gradients(de_distilled(model), clip, vae, recipe(way))
+    assert fingerprint(model) == before
+    host = ComfyHost(de_distilled(model), clip, vae, recipe(way))
+    host.encode(pictures())
+    with pytest.raises(RuntimeError, match="inside"), host.training({}):
+        raise RuntimeError("inside")
+    assert fingerprint(model) == before
+    assert comfy.model_management.in_training is False
+    assert not any("forward" in module.__dict__ for module in host.dit.modules())
+
+
+def test_lora_of_seed_zero_trains_from_nothing(tiny):
+    """B is zero at the start: the LoRA changes no velocity, and only B has a gradient."""
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.enable_grad():
+        host = ComfyHost(model, clip, vae, recipe())
+        host.encode(pictures())
+        lora = lowrank.create(host.targets, 4, 4, 0)
+        x, sigma = torch.randn(1, 16, 16, 16), torch.tensor([0.5])
+        with host.training(lora) as velocity:
+            v = velocity(x, sigma, (0,))
+            v.square().mean().backward()
+        with host.training({}) as velocity:
+            assert torch.equal(v.detach(), velocity(x, sigma, (0,)).detach())
+    assert all(part.A.grad.abs().max() == 0 for part in lora.values())
+    assert max(part.B.grad.abs().max().item() for part in lora.values()) > 0
+
+
+def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
+    model, clip, vae = tiny
+    host = ComfyHost(model, clip, vae, recipe())
+    host.dit.cap_embedder[1].in_features = 2560
+    try:
+        with pytest.raises(ModelError, match="gives 64 numbers a token; this Z-Image needs 2560"):
+            host.encode(pictures())
+    finally:
+        host.dit.cap_embedder[1].in_features = 64
+    with pytest.raises(ModelError, match="not Z-Image"):
+        comfy_adapter.diffusion_model(vae.patcher if hasattr(vae, "patcher") else vae)

@@ -1,0 +1,64 @@
+"""Paths and shared parts. ComfyUI comes from COMFYUI_PATH; ZTURBO_REQUIRE=1 turns a missing part into a failure."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYUI = os.environ.get("COMFYUI_PATH") or None
+REQUIRE = os.environ.get("ZTURBO_REQUIRE") == "1"
+PACK = "zimage_turbo_lora_pack"
+
+sys.path.append(str(ROOT))
+if COMFYUI:
+    sys.path.insert(0, COMFYUI)  # in front: the pack's nodes/ must not hide ComfyUI's nodes.py
+    from comfy.cli_args import args
+    import torch
+
+    args.cpu = not torch.cuda.is_available()
+
+
+def missing(sentence: str):
+    """Skip with a sentence that says how to get what is missing; where everything is required, fail with it."""
+    (pytest.fail if REQUIRE else pytest.skip)(sentence)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    if not COMFYUI:
+        missing("needs ComfyUI: run `python dev.py test --comfyui FOLDER`, or put one at ~/comfy/ComfyUI")
+    return Path(COMFYUI)
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui):
+    """The pack imported as ComfyUI imports it, as a package of another name."""
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny(comfyui):
+    """(MODEL, CLIP, VAE) of the bundled tiny turbo, freshly loaded, as a loader node gives them: under inference mode."""
+    import torch
+
+    from zturbo.hosts import comfy_load, comfy_tiny
+
+    with torch.inference_mode():
+        return comfy_tiny.load_model(comfy_tiny.MODEL), comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
+    """A real ComfyUI with the pack, for the whole session."""
+    import dev
+
+    with dev.Server(comfyui, Path(sys.executable), tmp_path_factory.mktemp("comfyui"), "--disable-metadata") as running:
+        running.object_info = running.get("/object_info")
+        yield running

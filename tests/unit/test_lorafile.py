@@ -1,0 +1,111 @@
+"""Dialects in, one dialect out, and what is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from zturbo import lorafile
+from zturbo.errors import LoraFileError
+from zturbo.lowrank import Factors
+
+NAME = "layers.3.attention.to_q"
+
+
+def pair(rank=2, inside=8, out=8):
+    return torch.randn(rank, inside), torch.randn(out, rank)
+
+
+DIALECTS = {
+    "ecosystem": ("diffusion_model.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "diffusers": ("transformer.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "peft": ("base_model.model.layers.3.attention.to_q", ".lora_A.default.weight", ".lora_B.default.weight"),
+    "kohya": ("lora_unet_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "lycoris": ("lycoris_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "bare": ("layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_reads_to_the_same_lora(dialect, tmp_path):
+    stem, down, up = DIALECTS[dialect]
+    A, B = pair()
+    save_file({stem + down: A, stem + up: B, stem + ".alpha": torch.tensor(1.0)}, tmp_path / "l.safetensors")
+    file = lorafile.read(tmp_path / "l.safetensors")
+    assert list(file.factors) == [NAME] and not file.leftover
+    assert torch.equal(file.factors[NAME].A, A) and torch.equal(file.factors[NAME].B, B)
+    assert file.factors[NAME].scale == 0.5  # alpha 1 at rank 2
+    assert file.ranks == [2] and file.dtypes == ["float32"]
+
+
+def test_fused_qkv_is_three_loras_of_the_same_dense_difference():
+    A, B = torch.randn(2, 8), torch.randn(24, 2)
+    factors, leftover = lorafile.parse({"diffusion_model.layers.0.attention.qkv.lora_A.weight": A, "diffusion_model.layers.0.attention.qkv.lora_B.weight": B})
+    dense = torch.cat([factors[f"layers.0.attention.to_{letter}"].delta() for letter in "qkv"])
+    assert not leftover and torch.allclose(dense, B @ A)
+
+
+def test_round_trip_is_exact_and_names_are_the_ecosystems(tmp_path):
+    A, B = pair()
+    state = lorafile.state_dict({"layers.0.attention.to_out.0": Factors(A, B, 1.0), NAME: Factors(A, B, 0.25)}, torch.float32)
+    assert sorted(state) == [
+        "diffusion_model.layers.0.attention.to_out.0.lora_A.weight",
+        "diffusion_model.layers.0.attention.to_out.0.lora_B.weight",
+        "diffusion_model.layers.3.attention.to_q.alpha",
+        "diffusion_model.layers.3.attention.to_q.lora_A.weight",
+        "diffusion_model.layers.3.attention.to_q.lora_B.weight",
+    ]
+    path = lorafile.write(tmp_path / "deep" / "l.safetensors", state, {"zturbo.recipe": "x"})
+    again = lorafile.read(path)
+    assert torch.equal(again.factors[NAME].B, B) and again.factors[NAME].scale == 0.25
+    assert again.metadata["zturbo.recipe"] == "x" and again.metadata["format"] == "pt"
+    assert [p.name for p in path.parent.iterdir()] == ["l.safetensors"]
+
+
+def test_a_cut_off_file_gets_a_sentence(tmp_path):
+    whole = tmp_path / "l.safetensors"
+    save_file({"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.randn(4, 400)}, whole)
+    data = whole.read_bytes()
+    for size in (0, 4, 40, len(data) // 2, len(data) - 1):
+        whole.write_bytes(data[:size])
+        with pytest.raises(LoraFileError, match="l.safetensors is not a whole safetensors file"):
+            lorafile.read(whole)
+
+
+def test_half_a_pair_and_wrong_shapes_and_strangers_are_named(tmp_path):
+    A, B = pair()
+    with pytest.raises(LoraFileError, match="one half of layers.3.attention.to_q"):
+        lorafile.parse({f"diffusion_model.{NAME}.lora_A.weight": A})
+    with pytest.raises(LoraFileError, match="do not fit each other"):
+        lorafile.parse({f"diffusion_model.{NAME}.lora_A.weight": A, f"diffusion_model.{NAME}.lora_B.weight": B[:, :1]})
+    save_file({"lora_unet_down_blocks_0.lora_down.weight": A}, tmp_path / "sd.safetensors")
+    with pytest.raises(LoraFileError, match="holds no LoRA for Z-Image"):
+        lorafile.read(tmp_path / "sd.safetensors")
+
+
+def test_a_lora_that_fits_only_partly_is_refused_with_counts():
+    targets = [lorafile.module_targets("layers.3.attention.qkv", 8, 24)]
+    A, B = pair()
+    lorafile.check_fit({NAME: Factors(A, B)}, targets, "good")
+    with pytest.raises(LoraFileError, match="1 of its 2 matrices do.*1 have no place.*layers.9"):
+        lorafile.check_fit({NAME: Factors(A, B), "layers.9.attention.to_q": Factors(A, B)}, targets, "bad")
+    with pytest.raises(LoraFileError, match="another size.*16 in, 8 out; the model has 8 in, 8 out"):
+        lorafile.check_fit({NAME: Factors(*pair(inside=16))}, targets, "bad")
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_and_says_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LoraFileError, match="cannot be written"):
+        lorafile.write(tmp_path / "file" / "l.safetensors", {}, {})
+
+
+def test_an_old_file_survives_a_write_that_fails(tmp_path, monkeypatch):
+    path = tmp_path / "l.safetensors"
+    lorafile.write(path, {"a": torch.zeros(1)}, {})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(LoraFileError, match="No space left"):
+        lorafile.write(path, {"a": torch.ones(1)}, {})
+    assert load_file(path)["a"].item() == 0 and [p.name for p in tmp_path.iterdir()] == ["l.safetensors"]

@@ -1,0 +1,41 @@
+"""The recipe refuses nonsense with a sentence, and survives its own TOML."""
+
+import tomllib
+
+import pytest
+
+from zturbo import recipe
+from zturbo.errors import ZTurboError
+from zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe
+
+
+def test_toml_round_trip_is_exact():
+    given = Recipe(
+        name="my cat", steps=7, network=Network(4, 2.5), optimizer=Optimizer(1e-5), compute=Compute("fp32", False, "branch"),
+        previews=Previews(('say "hi"\nü', "two"), every=0),
+    )  # fmt: skip
+    text = recipe.to_toml(given)
+    assert recipe.from_toml(text) == given
+    assert tomllib.loads(text)["optimizer"]["learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        (lambda: Recipe(steps=0), "steps is 0; it must be at least 1"),
+        (lambda: Recipe(batch_size=-1), "batch_size is -1"),
+        (lambda: Recipe(timesteps="gauss"), "timesteps is 'gauss'; choose one of weighted"),
+        (lambda: Recipe(network=Network(rank=0)), "rank is 0"),
+        (lambda: Recipe(optimizer=Optimizer(learning_rate=float("nan"))), "learning_rate is nan"),
+        (lambda: Recipe(compute=Compute(dtype="fp8")), "dtype is 'fp8'; choose one of bf16, fp32"),
+        (lambda: Recipe(name="../evil"), "cannot be a file name"),
+        (lambda: Recipe(name="a/b"), "cannot be a file name"),
+        (lambda: Recipe(name=""), "cannot be a file name"),
+        (lambda: recipe.from_toml("stps = 3"), "unknown key 'stps'. Known here: name, steps"),
+        (lambda: recipe.from_toml("[network]\nrnk = 3"), "unknown key 'network.rnk'"),
+    ],
+)
+def test_nonsense_gets_a_sentence(wrong, sentence):
+    with pytest.raises(ZTurboError) as error:
+        wrong()
+    assert sentence in str(error.value)

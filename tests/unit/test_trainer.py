@@ -1,0 +1,175 @@
+"""The loop on a host small enough to check by hand: a model that is one linear map, in plain PyTorch."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from zturbo import dataset, lowrank, runfolder, trainer
+from zturbo.errors import TrainingError
+from zturbo.lorafile import module_targets
+from zturbo.recipe import Optimizer, Previews, Recipe
+from zturbo.runfolder import RunFolder
+
+SHAPES = ((16, 2, 2), (16, 2, 4))
+
+
+class LinearHost:
+    """v = W x over the 16 channels."""
+
+    def __init__(self, pictures=6):
+        torch.manual_seed(0)
+        self.device = torch.device("cpu")
+        self.linear = nn.Linear(16, 16, bias=False).requires_grad_(False)
+        self.targets = [module_targets("layers.0.feed_forward.w1", 16, 16)]
+        self.latents = [torch.randn(SHAPES[i % 2]) for i in range(pictures)]
+        self.drawn, self.seen, self.fail_at = 0, [], None
+
+    def encode(self, _dataset):
+        return self.latents, [8] * len(self.latents)
+
+    @contextmanager
+    def training(self, lora):
+        fetch = lambda x: (self.linear.weight, None)  # noqa: E731
+
+        def velocity(x, sigma, numbers):
+            self.seen.append(numbers)
+            if self.fail_at == len(self.seen):
+                return self.linear(x.movedim(1, -1)).movedim(-1, 1) * float("nan")
+            return self.linear(x.movedim(1, -1)).movedim(-1, 1)
+
+        with lowrank.attached({"layers.0.feed_forward.w1": (self.linear, fetch)}, self.targets, [lora]):
+            yield velocity
+
+    def draw(self, state):
+        assert "forward" not in self.linear.__dict__  # previews see a clean model
+        self.drawn += 1
+        return [np.zeros((8, 8, 3), np.uint8)]
+
+
+class Nobody:
+    def __init__(self, stop_after=None, cancel_after=None):
+        self.stop_after, self.cancel_after, self.steps, self.previews = stop_after, cancel_after, 0, []
+
+    @property
+    def stop_requested(self):
+        return self.stop_after is not None and self.steps >= self.stop_after
+
+    def check(self):
+        if self.cancel_after is not None and self.steps >= self.cancel_after:
+            raise KeyboardInterrupt
+
+    def step(self, event):
+        self.steps = event["step"]
+
+    def preview(self, step, images, paths):
+        self.previews.append(step)
+
+
+def go(tmp_path, recipe, host=None, control=None):
+    host, control = host or LinearHost(), control or Nobody()
+    run = RunFolder(tmp_path, recipe)
+    return trainer.train(recipe, dataset.Dataset(()), host, run, control, {"a": "b"}), run, host, control
+
+
+def recipe(**changes):
+    return Recipe(**{"steps": 40, "batch_size": 2, "save_dtype": "fp32", "timesteps": "sigmoid", "optimizer": Optimizer(1e-2), **changes})
+
+
+def test_loss_goes_down_and_file_events_and_result_agree(tmp_path):
+    result, run, _, _ = go(tmp_path, recipe(steps=300))
+    assert np.mean(result.losses[-50:]) < 0.9 * np.mean(result.losses[:50])
+    events = [event for event in runfolder.read_events(run.events) if "loss" in event]
+    assert [event["step"] for event in events] == list(range(1, 301))
+    assert [event["loss"] for event in events] == result.losses
+    saved = load_file(run.lora)
+    assert saved.keys() == result.state.keys() and all(torch.equal(saved[key], result.state[key]) for key in saved)
+
+
+def test_first_loss_is_the_written_out_equation(tmp_path):
+    from zturbo import flow
+
+    given = recipe(steps=1)
+    result, _, host, _ = go(tmp_path, given)
+    numbers = host.seen[0]
+    random = flow.generator(given.seed, "step", 0)
+    sigma = torch.sigmoid(torch.randn(len(numbers), generator=random)).view(-1, 1, 1, 1)
+    x0 = torch.stack([host.latents[n] for n in numbers])
+    eps = torch.randn(x0.shape, generator=random)
+    x = (1 - sigma) * x0 + sigma * eps
+    v = torch.einsum("oc,bchw->bohw", host.linear.weight, x)
+    assert result.losses[0] == pytest.approx(((v - (eps - x0)) ** 2).mean().item(), rel=1e-5)
+
+
+def test_a_run_is_a_function_of_recipe_and_seed_whatever_is_drawn_in_between(tmp_path):
+    plain, _, _, _ = go(tmp_path, recipe())
+    torch.manual_seed(99)
+    drawn, _, host, control = go(tmp_path, recipe(previews=Previews(("p",), every=7)))
+    other, _, _, _ = go(tmp_path, recipe(seed=1))
+    assert plain.losses == drawn.losses and all(torch.equal(plain.state[key], drawn.state[key]) for key in plain.state)
+    assert control.previews == [7, 14, 21, 28, 35, 40] and host.drawn == 6
+    assert other.losses != plain.losses
+
+
+def test_stop_and_keep_hands_on_the_lora_so_far(tmp_path):
+    result, run, _, control = go(tmp_path, recipe(previews=Previews(("p",), every=0)), control=Nobody(stop_after=5))
+    assert result.steps == 5 and run.lora.is_file() and control.previews == [5]
+    whole, _, _, _ = go(tmp_path, recipe(steps=5))
+    assert all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+
+
+def test_cancel_saves_and_raises(tmp_path):
+    run = RunFolder(tmp_path, recipe())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(cancel_after=3), {})
+    whole, _, _, _ = go(tmp_path, recipe(steps=3))
+    saved = load_file(run.lora)
+    assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_spoils_the_lora(tmp_path):
+    host = LinearHost()
+    host.fail_at = 4
+    run = RunFolder(tmp_path, recipe())
+    with pytest.raises(TrainingError, match="nan at step 4.*LoRA of step 3 is kept"):
+        trainer.train(recipe(), dataset.Dataset(()), host, run, Nobody(), {})
+    whole, _, _, _ = go(tmp_path, recipe(steps=3))
+    saved = load_file(run.lora)
+    assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
+
+
+def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
+    groups = trainer.group_pictures([torch.zeros(SHAPES[i % 2]) for i in range(7)], [8, 8, 8, 8, 8, 8, 40])
+    batches = trainer.Batches(groups, 2, seed=3)
+    for epoch in range(3):
+        shown = [batches.at(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
+        assert sorted(n for batch in shown for n in batch) == list(range(7))
+        for batch in shown:
+            assert len({(n % 2, n == 6) for n in batch}) == 1
+    assert [batches.at(i) for i in range(4)] != [batches.at(i + batches.per_epoch) for i in range(4)]
+
+
+def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    run = RunFolder(tmp_path, recipe())
+    monkeypatch.setattr("os.fsync", full)
+    result = trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(), {})
+    assert result.steps == 40 and len(result.state) == 2 and not run.lora.exists()
+
+
+def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):
+    names = [RunFolder(tmp_path, recipe(name="x")).path.name for _ in range(3)]
+    assert names == ["x", "x_2", "x_3"]
+    run = RunFolder(tmp_path, recipe(name="y"))
+    run.event(event="start", total=1000, adapter="none")
+    for step in range(1, 1001):
+        run.event(step=step, loss=1.0, seconds=0.1)
+    with open(run.events, "a") as file:
+        file.write('{"step": 10')  # the process died here
+    facts = runfolder.summary(run.path, 100)
+    assert facts["total"] == 1000 and len(facts["steps"]) <= 101 and facts["steps"][-1]["step"] == 1000 and facts["how"] is None
