@@ -1,0 +1,98 @@
+"""Velocity and gradients against diffusers' Z-Image on the same weights, with and without a LoRA file."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+import diffusers_twin
+
+from zturbo import dataset, lorafile, lowrank
+from zturbo.hosts import comfy_adapter, comfy_draw, comfy_paths, comfy_tiny
+from zturbo.hosts.comfy import ComfyHost
+from zturbo.recipe import Compute, Network, Recipe
+
+TOLERANCE = 1e-4  # relative L2 in fp32: two orders of summation, four blocks deep
+
+
+def relative(a, b) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture
+def scene(tiny):
+    model, clip, vae = tiny
+    with torch.inference_mode(False):
+        host = ComfyHost(model, clip, vae, Recipe(network=Network(4, 4), compute=Compute("fp32", False)))
+        host.encode(dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), 128, "zsmile"))
+        twin = diffusers_twin.build(host.dit, comfy_tiny.config()["unet_config"])
+    x = torch.randn(2, 16, 18, 14, generator=torch.Generator().manual_seed(0))  # not square, and padded to 64 tokens
+    return host, twin, x, torch.tensor([0.9, 0.3])
+
+
+def a_lora(host, rank, alpha):
+    lora = lowrank.create(host.targets, rank, alpha, 0)
+    for part in lora.values():
+        part.B.data = torch.randn(part.B.shape, generator=torch.Generator().manual_seed(part.B.numel())) * 0.05
+    return lora
+
+
+def test_velocity_is_diffusers_velocity(scene):
+    host, twin, x, sigma = scene
+    with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
+        assert relative(velocity(x, sigma, (0, 1)), diffusers_twin.velocity(twin, x, sigma, [f[0] for f in host.features[:2]])) < TOLERANCE
+
+
+@pytest.mark.parametrize("rank, alpha", [(4, 4.0), (8, 2.0)])
+def test_lora_velocity_and_gradients_are_those_of_diffusers_with_peft(scene, rank, alpha):
+    host, twin, x, sigma = scene
+    with torch.inference_mode(False), torch.enable_grad():
+        lora = a_lora(host, rank, alpha)
+        diffusers_twin.load_lora(twin, lorafile.state_dict(lora, torch.float32))
+        peft = {re.sub(r"(lora_[AB])\.[^.]+", r"\1", name): p for name, p in twin.named_parameters() if "lora_" in name}
+        assert len(peft) == 2 * len(lora)  # nothing left over on either side
+        for parameter in peft.values():
+            parameter.requires_grad_(True)
+        with host.training(lora) as velocity:
+            ours = velocity(x, sigma, (0, 1))
+            theirs = diffusers_twin.velocity(twin, x, sigma, [f[0] for f in host.features[:2]])
+            assert relative(ours, theirs) < TOLERANCE
+            target = torch.randn_like(ours)
+            got = dict(zip(sorted(lora), zip(*[iter(torch.autograd.grad((ours - target).square().mean(), lowrank.parameters(lora)))] * 2)))
+        (theirs - target).square().mean().backward()
+    for name, (A, B) in got.items():
+        assert relative(A, peft[f"{name}.lora_A.weight"].grad) < 1e-3
+        assert relative(B, peft[f"{name}.lora_B.weight"].grad) < 1e-3
+
+
+def test_core_loader_diffusers_and_the_branch_agree_on_one_file(scene, tiny, caplog):
+    """The three ways to use one LoRA file give one velocity, and core leaves no key over."""
+    host, twin, x, sigma = scene
+    state = lorafile.state_dict(a_lora(host, 4, 2.0), torch.bfloat16)
+    patched = comfy_draw.with_lora(tiny[0], state)
+    assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
+    assert sum(len(entries) for entries in patched.patches.values()) == len(host.targets) + 2 * len(host.dit.layers)  # qkv counts three
+    diffusers_twin.load_lora(twin, state)
+    with torch.inference_mode(False), torch.no_grad():
+        merged = ComfyHost(patched, *tiny[1:], host.recipe)
+        merged.features = host.features
+        with merged.training({}) as velocity:
+            by_core = velocity(x, sigma, (0, 1))
+        with host.training(lorafile.parse(state)[0]) as velocity:
+            by_branch = velocity(x, sigma, (0, 1))
+        by_diffusers = diffusers_twin.velocity(twin.float(), x, sigma, [f[0] for f in host.features[:2]])
+    assert relative(by_branch, by_core) < TOLERANCE
+    assert relative(by_diffusers, by_core) < TOLERANCE
+
+
+def test_captions_of_unequal_length_never_share_a_batch(scene):
+    """NextDiT has no caption mask; grouped by length, each picture's velocity is what it is alone."""
+    host, _, x, sigma = scene
+    with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
+        both = velocity(x, sigma, (0, 1))
+        alone = torch.cat([velocity(x[i : i + 1], sigma[i : i + 1], (i,)) for i in range(2)])
+    assert relative(both, alone) < TOLERANCE
+    assert comfy_adapter.carried(host.model) is None
