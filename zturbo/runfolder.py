@@ -52,7 +52,7 @@ class RunFolder:
         path = self.path / PREVIEWS / f"step_{step:06d}_{number}.png"
         beside = path.with_suffix(".part")
         try:
-            Image.fromarray(image).save(beside, format="PNG")
+            Image.fromarray(image).save(beside, format="PNG", compress_level=4)  # as core saves, so that files compare
             os.replace(beside, path)
         except OSError as error:
             log.warning("The preview %s cannot be written (%s).", path, error.strerror)

@@ -1,0 +1,213 @@
+"""The nodes through a real ComfyUI server: laws 1 to 3, real photographs, Stop, Cancel, and bad input."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
+import diffusers_twin
+import prompts
+
+import dev
+from zturbo import lorafile
+from zturbo.hosts import comfy_draw, comfy_tiny
+
+PROMPT = "a large zsmile on a blue background"
+
+
+def picture_files(server, outputs, node) -> list[bytes]:
+    return [(server.base / "output" / image["subfolder"] / image["filename"]).read_bytes() for image in outputs[node]["images"]]
+
+
+def newest_run(server, name) -> Path:
+    return max((server.base / "output" / "zturbo").glob(f"{name}*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def failure(server, prompt) -> str:
+    message = dev.error_message(server.wait(server.queue(prompt)))
+    assert message, "the prompt ran although it should not have"
+    return message
+
+
+def test_last_preview_is_what_cores_own_nodes_draw_from_the_saved_file(server):
+    """Law 3, to the byte: CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage."""
+    graph = prompts.training(name="truth", preview_every=2)
+    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="truth", dtype="bf16", overwrite=True)
+    server.run(graph)
+    run = newest_run(server, "truth")
+    core = {
+        "load": prompts.load(),
+        "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name="truth.safetensors", strength_model=1.0),
+        "text": prompts.node("CLIPTextEncode", clip=["load", 1], text=PROMPT),
+        "none": prompts.node("ConditioningZeroOut", conditioning=["text", 0]),
+        "empty": prompts.node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+        "sample": prompts.node(
+            "KSampler", model=["lora", 0], seed=3, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=["text", 0], negative=["none", 0], latent_image=["empty", 0], denoise=1.0
+        ),
+        "decode": prompts.node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
+        "save": prompts.save_image(["decode", 0]),
+    }
+    (drawn,) = picture_files(server, server.run(core), "save")
+    preview = sorted((run / "previews").glob("*.png"))[-1]
+    assert preview.name == "step_000004_0.png"
+    assert preview.read_bytes() == drawn
+    first = sorted((run / "previews").glob("*.png"))[0]
+    assert first.read_bytes() != preview.read_bytes()
+
+
+def test_clean_and_minus_one_wirings_give_byte_identical_pngs(server):
+    graph = prompts.training(name="wirings", preview_prompts="")
+    graph |= {
+        "clean": prompts.node("LoraModelLoader", model=["load", 0], lora=["train", 0], strength_model=1.0, bypass=False),
+        "on": prompts.node("LoraModelLoader", model=["adapter", 0], lora=["train", 0], strength_model=1.0, bypass=False),
+        "off": prompts.adapter(["on", 0], "-1 restore"),
+        "a": prompts.sample(["clean", 0]),
+        "b": prompts.sample(["off", 0]),
+        "c": prompts.sample(["on", 0]),
+        "save_a": prompts.save_image(["a", 0]),
+        "save_b": prompts.save_image(["b", 0]),
+        "save_c": prompts.save_image(["c", 0]),
+    }
+    outputs = server.run(graph)
+    clean, restored, still_on = (picture_files(server, outputs, f"save_{letter}") for letter in "abc")
+    assert clean == restored and clean != still_on
+    assert "carries the de-distill adapter" in outputs["c"]["text"][0] and "text" not in outputs.get("a", {})
+
+
+def test_real_photographs_train_and_the_file_serves_core_and_diffusers(server, tiny, caplog):
+    """Photographs of several sizes and shapes with caption files; the LoRA loads everywhere and means the same."""
+    data = pytest.importorskip("skimage.data")
+    folder = server.base / "input" / "photographs"
+    folder.mkdir()
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        photograph = Image.fromarray(getattr(data, name)())
+        photograph.save(folder / f"{name}.jpg")
+        (folder / f"{name}.txt").write_text(f"a photo of {name}", encoding="utf-8")
+    graph = prompts.training(name="photographs", steps=6, preview_prompts="")
+    graph["dataset"] = prompts.dataset("photographs", "zphoto", 128)
+    outputs = server.run(graph)
+    assert outputs["dataset"]["images"]
+    run = newest_run(server, "photographs")
+    losses = [event["loss"] for event in events(run) if "loss" in event]
+    assert len(losses) == 6 and all(np.isfinite(losses))
+    state = load_file(run / "lora.safetensors")
+    model, clip, _ = tiny
+    patched = comfy_draw.with_lora(model, state)
+    assert "not loaded" not in caplog.text.lower()
+    assert sum(map(len, patched.patches.values())) == len(state) // 2
+    x, sigma = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.6])
+    with torch.inference_mode():
+        features = comfy_draw.encode_prompt(clip, "a photo of chelsea")[0][0]
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([patched])
+        by_core = patched.model.diffusion_model(x, sigma, features, None).clone()
+        comfy.model_management.unload_model_and_clones(patched)
+    twin = diffusers_twin.build(model.model.diffusion_model, comfy_tiny.config()["unet_config"])
+    diffusers_twin.load_lora(twin, state)
+    assert sum("lora_" in name for name, _ in twin.named_parameters()) == len(state)
+    with torch.no_grad():
+        by_diffusers = diffusers_twin.velocity(twin.float(), x, sigma, [features[0].clone()])
+    assert ((by_core - by_diffusers).norm() / by_diffusers.norm()).item() < 1e-4
+
+
+def wait_for_step(server, name, step, seconds=300) -> Path:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        runs = [path for path in (server.base / "output" / "zturbo").glob(f"{name}*") if (path / "events.jsonl").is_file()]
+        if runs and any(event.get("step", 0) >= step for event in events(runs[0])):
+            return runs[0]
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_stop_and_keep_lets_the_nodes_behind_finish(server):
+    graph = prompts.training(name="stopped", steps=5000, preview_prompts="")
+    graph |= {
+        "lora": prompts.node("LoraModelLoader", model=["load", 0], lora=["train", 0], strength_model=1.0, bypass=False),
+        "sample": prompts.sample(["lora", 0]),
+        "save": prompts.save_image(["sample", 0]),
+    }
+    prompt_id = server.queue(graph)
+    run = wait_for_step(server, "stopped", 3)
+    assert server.get("/zturbo/run?name=stopped")["total"] == 5000
+    assert server.post("/zturbo/stop", {"run": run.name}) == {"run": run.name}
+    entry = server.wait(prompt_id)
+    assert dev.error_message(entry) is None and entry["outputs"]["save"]["images"]
+    done = [event for event in events(run) if "loss" in event]
+    assert 3 <= len(done) < 5000 and events(run)[-1] == {"event": "end", "how": "stopped"}
+    summary = server.get("/zturbo/run?name=stopped")
+    assert summary["how"] == "stopped" and len(summary["steps"]) == len(done)
+
+
+def test_cancel_saves_what_was_learnt_and_leaves_the_model_clean(server):
+    before = picture_files(server, server.run({"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}), "save")
+    prompt_id = server.queue(prompts.training(name="cancelled", steps=5000, preview_prompts=""))
+    run = wait_for_step(server, "cancelled", 2)
+    server.post("/interrupt", {})
+    assert dev.error_message(server.wait(prompt_id)) == "interrupted"
+    assert len(lorafile.read(run / "lora.safetensors").factors) == 24 and events(run)[-1]["how"] == "cancelled"
+    after = picture_files(server, server.run({"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0], "test/after")}), "save")
+    assert before == after
+
+
+def test_save_lora_counts_up_and_keeps_the_metadata(server):
+    graph = prompts.training(name="saved", preview_prompts="")
+    for key, overwrite in (("one", False), ("two", False), ("three", True)):
+        graph[key] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="sub/saved", dtype="fp16", overwrite=overwrite)
+    server.run(graph)
+    folder = server.base / "models" / "loras" / "sub"
+    assert sorted(path.name for path in folder.iterdir()) == ["saved.safetensors", "saved_2.safetensors"]
+    file = lorafile.read(folder / "saved.safetensors")
+    assert file.metadata["ss_network_dim"] == "4" and "learning_rate = 0.002" in file.metadata["zturbo.recipe"]
+    assert file.metadata["zturbo.adapter_strength"] == "1" and file.dtypes == ["float16"]
+    assert not any(str(server.base) in value or str(dev.ROOT) in value for value in file.metadata.values())
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda g: g.update(dataset=prompts.dataset("nowhere")), "does not exist"),
+    (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input folder"),
+    (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input folder"),
+    (lambda g: g["train"]["inputs"].update(name="../evil"), "cannot be a file name"),
+    (lambda g: g["train"]["inputs"].update(learning_rate=0.9, steps=60), "The loss became"),
+    (lambda g: g.update(adapter=prompts.adapter(["load", 0], "-1 restore")), "carries no adapter"),
+])  # fmt: skip
+def test_bad_input_gets_a_sentence(server, change, sentence):
+    graph = prompts.training(name="bad", preview_prompts="")
+    change(graph)
+    assert sentence in failure(server, graph)
+
+
+def test_wrong_files_get_a_sentence(server):
+    from safetensors.torch import save_file
+
+    models = server.base / "models"
+    save_file({"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 3840), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(3840, 4)}, models / "loras" / "big.safetensors")
+    (models / "loras" / "cut.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes()[:5000])
+    (models / "diffusion_models" / "lora.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes())
+    (models / "diffusion_models" / "vae.safetensors").write_bytes(comfy_tiny.VAE.read_bytes())
+
+    def with_adapter(name):
+        return failure(server, {"load": prompts.load(), "adapter": prompts.adapter(["load", 0], name=name), "sample": prompts.sample(["adapter", 0]), "save": prompts.save_image(["sample", 0])})
+
+    def with_model(name):
+        graph = {"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}
+        graph["load"]["inputs"]["diffusion_model"] = name
+        return failure(server, graph)
+
+    assert "big.safetensors does not fit this model: 0 of its 1 matrices do" in with_adapter("big.safetensors")
+    assert "cut.safetensors is not a whole safetensors file" in with_adapter("cut.safetensors")
+    assert "lora.safetensors is a LoRA or adapter" in with_model("lora.safetensors")
+    assert "vae.safetensors is no diffusion model" in with_model("vae.safetensors")

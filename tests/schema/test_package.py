@@ -1,0 +1,79 @@
+"""What ComfyUI's registry, pip and the Manager's scanner read of this folder."""
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_dependencies_are_requirements_txt():
+    wanted = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert project()["project"]["dependencies"] == wanted
+
+
+def test_registry_fields():
+    facts = project()
+    assert facts["project"]["name"] == "zimage-turbo-lora"
+    assert facts["project"]["license"] == {"file": "LICENSE"} and "Apache License" in (ROOT / "LICENSE").read_text()
+    assert facts["tool"]["comfy"]["DisplayName"] and "PublisherId" in facts["tool"]["comfy"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", facts["project"]["version"])
+    assert f"## [{facts['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_importing_the_folder_needs_no_comfyui():
+    spec = importlib.util.spec_from_file_location("bare_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    spec.loader.exec_module(module)
+    assert not {name for name in set(sys.modules) - before if name.startswith(("comfy", "torch"))}
+    assert module.WEB_DIRECTORY == "./js" and not hasattr(module, "NODE_CLASS_MAPPINGS")
+
+
+def test_node_classes_are_as_the_managers_scanner_wants_them():
+    """A class with the direct base io.ComfyNode and a literal node_id of its own name."""
+    found = []
+    for path in (ROOT / "nodes").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for class_ in [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in n.bases)]:
+            ids = [k.value.value for k in ast.walk(class_) if isinstance(k, ast.keyword) and k.arg == "node_id"]
+            assert ids == [class_.name]
+            found += ids
+    assert len(found) == 6
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    plain = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    return plain | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+
+
+def test_only_the_hosts_know_comfyui_or_diffusers():
+    for path in (ROOT / "zturbo").glob("*.py"):
+        known = {name.split(".")[0] for name in imports(path)}
+        assert not known & {"comfy", "comfy_api", "folder_paths", "server", "nodes", "diffusers", "transformers"}, path.name
+
+
+def test_nodes_know_only_comfyuis_public_api_and_zturbo():
+    for path in (ROOT / "nodes").glob("*.py"):
+        known = {name.split(".")[0] for name in imports(path)}
+        assert known <= {"comfy_api", "folder_paths", "server", "aiohttp"}, path.name
+
+
+def test_nothing_loads_pickles_or_runs_text():
+    for room in ("zturbo", "nodes"):
+        for path in (ROOT / room).rglob("*.py"):
+            code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines() if '"""' not in line)
+            assert not re.search(r"\b(eval|exec)\(|\bpickle\b|torch\.load\(", code), path
+
+
+def test_the_tiny_model_is_small():
+    files = [path for path in (ROOT / "models" / "tiny").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12 * 2**20

@@ -1,0 +1,72 @@
+"""Every node has what a user sees of it: id, name, tooltips, help page, locale entry, a place in a workflow."""
+
+import asyncio
+import json
+import os
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+IDS = ["ZTurboDeDistillAdapter", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboSampler", "ZTurboSaveLoRA", "ZTurboTrainLoRA"]
+LOCALE = os.path.join(ROOT, "locales", "en", "nodeDefs.json")
+
+
+def read(*parts) -> str:
+    with open(os.path.join(ROOT, *parts), encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.fixture(scope="module")
+def schemas(pack):
+    import comfy_api.latest  # noqa: F401  registers io before the nodes ask for it
+    from server import PromptServer
+
+    loop = asyncio.new_event_loop()
+    if getattr(PromptServer, "instance", None) is None:
+        PromptServer(loop)
+    extension = loop.run_until_complete(pack.comfy_entrypoint())
+    nodes = loop.run_until_complete(extension.get_node_list())
+    return {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
+
+
+def test_ids_are_the_permanent_ones(schemas):
+    assert sorted(schemas) == IDS
+    assert {schema.category for schema in schemas.values()} == {"Z-Image Turbo"}
+
+
+@pytest.mark.parametrize("node", IDS)
+def test_description_tooltips_and_help(schemas, node):
+    schema = schemas[node]
+    assert len(schema.description) > 40
+    help_page = read("js", "docs", f"{node}.md")
+    for field in schema.inputs:
+        assert field.tooltip and len(field.tooltip) > 15, f"{node}.{field.id} has no tooltip"
+        if field.id not in ("model", "clip", "vae", "prompt", "direction"):  # the plain wires, and what the text says in other words
+            assert field.id in help_page, f"{field.id} is not in js/docs/{node}.md"
+
+
+@pytest.mark.parametrize("node", IDS)
+def test_every_number_has_a_range_and_its_default_is_inside(schemas, node):
+    for field in schemas[node].inputs:
+        if hasattr(field, "min") and field.min is not None:
+            assert field.max is not None and field.min <= field.default <= field.max, f"{node}.{field.id}"
+
+
+def locale_of(schemas) -> dict:
+    entries = {}
+    for node in sorted(schemas):
+        schema = schemas[node]
+        inputs = {field.id: {"name": field.id, "tooltip": field.tooltip} for field in schema.inputs}
+        outputs = {str(place): {"name": output.display_name} for place, output in enumerate(schema.outputs)}
+        entries[node] = {"display_name": schema.display_name, "description": schema.description, "inputs": inputs, "outputs": outputs}
+    return entries
+
+
+def test_locale_is_generated_from_the_schemas(schemas):
+    """After a change: ZTURBO_WRITE_LOCALES=1 python dev.py test schema."""
+    fresh = json.dumps(locale_of(schemas), indent=2, ensure_ascii=False) + "\n"
+    if os.environ.get("ZTURBO_WRITE_LOCALES"):
+        os.makedirs(os.path.dirname(LOCALE), exist_ok=True)
+        with open(LOCALE, "w", encoding="utf-8") as file:
+            file.write(fresh)
+    assert read("locales", "en", "nodeDefs.json") == fresh

@@ -1,0 +1,129 @@
+"""The shipped demo workflow on the real frontend in a real browser: loads clean, runs, shows, survives a reload, stops."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from conftest import ROOT, missing  # noqa: E402
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+READY = 120_000  # ms; a first start of the frontend on a busy machine
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if chromium is None:
+        missing("needs a browser: install chromium or Chrome, or set CHROMIUM to one")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Canvas:
+    """The ComfyUI frontend in a page, with what its console said about our files."""
+
+    def __init__(self, browser, server, vue: bool):
+        self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        self.page = self.context.new_page()
+        self.server, self.ours = server, []
+        self.page.on("console", lambda message: self.note(f"{message.type}: {message.text} {message.location.get('url', '')}", message.type))
+        self.page.on("pageerror", lambda error: self.note(str(error.stack or error), "error"))
+        server.post("/settings", {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": True})
+        self.open()
+
+    def note(self, text: str, kind: str):
+        if kind in ("error", "warning") and ("zimage-turbo-lora" in text or "zturbo" in text.lower()):
+            self.ours.append(text)
+
+    def open(self):
+        self.page.goto(self.server.address, wait_until="domcontentloaded")
+        self.page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && !document.querySelector('#splash-loader')", timeout=READY)
+        self.page.wait_for_function("() => window.app.canvas && window.app.extensions?.some((e) => e.name === 'zturbo.TrainPanel')", timeout=READY)
+
+    def load(self, workflow: dict):
+        self.page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
+        self.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
+
+    def widget(self, node: str, name: str, value):
+        self.page.evaluate(
+            "([type, name, value]) => { const n = window.app.graph.nodes.find((n) => n.type === type); n.widgets.find((w) => w.name === name).value = value; }",
+            [node, name, value],
+        )
+
+    def missing_nodes(self) -> list[str]:
+        return self.page.evaluate("() => window.app.graph.nodes.filter((n) => n.has_errors || !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)")
+
+    def run(self):
+        self.page.evaluate("() => window.app.queuePrompt(0, 1)")
+
+    def status(self) -> str:
+        return self.page.locator(".zturbo-status").first.text_content() or ""
+
+    def wait_status(self, text: str, seconds: int = 300):
+        self.page.wait_for_function("(text) => document.querySelector('.zturbo-status')?.textContent.includes(text)", arg=text, timeout=seconds * 1000)
+
+    def wait_step(self, step: int, seconds: int = 300):
+        script = "(step) => Number(document.querySelector('.zturbo-status')?.textContent.match(/Step (\\d+)/)?.[1] ?? 0) >= step"
+        self.page.wait_for_function(script, arg=step, timeout=seconds * 1000)
+
+    def wait_preview(self, seconds: int = 300):
+        self.page.wait_for_function("() => { const i = document.querySelector('.zturbo-previews img'); return i && i.complete && i.naturalWidth > 0; }", timeout=seconds * 1000)
+
+    def curve(self) -> int:
+        """Points of the drawn loss curve."""
+        return self.page.evaluate("() => (document.querySelector('.zturbo-panel polyline')?.getAttribute('points') ?? '').split(' ').filter(Boolean).length")
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
+def canvas(browser, server, request):
+    made = Canvas(browser, server, request.param)
+    yield made
+    made.context.close()
+
+
+def demo() -> dict:
+    return json.loads((ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8"))
+
+
+def test_demo_runs_shows_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
+    canvas.load(demo())
+    assert canvas.missing_nodes() == []
+    name = "panel_" + tmp_path.name.replace("-", "_")[-20:].strip("_[]")
+    for widget, value in (("name", name), ("steps", STEPS), ("preview_every", 10)):
+        canvas.widget("ZTurboTrainLoRA", widget, value)
+    canvas.run()
+    canvas.wait_step(12)
+    canvas.wait_preview()
+    assert canvas.curve() >= 10
+    canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
+    canvas.open()
+    canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
+    canvas.wait_step(13)
+    canvas.wait_preview()
+    assert canvas.curve() >= 12  # also what ran before the reload
+    canvas.page.locator(".zturbo-stop").first.evaluate("(button) => button.click()")
+    canvas.wait_status("Stopped, LoRA kept")
+    canvas.page.wait_for_function("() => fetch('/queue').then((r) => r.json()).then((q) => q.queue_running.length === 0)", timeout=300_000)
+    (entry,) = [item for item in server.get("/history?max_items=1").values()]
+    assert entry["status"]["status_str"] == "success"
+    assert any(image["type"] == "output" for output in entry["outputs"].values() for image in output.get("images", []))
+    step = int(canvas.status().split("at step ")[1].split()[0])
+    assert 12 <= step < STEPS
+    assert canvas.ours == []
+
+
+def test_every_shipped_workflow_opens_with_no_missing_node(canvas):
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        canvas.page.evaluate("(workflow) => window.app.loadGraphData(workflow)", json.loads(path.read_text(encoding="utf-8")))
+        canvas.page.wait_for_timeout(500)
+        assert canvas.missing_nodes() == [], path.name
+    assert canvas.ours == []

@@ -1,0 +1,71 @@
+"""The shipped workflows: whole as files, and each runs through the real server with the tiny model in the big one's place."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+import prompts
+from PIL import Image
+
+import dev
+
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = ["adapter_plus_zero_minus", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_restore_minus_one"]
+ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
+SMALL = {"width": 64, "height": 64, "preview_width": 64, "preview_height": 64, "resolution": 128, "steps": 3, "preview_every": 2, "folder": "bundled: smiley", "batch_size": 1}
+
+
+def load(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_folder_holds_exactly_these_with_thumbnails():
+    assert sorted(path.stem for path in FOLDER.glob("*.json")) == NAMES
+    for name in NAMES:
+        with Image.open(FOLDER / f"{name}.jpg") as thumbnail:
+            assert min(thumbnail.size) >= 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_join_what_they_say_and_there_is_a_note(name):
+    workflow = load(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, source, slot, target, place, kind in workflow["links"]:
+        assert nodes[source]["outputs"][slot]["type"] == kind and number in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][place]["link"] == number
+    assert any(node["type"] == "MarkdownNote" and len(node["widgets_values"][0]) > 100 for node in nodes.values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny_demo"])
+def test_the_frontend_can_offer_every_download(name):
+    """Each file that a loader names has its link and folder in properties.models."""
+    for node in load(name)["nodes"]:
+        wanted = [value for value in node.get("widgets_values") or [] if isinstance(value, str) and value.endswith(".safetensors") and value != "my_lora.safetensors"]
+        offered = {model["name"]: model for model in node["properties"].get("models", [])}
+        assert set(wanted) == set(offered), node["type"]
+        for model in offered.values():
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"]) and model["directory"]
+
+
+def test_every_node_of_the_pack_is_in_a_workflow():
+    used = {node["type"] for name in NAMES for node in load(name)["nodes"]}
+    assert {"ZTurboLoadModel", "ZTurboDeDistillAdapter", "ZTurboImageDataset", "ZTurboTrainLoRA", "ZTurboSampler", "ZTurboSaveLoRA"} <= used
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_on_the_real_server(server, name):
+    (server.base / "models" / "loras" / ADAPTER).write_bytes((dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
+    prompt = dev.to_prompt(load(name), server.get("/object_info"))
+    for node in prompt.values():
+        inputs = node["inputs"]
+        inputs.update({key: value for key, value in SMALL.items() if key in inputs and not (key == "steps" and node["class_type"] == "ZTurboSampler")})
+        if node["class_type"] == "ZTurboLoadModel":
+            inputs.update(diffusion_model=prompts.TINY, text_encoder="auto", vae="auto")
+        if node["class_type"] == "ZTurboTrainLoRA":
+            inputs["name"] = name
+    outputs = server.run(prompt)
+    pictures = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    assert len(pictures) == (3 if name == "adapter_plus_zero_minus" else 1)
