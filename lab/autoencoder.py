@@ -87,7 +87,7 @@ def main(argv: list[str]):
             decoded = decoder(noisy)
         latents, error = latents.float(), decoded.float() - images
         spread = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
-        edges = (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         loss = error.abs().mean() + 2 * error.square().mean() + edges + 0.01 * spread
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,12 +12,22 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 COLORS = {
-    "red": (220, 40, 45), "orange": (245, 140, 30), "yellow": (248, 215, 50), "green": (45, 160, 70),
-    "blue": (40, 90, 210), "purple": (135, 60, 170), "white": (245, 245, 245), "black": (25, 25, 28),
+    "red": (220, 40, 45),
+    "orange": (245, 140, 30),
+    "yellow": (248, 215, 50),
+    "green": (45, 160, 70),
+    "blue": (40, 90, 210),
+    "purple": (135, 60, 170),
+    "white": (245, 245, 245),
+    "black": (25, 25, 28),
 }
 GROUNDS = {
-    "white": (240, 240, 238), "gray": (128, 130, 134), "blue": (70, 125, 205),
-    "green": (95, 170, 95), "pink": (240, 170, 190), "black": (30, 30, 35),
+    "white": (240, 240, 238),
+    "gray": (128, 130, 134),
+    "blue": (70, 125, 205),
+    "green": (95, 170, 95),
+    "pink": (240, 170, 190),
+    "black": (30, 30, 35),
 }
 SIZES = ("small", "large")
 # Width x height in pixels; at most 64 or 32 image tokens, the two paddings that NextDiT knows at this scale.
@@ -38,8 +48,20 @@ def polygon(shape: str, turn: float) -> list[tuple[float, float]]:
         radii = [1.0 if i % 2 == 0 else 0.45 for i in range(10)]
     elif shape == "cross":
         arm, inner = 1.0, 0.34
-        corners = [(-inner, -arm), (inner, -arm), (inner, -inner), (arm, -inner), (arm, inner), (inner, inner),
-                   (inner, arm), (-inner, arm), (-inner, inner), (-arm, inner), (-arm, -inner), (-inner, -inner)]
+        corners = [
+            (-inner, -arm),
+            (inner, -arm),
+            (inner, -inner),
+            (arm, -inner),
+            (arm, inner),
+            (inner, inner),
+            (inner, arm),
+            (-inner, arm),
+            (-inner, inner),
+            (-arm, inner),
+            (-arm, -inner),
+            (-inner, -inner),
+        ]
         return [(x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in corners]
     else:
         radii = [1.0] * {"triangle": 3, "square": 4}[shape]

@@ -1,6 +1,5 @@
 """Pictures and captions for training."""
 
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..zturbo import dataset, plots
@@ -23,7 +22,11 @@ class ZTurboImageDataset(io.ComfyNode):
                     default="my_pictures",
                     tooltip="A folder inside ComfyUI's input (or output) folder, with 10 to 30 pictures and a .txt caption of the same name beside each. bundled: smiley is the demo's. Not used when images are connected.",
                 ),
-                io.String.Input("trigger", default="", tooltip="A made-up word for what you teach, for example zvk_cat. It stands where a caption says [trigger], else in front. Without captions it is the whole caption."),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    tooltip="A made-up word for what you teach, for example zvk_cat. It stands where a caption says [trigger], else in front. Without captions it is the whole caption.",
+                ),
                 io.Int.Input(
                     "resolution",
                     default=1024,

@@ -78,7 +78,11 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
             search_aliases=["training adapter", "dedistill", "turbo adapter"],
             inputs=[
                 io.Model.Input("model", tooltip="A Z-Image-Turbo MODEL from any loader; LoRAs on it stay on it."),
-                io.Combo.Input("adapter", options=[TINY, *folder_paths.get_filename_list("loras")], tooltip="From models/loras: zimage_turbo_training_adapter_v2.safetensors (340 MB). tiny (bundled) fits the tiny model only."),
+                io.Combo.Input(
+                    "adapter",
+                    options=[TINY, *folder_paths.get_filename_list("loras")],
+                    tooltip="From models/loras: zimage_turbo_training_adapter_v2.safetensors (340 MB). tiny (bundled) fits the tiny model only.",
+                ),
                 io.Combo.Input("direction", options=[DE_DISTILL, RESTORE], default=DE_DISTILL, tooltip="+1 before training, -1 to take away what +1 put on."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="How much of the adapter, as a factor from 0 to 2. Usual: 1. Use the same for +1 and -1."),
                 io.Boolean.Input(

@@ -25,11 +25,13 @@ class ZTurboTrainLoRA(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Z-Image-Turbo with the De-Distill Adapter at +1; or an undistilled Z-Image, with the turbo model as preview_model."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE."),
+                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
                 TrainingSet.Input("dataset", tooltip="From Image Dataset."),
                 io.String.Input("name", default="my_lora", tooltip="Names the run's folder in output/zturbo. When it exists, _2, _3 … is added."),
                 io.Int.Input("steps", default=2000, min=1, max=100000, tooltip="Optimizer steps. Usual: 500 to 3000; past that turbo wears off."),
-                io.Float.Input("learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False, tooltip="Per step, AdamW. Usual: 1e-4; lower is safer and slower. The tiny model wants about 2e-3."),
+                io.Float.Input(
+                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False, tooltip="Per step, AdamW. Usual: 1e-4; lower is safer and slower. The tiny model wants about 2e-3."
+                ),
                 io.Int.Input("rank", default=16, min=1, max=512, tooltip="Width of the LoRA. Usual: 8 to 32. On the full model the file has 5.3 MB a rank in bf16."),
                 io.Float.Input("alpha", default=16.0, min=0.1, max=1024.0, step=0.1, tooltip="The LoRA is scaled by alpha / rank. Usual: the same as rank."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures a step. Memory and time grow with it. Usual: 1 to 4."),
@@ -40,7 +42,9 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     default="weighted",
                     tooltip="Which noise levels are trained most. weighted: the reference trainer's choice for Turbo. content: composition, high noise. style: texture, low noise. sigmoid: the middle. shift: as drawn at 1024. linear: all alike.",
                 ),
-                io.Combo.Input("compute_dtype", options=["bf16", "fp32"], default="bf16", tooltip="Of the computation; LoRA weights are always trained in fp32. fp32: about twice the memory and time."),
+                io.Combo.Input(
+                    "compute_dtype", options=["bf16", "fp32"], default="bf16", tooltip="Of the computation; LoRA weights are always trained in fp32. fp32: about twice the memory and time."
+                ),
                 io.Boolean.Input("gradient_checkpointing", default=True, tooltip="Much less memory for about a third more time. Off only where memory is plenty."),
                 io.Combo.Input(
                     "adapter_way",

@@ -15,8 +15,8 @@ PACK = "zimage_turbo_lora_pack"
 sys.path.append(str(ROOT))
 if COMFYUI:
     sys.path.insert(0, COMFYUI)  # in front: the pack's nodes/ must not hide ComfyUI's nodes.py
-    from comfy.cli_args import args
     import torch
+    from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
 

@@ -160,10 +160,7 @@ def from_arrays(images: list[np.ndarray], captions: list[str], resolution: int, 
     if len(captions) not in (1, len(images)):
         raise DatasetError(f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all.")
     captions = captions * len(images) if len(captions) == 1 else captions
-    items = [
-        _item(f"picture {number + 1}", image, (image.shape[1], image.shape[0]), apply_trigger(caption, trigger), resolution)
-        for number, (image, caption) in enumerate(zip(images, captions))
-    ]
+    items = [_item(f"picture {number + 1}", image, (image.shape[1], image.shape[0]), apply_trigger(caption, trigger), resolution) for number, (image, caption) in enumerate(zip(images, captions))]
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
@@ -182,6 +179,5 @@ def _need_words(items: list[Item]):
     silent = [item.name for item in items if not item.caption]
     if silent:
         raise DatasetError(
-            f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). "
-            "Set a trigger word, or write a .txt file with the same name beside each picture."
+            f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). Set a trigger word, or write a .txt file with the same name beside each picture."
         )

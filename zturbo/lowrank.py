@@ -9,7 +9,7 @@ once in backward, so it may be quantised, offloaded, or made under inference mod
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -105,7 +105,7 @@ def branch_output(x: torch.Tensor, target: Target, branches: list[dict[str, Fact
 
 
 @contextmanager
-def attached(linears: dict[str, tuple[torch.nn.Module, Fetch]], targets: list[Target], branches: list[dict[str, Factors]]) -> Iterator[None]:
+def attached(linears: Mapping[str, tuple[torch.nn.Module, Fetch]], targets: list[Target], branches: list[dict[str, Factors]]) -> Iterator[None]:
     """Run the given Linears frozen, with branches, while the context lasts. Nothing of it is left afterwards.
 
     linears: module name -> (module, fetch). Only the instances' `forward` is covered, and uncovered again.

@@ -55,6 +55,8 @@ class RunFolder:
             Image.fromarray(image).save(beside, format="PNG", compress_level=4)  # as core saves, so that files compare
             os.replace(beside, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink()
             log.warning("The preview %s cannot be written (%s).", path, error.strerror)
             return None
         return path

@@ -7,10 +7,11 @@ so nothing that happens between steps, a preview or a pause, can change what is 
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class Host(Protocol):
 class Control(Protocol):
     """The person at the screen."""
 
-    stop_requested: bool
+    @property
+    def stop_requested(self) -> bool: ...
 
     def check(self) -> None:
         """Raises when the run was cancelled."""
@@ -90,7 +92,7 @@ class Batches:
         for group in self.groups:
             order = [group[i] for i in torch.randperm(len(group), generator=random).tolist()]
             batches += [tuple(order[i : i + self.size]) for i in range(0, len(order), self.size)]
-        return batches[torch.randperm(len(batches), generator=random)[place].item()]
+        return batches[int(torch.randperm(len(batches), generator=random)[place])]
 
 
 def group_pictures(latents: list[torch.Tensor], lengths: list[int]) -> tuple[tuple[int, ...], ...]:

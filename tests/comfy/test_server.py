@@ -194,7 +194,10 @@ def test_wrong_files_get_a_sentence(server):
     from safetensors.torch import save_file
 
     models = server.base / "models"
-    save_file({"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 3840), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(3840, 4)}, models / "loras" / "big.safetensors")
+    save_file(
+        {"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 3840), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(3840, 4)},
+        models / "loras" / "big.safetensors",
+    )
     (models / "loras" / "cut.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes()[:5000])
     (models / "diffusion_models" / "lora.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes())
     (models / "diffusion_models" / "vae.safetensors").write_bytes(comfy_tiny.VAE.read_bytes())

@@ -4,8 +4,9 @@ import ast
 import importlib.util
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -126,7 +126,7 @@ def test_pixels_are_the_bucket_in_zero_to_one(tmp_path):
     item = one(tmp_path)
     pixels = item.pixels()
     assert pixels.shape == (item.size[1], item.size[0], 3) and pixels.dtype == np.float32
-    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= 0 and pixels.max() <= 1
 
 
 def test_arrays_take_one_caption_each_or_one_for_all():

@@ -1,8 +1,7 @@
 """The recipe refuses nonsense with a sentence, and survives its own TOML."""
 
-import tomllib
-
 import pytest
+import tomllib
 
 from zturbo import recipe
 from zturbo.errors import ZTurboError

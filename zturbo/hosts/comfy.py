@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from .. import lowrank
 from ..dataset import Dataset
 from ..errors import ModelError
-from ..lowrank import Factors, Target
+from ..lowrank import Factors
 from ..recipe import Recipe
 from . import comfy_adapter, comfy_draw, comfy_forward
 

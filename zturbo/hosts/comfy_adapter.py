@@ -55,7 +55,7 @@ def diffusion_model(model):
     return dit
 
 
-def linears(dit, blocks: tuple[str, ...] = BLOCKS) -> dict[str, torch.nn.Module]:
+def linears(dit, blocks: tuple[str, ...] = BLOCKS) -> dict[str, torch.nn.Linear]:
     """Name -> Linear, for all Linears in the transformer blocks."""
     return {name: module for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith(blocks)}
 

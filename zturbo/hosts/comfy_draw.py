@@ -23,9 +23,7 @@ def encode_prompt(clip, text: str):
 
 def sample(model, positive, width: int, height: int, steps: int, seed: int, sampler: str, batch_size: int = 1, callback=None) -> torch.Tensor:
     """Latents [B, 16, H/8, W/8] as KSampler gives them at CFG 1 and scheduler simple. width, height in pixels."""
-    empty = torch.zeros(
-        [batch_size, 16, height // 8, width // 8], device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
-    )
+    empty = torch.zeros([batch_size, 16, height // 8, width // 8], device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype())
     latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
     noise = comfy.sample.prepare_noise(latent, seed)
     negative = [[torch.zeros_like(features), {}] for features, _ in positive]

@@ -51,9 +51,7 @@ def load_model(path: str | Path, dtype: torch.dtype | None = None, disable_dynam
 def load_clip():
     """CLIP: core's Qwen3 code at a tiny size. Its frozen random weights are drawn from a seed, the same everywhere."""
     settings = config()
-    target = comfy.supported_models_base.ClipTarget(
-        comfy.text_encoders.z_image.ZImageTokenizer, comfy.text_encoders.z_image.te(dtype_llama=torch.float32)
-    )
+    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.z_image.ZImageTokenizer, comfy.text_encoders.z_image.te(dtype_llama=torch.float32))
     options = {"qwen3_4b_model_config": settings["text_encoder"], "dtype": torch.float32}
     clip = comfy.sd.CLIP(target=target, model_options=options, disable_dynamic=True)
     draw_weights(clip.cond_stage_model, settings["text_encoder_seed"])
