@@ -4,7 +4,7 @@ import argparse
 import time
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import world
 from .setup import WORK, log, use_comfy
@@ -54,6 +54,7 @@ def main(argv: list[str]):
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--pictures", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from lab/work/teacher.safetensors, with a learning rate schedule of its own")
     args = parser.parse_args(argv)
     device = use_comfy()
     import comfy.model_management
@@ -65,6 +66,8 @@ def main(argv: list[str]):
     data = world.build(args.pictures, args.seed, device)
     dit = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(True)
     initialise(dit)
+    if args.resume:
+        dit.load_state_dict(load_file(WORK / "teacher.safetensors"))
     comfy.model_management.in_training = True
     parameters = list(dit.parameters())
     average = [p.detach().clone() for p in parameters]

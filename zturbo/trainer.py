@@ -162,7 +162,7 @@ def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity
     value = loss.item()  # the one point where a step waits for the device
     if not math.isfinite(value) or not math.isfinite(norm.item()):
         raise TrainingError(
-            f"The loss became {value} at step {step + 1} and training was stopped; the LoRA of step {step} is kept. Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
+            f"The loss became {value} at step {step + 1}; training was stopped before that step could do harm. Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
         )
     optimizer.step()
     return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item()}

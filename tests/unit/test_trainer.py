@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_lora(tmp_path):
     host = LinearHost()
     host.fail_at = 4
     run = RunFolder(tmp_path, recipe())
-    with pytest.raises(TrainingError, match="nan at step 4.*LoRA of step 3 is kept"):
+    with pytest.raises(TrainingError, match="nan at step 4; training was stopped before"):
         trainer.train(recipe(), dataset.Dataset(()), host, run, Nobody(), {})
     whole, _, _, _ = go(tmp_path, recipe(steps=3))
     saved = load_file(run.lora)

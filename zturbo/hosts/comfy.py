@@ -100,13 +100,13 @@ class ComfyHost:
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
         previews = self.recipe.previews
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
+            stack.callback(release, model)
             images = []
             for prompt in self.prompts:
                 latents = comfy_draw.sample(model, prompt, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
                 images += [comfy_draw.to_bytes(image) for image in comfy_draw.decode(self.vae, latents)]
-            release(model)
         return images
 
 
