@@ -63,7 +63,7 @@ def main(argv: list[str]):
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    data = world.build(args.pictures, args.seed, device)
+    data = world.build(args.pictures, 1, device)
     dit = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(True)
     initialise(dit)
     if args.resume:
