@@ -156,6 +156,12 @@ function follow(detail, act) {
   act(panel);
 }
 
+// At import and not in setup: after a reload in mid-run events arrive before the app is set up.
+api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
+api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
+api.addEventListener("zturbo.preview", ({ detail }) => follow(detail, (panel) => panel.show(detail.files)));
+api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how)));
+
 app.registerExtension({
   name: "zturbo.TrainPanel",
 
@@ -163,10 +169,6 @@ app.registerExtension({
     const style = document.createElement("style");
     style.textContent = STYLE;
     document.head.append(style);
-    api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
-    api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
-    api.addEventListener("zturbo.preview", ({ detail }) => follow(detail, (panel) => panel.show(detail.files)));
-    api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how)));
   },
 
   nodeCreated(node) {
