@@ -55,7 +55,7 @@ def main(argv: list[str]):
     drawn = turbo_pictures(turbo, data, args.pictures, 64, args.seed, device)
     targets = comfy_adapter.targets(turbo, ("layers.",))
     lora = lowrank.create(targets, args.rank, args.rank, args.seed, device)
-    linears = {name: (module, fetcher(module)) for name, module in turbo.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(turbo).items()}
     optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=args.lr, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, 50)
     started, recent = time.time(), []

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class ComfyHost:
             comfy.model_management.load_models_gpu([self.model], memory_required=self._room())
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
-            covered = {name: (module, fetcher(module)) for name, module in self.dit.named_modules() if isinstance(module, torch.nn.Linear)}
+            covered = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
             stack.enter_context(lowrank.attached(covered, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
             with torch.no_grad():
@@ -117,8 +118,8 @@ def choose_way(model, wish: str) -> str:
         return "merged"  # nothing to carry
     if wish != "auto":
         return wish
-    weights = [module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model)).values()]
-    if any(weight.dtype not in FULL or type(weight.data).__name__ == "QuantizedTensor" for weight in weights):
+    weights = [module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), comfy_adapter.BLOCKS).values()]
+    if any(weight.dtype not in FULL or isinstance(weight, comfy.quant_ops.QuantizedTensor) for weight in weights):
         return "branch"  # exact: quantised weights would round the adapter away
     backup = sum(weight.nbytes for weight in weights)  # patching keeps the clean weights aside
     return "merged" if comfy.model_management.get_free_memory(torch.device("cpu")) > 2 * backup else "branch"
@@ -136,7 +137,10 @@ def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
         if not hasattr(module, "weight_function"):
             return module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
         weight, bias = comfy.ops.cast_bias_weight(module, x)
-        return (weight.dequantize() if hasattr(weight, "dequantize") and type(weight).__name__ == "QuantizedTensor" else weight), bias
+        if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+            weight = weight.dequantize().to(x.dtype)
+        smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
+        return (weight if smoothing is None else weight * smoothing.to(weight)), bias
 
     return fetch
 

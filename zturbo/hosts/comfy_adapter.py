@@ -7,6 +7,7 @@ removes those very patches, so what is left is the list of patches, and the weig
 
 import uuid
 from dataclasses import dataclass, replace
+from typing import Any
 
 import comfy.lora
 import torch
@@ -55,9 +56,9 @@ def diffusion_model(model):
     return dit
 
 
-def linears(dit, blocks: tuple[str, ...] = BLOCKS) -> dict[str, torch.nn.Linear]:
-    """Name -> Linear, for all Linears in the transformer blocks."""
-    return {name: module for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith(blocks)}
+def linears(dit, blocks: tuple[str, ...] = ("",)) -> dict[str, Any]:
+    """Name -> Linear, for all Linears whose name begins with one of `blocks`. Core's quantised ones are no torch.nn.Linear."""
+    return {name: module for name, module in dit.named_modules() if hasattr(module, "in_features") and hasattr(module, "weight") and name.startswith(blocks)}
 
 
 def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
