@@ -92,7 +92,8 @@ def clone_comfyui(to: Path) -> Path:
         partial.rename(to)
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise Stop(f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({error}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI.") from None
+        reason = f"git ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+        raise Stop(f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI.") from None
     return to
 
 

@@ -21,6 +21,21 @@ if COMFYUI:
     args.cpu = not torch.cuda.is_available()
 
 
+NEEDS_COMFYUI = "needs ComfyUI: run `python dev.py test --comfyui FOLDER`, or put one at ~/comfy/ComfyUI"
+
+
+class WithoutComfyUI(pytest.Module):
+    """Stands in for a module of tests/comfy, which imports ComfyUI at its top."""
+
+    def collect(self):
+        pytest.skip(NEEDS_COMFYUI, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if not COMFYUI and module_path.parent.name == "comfy":
+        return WithoutComfyUI.from_parent(parent, path=module_path)
+
+
 def missing(sentence: str):
     """Skip with a sentence that says how to get what is missing; where everything is required, fail with it."""
     (pytest.fail if REQUIRE else pytest.skip)(sentence)
@@ -29,7 +44,7 @@ def missing(sentence: str):
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     if not COMFYUI:
-        missing("needs ComfyUI: run `python dev.py test --comfyui FOLDER`, or put one at ~/comfy/ComfyUI")
+        missing(NEEDS_COMFYUI)
     return Path(COMFYUI)
 
 

@@ -40,9 +40,7 @@ class Control:
 
 
 def recipe(way):
-    return Recipe(
-        steps=4, batch_size=2, network=Network(4, 4), compute=Compute("fp32", True, way), previews=Previews(("a large zsmile on a blue background",), 2, 64, 64, seed=1)
-    )
+    return Recipe(steps=4, batch_size=2, network=Network(4, 4), compute=Compute("fp32", True, way), previews=Previews(("a large zsmile on a blue background",), 2, 64, 64, seed=1))
 
 
 def train(tiny, way, folder, control=None):

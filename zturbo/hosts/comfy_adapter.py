@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
-import torch
 
 from .. import lorafile
 from ..errors import LoraFileError, ModelError
