@@ -143,9 +143,15 @@ class Panel {
 
 const panels = new Map(); // LiteGraph node -> Panel
 
+/** The panel of an execution id: "4", or "12:4" for node 4 inside subgraph node 12. */
 function panelOf(id) {
-  const node = app.graph?.getNodeById?.(Number(id)) ?? app.graph?.getNodeById?.(id);
-  return node ? panels.get(node) : undefined;
+  let graph = app.rootGraph ?? app.graph;
+  let node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
+  }
+  return panels.get(node);
 }
 
 /** Events may arrive before the start event was seen (after a reload): then the panel takes the run as its own. */

@@ -14,10 +14,8 @@ def register():
 
     @routes.get("/zturbo/run")
     async def run(request: web.Request) -> web.Response:
-        folder = comfy_paths.newest_run(request.query.get("name", ""))
-        if folder is None:
-            return web.json_response({"run": None})
-        return web.json_response(runfolder.summary(folder, POINTS))
+        found = comfy_paths.runs_named(request.query.get("name", ""))
+        return web.json_response(runfolder.summary(found[-1], POINTS) if found else {"run": None})
 
     @routes.post("/zturbo/stop")
     async def stop(request: web.Request) -> web.Response:

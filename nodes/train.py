@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..zturbo import runfolder
 from ..zturbo.flow import DENSITIES
-from ..zturbo.hosts import comfy_run
+from ..zturbo.hosts import comfy_paths, comfy_run
 from ..zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe
 from .types import CATEGORY, LoraModel, LossMap, TrainingSet
 
@@ -86,6 +87,11 @@ class ZTurboTrainLoRA(io.ComfyNode):
         )
         trained = comfy_run.train(recipe, dataset, model, clip, vae, preview_model, cls.hidden.unique_id)
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.images, str(trained.path), trained.steps)
+
+    @classmethod
+    def fingerprint_inputs(cls, name, **_):
+        """Run again after Stop and keep, instead of handing on the LoRA that was kept."""
+        return sum(runfolder.how_ended(folder) == "stopped" for folder in comfy_paths.runs_named(name.strip()))
 
 
 def lines(text: str) -> tuple[str, ...]:

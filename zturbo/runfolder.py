@@ -89,6 +89,16 @@ def read_events(path: Path) -> list[dict]:
     return events
 
 
+def how_ended(folder: Path) -> str | None:
+    """finished, stopped, cancelled or failed; None for a run that is under way or died. Reads the log's last line only."""
+    try:
+        with open(folder / EVENTS, "rb") as file:
+            file.seek(max(0, os.path.getsize(folder / EVENTS) - 500))
+            return json.loads(file.read().splitlines()[-1]).get("how")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def summary(folder: Path, points: int) -> dict:
     """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, how it ended."""
     events = read_events(folder / EVENTS)

@@ -17,7 +17,7 @@ import diffusers_twin
 import prompts
 
 import dev
-from zturbo import lorafile
+from zturbo import lorafile, runfolder
 from zturbo.hosts import comfy_draw, comfy_tiny
 
 PROMPT = "a large zsmile on a blue background"
@@ -126,7 +126,7 @@ def test_real_photographs_train_and_the_file_serves_core_and_diffusers(server, t
 def wait_for_step(server, name, step, seconds=300) -> Path:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        runs = [path for path in (server.base / "output" / "zturbo").glob(f"{name}*") if (path / "events.jsonl").is_file()]
+        runs = [path for path in (server.base / "output" / "zturbo").glob(name) if (path / "events.jsonl").is_file()]
         if runs and any(event.get("step", 0) >= step for event in events(runs[0])):
             return runs[0]
         time.sleep(0.1)
@@ -148,7 +148,12 @@ def test_stop_and_keep_lets_the_nodes_behind_finish(server):
     assert dev.error_message(entry) is None and entry["outputs"]["save"]["images"]
     done = [event for event in events(run) if "loss" in event]
     assert 3 <= len(done) < 5000 and events(run)[-1] == {"event": "end", "how": "stopped"}
-    summary = server.get("/zturbo/run?name=stopped")
+    assert server.get("/zturbo/run?name=stopped")["how"] == "stopped"
+    again = server.queue(graph)  # the same graph trains again: what was kept is not taken for the whole
+    wait_for_step(server, "stopped_2", 1)
+    server.post("/interrupt", {})
+    assert dev.error_message(server.wait(again)) == "interrupted"
+    summary = runfolder.summary(run, 2000)
     assert summary["how"] == "stopped" and len(summary["steps"]) == len(done)
 
 

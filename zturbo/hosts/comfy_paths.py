@@ -42,12 +42,12 @@ def run_folder(name: str) -> Path | None:
     return runs() / name if file_name(name) and (runs() / name).is_dir() else None
 
 
-def newest_run(name: str) -> Path | None:
-    """The newest run folder of a name: `name`, `name_2`, `name_3`, …"""
+def runs_named(name: str) -> list[Path]:
+    """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
     if not file_name(name) or not runs().is_dir():
-        return None
+        return []
     found = [path for path in runs().iterdir() if path.is_dir() and (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdigit()))]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
 
 
 def lora_path(name: str, overwrite: bool) -> Path:
