@@ -90,7 +90,7 @@ class ComfyHost:
 
     def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
         run_layer = checkpointed if self.recipe.compute.checkpointing else None
-        return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.to(self.dtype), caption, run_layer).float()
+        return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.float(), caption, run_layer).float()
 
     def _room(self) -> int:
         """Bytes of activations that a step may need, so that the memory manager keeps them free. A rough upper guess."""
