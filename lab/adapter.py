@@ -37,7 +37,7 @@ def main(argv: list[str]):
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--world", type=int, default=12000)
+    parser.add_argument("--world", type=int, default=24000)
     args = parser.parse_args(argv)
     device = use_comfy()
     import comfy.model_management

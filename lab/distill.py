@@ -39,7 +39,7 @@ def main(argv: list[str]):
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=12000)
+    parser.add_argument("--pictures", type=int, default=24000)
     args = parser.parse_args(argv)
     device = use_comfy()
     import comfy.model_management

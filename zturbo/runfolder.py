@@ -4,6 +4,7 @@ Every file is written beside and renamed; the event log is appended to, a JSON o
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -23,12 +24,15 @@ class RunFolder:
     """Open a new run under `parent`. Raises ZTurboError when nothing can be written there."""
 
     def __init__(self, parent: Path, recipe: recipes.Recipe):
-        self.path = _new_folder(parent, recipe.name)
+        try:
+            self.path = _new_folder(parent, recipe.name)
+            self._write(RECIPE, recipes.to_toml(recipe).encode())
+            (self.path / PREVIEWS).mkdir()
+        except OSError as error:
+            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
         self.events = self.path / EVENTS
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
-        self._write(RECIPE, recipes.to_toml(recipe).encode())
-        (self.path / PREVIEWS).mkdir(exist_ok=True)
         self._log_failed = False
 
     def _write(self, name: str, content: bytes):
@@ -63,17 +67,12 @@ class RunFolder:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while True:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
         path = parent / (name if number == 1 else f"{name}_{number}")
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise ZTurboError(f"The run folder {path} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
 
 
 def read_events(path: Path) -> list[dict]:

@@ -1,0 +1,62 @@
+"""A run inside ComfyUI that ends badly: a sentence, and what was learnt is on the disk."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from test_clean_weights import recipe
+from test_host import de_distilled, fingerprint, pictures
+
+from zturbo import lorafile, runfolder
+from zturbo.errors import TrainingError, ZTurboError
+from zturbo.hosts import comfy_paths, comfy_run
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch):
+    """Train four steps into tmp_path, without a frontend to send events to."""
+    monkeypatch.setattr(comfy_paths, "runs", lambda: tmp_path)
+    monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
+    model, clip, vae = tiny
+    return lambda way="merged": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1")
+
+
+@pytest.mark.parametrize("at, kept", [(1, "Nothing had been learnt yet."), (4, "The LoRA so far is saved as")])
+def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_path, monkeypatch, at, kept):
+    before, calls, backward = fingerprint(tiny[0]), [], torch.Tensor.backward
+
+    def short_of_memory(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        backward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", short_of_memory)
+    with pytest.raises(TrainingError, match="not enough memory") as error:
+        run()
+    assert kept in str(error.value) and "batch_size" in str(error.value)
+    assert fingerprint(tiny[0]) == before
+    folder = tmp_path / recipe("merged").name
+    assert runfolder.how_ended(folder) == "failed"
+    assert (folder / "lora.safetensors").is_file() == (at > 1)
+    if at > 1:
+        assert len(lorafile.read(folder / "lora.safetensors").factors) == 24
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_trained(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(comfy_paths, "runs", lambda: tmp_path / "file")
+    with pytest.raises(ZTurboError, match="cannot be made"):
+        run()
+
+
+def test_a_disk_that_is_full_from_the_start_is_said_before_anything_is_trained(run, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ZTurboError, match="No space left on device"):
+        run()
