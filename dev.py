@@ -34,7 +34,7 @@ PACK = "zimage-turbo-lora"
 COMFYUI_TAG = "v0.33.0"
 COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio that fits together
-TIERS = ("unit", "schema", "workflows", "comfy", "ui", "gpu")
+TIERS = ("unit", "schema", "workflows", "comfy", "ui")
 START_SECONDS = 300
 
 
@@ -141,11 +141,13 @@ def make_base(base: Path) -> Path:
     for name in ("custom_nodes", "input", "output", "user", "temp", *(f"models/{kind}" for kind in ("diffusion_models", "text_encoders", "vae", "loras"))):
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK
-    if not link.exists():
-        try:
-            link.symlink_to(ROOT, target_is_directory=True)
-        except OSError:  # Windows without the right to make links: a junction needs none
+    if os.path.lexists(link) and link.resolve() != ROOT:  # made from another checkout
+        link.rmdir() if os.name == "nt" else link.unlink()
+    if not os.path.lexists(link):
+        if os.name == "nt":  # a junction needs no right to make links
             subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, capture_output=True)
+        else:
+            link.symlink_to(ROOT, target_is_directory=True)
     return base
 
 
@@ -373,10 +375,11 @@ def comfyui(args) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv, for_pytest = split_pytest(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, needs in ((demo, ""), (test, "tiers"), (bench, "name"), (lab, "name"), (comfyui, "")):
-        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0] if command.__doc__ else None)
+        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0] if command.__doc__ else None, allow_abbrev=False)
         sub.set_defaults(run=command)
         sub.add_argument("--comfyui", help="the ComfyUI folder to use")
         if command is test:
@@ -386,11 +389,19 @@ def main() -> int:
             sub.add_argument("--json", action="store_true", help="the last line printed is one JSON object")
         if needs == "name":
             sub.add_argument("name")
-    args, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args(argv)
     if rest and args.command in ("demo", "comfyui"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    args.rest = rest
+    args.rest = [*rest, *for_pytest]
     return args.run(args)
+
+
+def split_pytest(argv: list[str]) -> tuple[list[str], list[str]]:
+    """`test`: everything from the first option that is not dev.py's own goes to pytest."""
+    for i, word in enumerate(argv):
+        if argv[0] == "test" and word.startswith("-") and word.split("=")[0] not in ("--comfyui", "--require", "-h", "--help"):
+            return argv[:i], argv[i:]
+    return argv, []
 
 
 if __name__ == "__main__":

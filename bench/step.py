@@ -63,7 +63,7 @@ def measure(rounds: int, batch: int) -> dict[str, list[float]]:
         contenders[way] = (context.__enter__(), lowrank.parameters(lora))
     twin = diffusers_twin.build(host.dit, comfy_tiny.config()["unet_config"])  # the merged weights: W + A
     twin.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"))
-    captions = [f[0] for f in host.features[:batch]]
+    captions = [host.caption(n)[0] for n in range(batch)]
     contenders["diffusers + peft"] = (lambda x, s, _: diffusers_twin.velocity(twin, x, s, captions), [p for p in twin.parameters() if p.requires_grad])
     counts = {name: sum(p.numel() for p in parameters) for name, (_, parameters) in contenders.items()}
     assert len(set(counts.values())) == 1, counts

@@ -11,6 +11,7 @@ const STYLE = `
   font: 12px sans-serif; color: var(--input-text, #ddd); }
 .zturbo-panel .zturbo-row { display: flex; justify-content: space-between; align-items: center; gap: 8px; }
 .zturbo-panel .zturbo-status { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.zturbo-panel .zturbo-adapter { opacity: 0.7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .zturbo-panel svg { width: 100%; height: 90px; flex: none; background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .zturbo-panel .zturbo-previews { display: flex; gap: 4px; flex: 1; min-height: 0; justify-content: center; }
 .zturbo-panel .zturbo-previews img { min-width: 0; max-height: 100%; flex: 0 1 auto; object-fit: contain; border-radius: 4px; }
@@ -51,9 +52,12 @@ class Panel {
     this.stop.textContent = "Stop and keep";
     this.stop.title = "End training after this step and hand the LoRA so far to the next node.";
     this.stop.addEventListener("click", () => this.askStop());
+    this.adapter = element("div", "zturbo-adapter", this.root);
     this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.chart.setAttribute("viewBox", "0 0 300 90");
     this.chart.setAttribute("preserveAspectRatio", "none");
+    this.chart.setAttribute("role", "img");
+    this.chart.setAttribute("aria-label", "Loss curve");
     this.root.append(this.chart);
     this.previews = element("div", "zturbo-previews", this.root);
     this.begin({ run: null, total: 0 });
@@ -64,16 +68,16 @@ class Panel {
     this.run = run;
     this.total = total;
     this.points = [];
+    this.stopping = false;
     this.previews.replaceChildren();
     this.chart.replaceChildren();
-    this.chart.setAttribute("aria-label", "Loss curve");
-    this.stop.disabled = run === null;
-    this.root.title = adapter;
+    this.stop.disabled = true; // until there is something to keep
+    this.adapter.textContent = this.adapter.title = adapter;
     this.say(run ? "Preparing pictures…" : "");
   }
 
   say(text) {
-    this.status.textContent = text;
+    this.status.textContent = this.status.title = text;
   }
 
   add(steps) {
@@ -82,6 +86,7 @@ class Panel {
     this.drawCurve();
     const now = this.points.at(-1);
     if (!now) return;
+    this.stop.disabled = this.stopping;
     const recent = this.points.slice(-50);
     const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
     this.say(`Step ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
@@ -109,55 +114,81 @@ class Panel {
       const image = document.createElement("img");
       const query = new URLSearchParams({ filename: file, subfolder: `zturbo/${this.run}/previews`, type: "output" });
       image.src = api.apiURL(`/view?${query}`);
-      image.title = file;
+      image.title = image.alt = file;
       return image;
     });
     this.previews.replaceChildren(...images);
+    if (files.length > images.length) element("span", "", this.previews).textContent = `+${files.length - images.length} in the run folder`;
   }
 
-  end(how) {
-    this.stop.disabled = true;
+  /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
+  end(how, saved) {
+    this.stopping = this.stop.disabled = true;
     const done = this.points.at(-1)?.step ?? 0;
-    const words = { finished: "Finished", stopped: "Stopped, LoRA kept", cancelled: "Cancelled, LoRA saved", failed: "Ended with an error" };
-    this.say(`${words[how] ?? how} at step ${done} of ${this.total}.`);
+    const words = { finished: "Finished", stopped: "Stopped, LoRA kept", cancelled: "Cancelled", failed: "Ended with an error", died: "ComfyUI went away" };
+    const kept = saved === done ? "" : saved ? ` The run folder has the LoRA of step ${saved}.` : " No LoRA is in the run folder.";
+    this.say(`${words[how] ?? how} at step ${done} of ${this.total}.${how === "died" ? "" : kept}`);
   }
 
   async askStop() {
-    this.stop.disabled = true;
-    const answer = await api.fetchApi("/zturbo/stop", { method: "POST", body: JSON.stringify({ run: this.run }), headers: { "Content-Type": "application/json" } });
-    this.say(answer.ok ? "Stopping after this step…" : "The run could not be reached.");
+    this.stopping = this.stop.disabled = true;
+    try {
+      const answer = await api.fetchApi("/zturbo/stop", { method: "POST", body: JSON.stringify({ run: this.run }), headers: { "Content-Type": "application/json" } });
+      if (!answer.ok) throw new Error(answer.statusText);
+      this.say("Stopping after this step…");
+    } catch {
+      this.stopping = this.stop.disabled = false;
+      this.say("The run could not be reached. Try again.");
+    }
   }
 
   async restore(name) {
-    const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`);
+    const before = this.run;
+    const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`).catch(() => ({ ok: false }));
     const run = answer.ok ? await answer.json() : { run: null };
-    if (!run.run || (this.run && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
-    const live = this.points;
+    if (!run.run || this.run !== before) return; // nothing there, or another run has begun meanwhile
+    const live = this.run === run.run ? this.points : [];
     this.begin(run);
     this.add(run.steps);
     this.add(live);
     this.show(run.files);
-    if (run.how) this.end(run.how);
+    if (run.how) this.end(run.how, run.saved);
   }
 }
 
-const panels = new Map(); // LiteGraph node -> Panel
+const panels = new WeakMap(); // LiteGraph node -> Panel
 
-/** The panel of an execution id: "4", or "12:4" for node 4 inside subgraph node 12. */
-function panelOf(id) {
+function runName(node) {
+  return node.widgets?.find((widget) => widget.name === "name")?.value;
+}
+
+/** Every Train node of the open workflow, in subgraphs too. */
+function trainNodes(graph = app.rootGraph ?? app.graph) {
+  return (graph?.nodes ?? []).flatMap((node) => (node.subgraph ? trainNodes(node.subgraph) : panels.has(node) ? [node] : []));
+}
+
+/** The node of an execution id: "4", or "12:4" for node 4 inside subgraph node 12. */
+function nodeOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part));
     graph = node?.subgraph;
   }
-  return panels.get(node);
+  return node;
 }
 
-/** Events may arrive before the start event was seen (after a reload): then the panel takes the run as its own. */
+/**
+ * Events go to every open page, and a node of another workflow may have the same number: a panel takes a new run as its own
+ * only when it is named as the node says. It may have missed the start event (after a reload).
+ */
 function follow(detail, act) {
-  const panel = panelOf(detail.node);
+  const node = nodeOf(detail.node);
+  const panel = node && panels.get(node);
   if (!panel) return;
+  const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
+  const own = linked || detail.run.replace(/_\d+$/, "") === runName(node) || detail.run === runName(node);
+  if (panel.run !== detail.run && !own) return;
   if (panel.run !== detail.run) panel.begin(detail);
   act(panel);
 }
@@ -166,7 +197,9 @@ function follow(detail, act) {
 api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
 api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
 api.addEventListener("zturbo.preview", ({ detail }) => follow(detail, (panel) => panel.show(detail.files)));
-api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how)));
+api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how, detail.saved)));
+// Events of the time without a connection are lost: redraw from the run folders.
+api.addEventListener("reconnected", () => trainNodes().forEach((node) => runName(node) && panels.get(node).restore(runName(node))));
 
 app.registerExtension({
   name: "zturbo.TrainPanel",
@@ -182,15 +215,9 @@ app.registerExtension({
     const panel = new Panel();
     panels.set(node, panel);
     node.addDOMWidget("zturbo_panel", "zturbo_panel", panel.root, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
-    const removed = node.onRemoved;
-    node.onRemoved = function () {
-      panels.delete(node);
-      removed?.apply(this, arguments);
-    };
   },
 
   loadedGraphNode(node) {
-    const name = node.widgets?.find((widget) => widget.name === "name")?.value;
-    if (node.comfyClass === NODE && name) panels.get(node)?.restore(name);
+    if (node.comfyClass === NODE && runName(node)) panels.get(node)?.restore(runName(node));
   },
 });

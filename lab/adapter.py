@@ -32,7 +32,7 @@ def turbo_pictures(turbo, data, count: int, batch: int, seed: int, device):
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab adapter")
     parser.add_argument("--pictures", type=int, default=3072)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--rank", type=int, default=8)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from . import world
 from .setup import TINY, WORK, log, use_comfy
+from .teacher import compile_blocks, make_optimizers
 
 
 def teacher_paths(teacher, data, count: int, batch: int, seed: int, device):
@@ -35,11 +36,12 @@ def teacher_paths(teacher, data, count: int, batch: int, seed: int, device):
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab distill")
     parser.add_argument("--paths", type=int, default=1920)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=24000)
+    parser.add_argument("--compile", action="store_true", help="through torch.compile, as in the teacher")
     args = parser.parse_args(argv)
     device = use_comfy()
     import comfy.model_management
@@ -53,13 +55,15 @@ def main(argv: list[str]):
     data = world.build(args.pictures, 1, device)
     teacher = comfy_tiny.build(torch.float32, device).diffusion_model
     teacher.load_state_dict(load_file(WORK / "teacher.safetensors"))
+    if args.compile:
+        compile_blocks(teacher)
     paths = teacher_paths(teacher, data, args.paths, 32, args.seed, device)
     student = teacher.requires_grad_(True)
     grid = torch.tensor(world.SIGMAS)
     parameters = list(student.parameters())
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05)
+    optimizers = make_optimizers(student, args.lr)
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05) for optimizer in optimizers]
     started, recent = time.time(), []
     for step in range(args.steps):
         states, rows = paths[torch.randint(len(paths), (1,), generator=generator).item()]
@@ -73,9 +77,9 @@ def main(argv: list[str]):
         loss = (v.float() - (there - here) / width).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
+        for part in (*optimizers, *schedules):
+            part.step()
+        student.zero_grad(set_to_none=True)
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(0.995, (1 + step) / (10 + step)))
         recent.append(loss.item())
         if step % 50 == 49:

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..zturbo import dataset, plots
 from ..zturbo.hosts import comfy_paths
+from .screen import say
 from .types import CATEGORY, TrainingSet
 
 
@@ -16,6 +17,7 @@ class ZTurboImageDataset(io.ComfyNode):
             category=CATEGORY,
             description="Pictures with captions to train on: a folder inside ComfyUI's input folder, or pictures from the graph. Shows a contact sheet.",
             search_aliases=["training images", "dataset", "captions"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
                     "folder",
@@ -49,8 +51,10 @@ class ZTurboImageDataset(io.ComfyNode):
             lines = [line.strip() for line in captions.splitlines() if line.strip()]
             arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for image in images]  # BHWC, 0..1
             found = dataset.from_arrays(arrays, lines, resolution, trigger)
+        say(cls, found.report())
         return io.NodeOutput(found, found.report(), ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, folder, images=None, **_):
-        return "" if images is not None else comfy_paths.folder_fingerprint(folder)
+    def fingerprint_inputs(cls, folder, **given):
+        """Core gives None for what other nodes will bring."""
+        return "" if folder is None or "images" in given else comfy_paths.folder_fingerprint(folder)

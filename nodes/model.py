@@ -32,7 +32,7 @@ class ZTurboLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "diffusion_model",
                     options=[TINY, *folder_paths.get_filename_list("diffusion_models")],
-                    tooltip="From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB). The bundled tiny model (7 MB) draws shapes of 64 to 160 pixels a side and is there to try everything out.",
+                    tooltip="From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB). The bundled tiny model (7 MB) draws shapes of 64 to 144 pixels a side and is there to try everything out.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
@@ -103,5 +103,6 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):
-        path = comfy_tiny.ADAPTER if adapter == TINY else folder_paths.get_full_path("loras", adapter)
-        return comfy_load.fingerprint(path)
+        if adapter is None:  # core's word for what another node will bring
+            return ""
+        return comfy_load.fingerprint(comfy_tiny.ADAPTER if adapter == TINY else folder_paths.get_full_path("loras", adapter))

@@ -4,7 +4,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..zturbo import runfolder
-from ..zturbo.hosts import comfy_paths
+from ..zturbo.hosts import comfy_paths, comfy_run
 
 POINTS = 2000  # most points of a curve that are sent
 
@@ -15,7 +15,12 @@ def register():
     @routes.get("/zturbo/run")
     async def run(request: web.Request) -> web.Response:
         found = comfy_paths.runs_named(request.query.get("name", ""))
-        return web.json_response(runfolder.summary(found[-1], POINTS) if found else {"run": None})
+        if not found:
+            return web.json_response({"run": None})
+        facts = runfolder.summary(found[-1], POINTS)
+        if facts["how"] is None and facts["run"] not in comfy_run.live:
+            facts["how"] = "died"  # its process went away before it could say how it ended
+        return web.json_response(facts)
 
     @routes.post("/zturbo/stop")
     async def stop(request: web.Request) -> web.Response:

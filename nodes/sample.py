@@ -1,9 +1,14 @@
 """Draw with the turbo model."""
 
+import logging
+
 from comfy_api.latest import io
 
 from ..zturbo.hosts import comfy_adapter, comfy_control, comfy_draw
+from .screen import say
 from .types import CATEGORY
+
+log = logging.getLogger("zturbo")
 
 
 class ZTurboSampler(io.ComfyNode):
@@ -15,6 +20,7 @@ class ZTurboSampler(io.ComfyNode):
             category=CATEGORY,
             description="Prompt to picture at turbo speed: 8 steps, CFG 1, scheduler simple, with core's own sampler. Says so when the model still carries the de-distill adapter.",
             search_aliases=["turbo sampler", "8 steps", "text to image"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The turbo model, with or without LoRAs, without the de-distill adapter."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
@@ -38,9 +44,10 @@ class ZTurboSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, prompt, width, height, steps, seed, sampler, batch_size) -> io.NodeOutput:
         tag = comfy_adapter.carried(model)
-        notes = {}
+        text = f"{steps} steps, no de-distill adapter on the model."
         if tag is not None and tag.net != 0:
-            notes["text"] = (f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look blurred. Use the clean model, or take it away with -1.",)
-            comfy_control.log.warning("%s", notes["text"][0])
+            text = f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look blurred. Use the clean model, or take it away with -1."
+            log.warning("%s", text)
+        say(cls, text)
         latents = comfy_draw.sample(model, comfy_draw.encode_prompt(clip, prompt), width, height, steps, seed, sampler, batch_size, comfy_control.sampling_progress(model, steps))
-        return io.NodeOutput(comfy_draw.decode(vae, latents), ui=notes or None)
+        return io.NodeOutput(comfy_draw.decode(vae, latents), ui={"text": (text,)})

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..zturbo import lorafile
 from ..zturbo.hosts import comfy_paths
+from .screen import say
 from .types import CATEGORY, LoraModel
 
 
@@ -16,6 +17,7 @@ class ZTurboSaveLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Writes a LoRA into models/loras under the names that ComfyUI, diffusers and other trainers read, with its metadata. A file is replaced only when you say so.",
             search_aliases=["export lora", "write lora"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."),
                 io.String.Input("name", default="my_lora", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
@@ -27,8 +29,14 @@ class ZTurboSaveLoRA(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name):
+        return name is None or comfy_paths.bad_lora_name(name) or True  # None: it comes from another node
+
+    @classmethod
     def execute(cls, lora, name, dtype, overwrite) -> io.NodeOutput:
         factors, leftover = lorafile.parse(lora, "The LORA_MODEL")
         lorafile.need_all(factors, leftover, "The LORA_MODEL")
         path = lorafile.write(comfy_paths.lora_path(name, overwrite), lorafile.state_dict(factors, lorafile.DTYPES[dtype]), getattr(lora, "metadata", {}))
-        return io.NodeOutput(str(path), ui={"text": (f"Saved {path.name} in models/loras.",)})
+        text = f"Saved {path.name} in models/loras. Press R to see it in the lists of loaders."
+        say(cls, text)
+        return io.NodeOutput(str(path), ui={"text": (text,)})

@@ -2,10 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..zturbo import runfolder
 from ..zturbo.flow import DENSITIES
-from ..zturbo.hosts import comfy_paths, comfy_run
-from ..zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe
+from ..zturbo.hosts import comfy_run
+from ..zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe, bad_name
 from .types import CATEGORY, LoraModel, LossMap, TrainingSet
 
 
@@ -89,9 +88,8 @@ class ZTurboTrainLoRA(io.ComfyNode):
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.images, str(trained.path), trained.steps)
 
     @classmethod
-    def fingerprint_inputs(cls, name, **_):
-        """Run again after Stop and keep, instead of handing on the LoRA that was kept."""
-        return sum(runfolder.how_ended(folder) == "stopped" for folder in comfy_paths.runs_named(name.strip()))
+    def validate_inputs(cls, name):
+        return name is None or bad_name(name.strip()) or True  # None: it comes from another node
 
 
 def lines(text: str) -> tuple[str, ...]:

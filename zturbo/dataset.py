@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import DatasetError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CAPTIONS = (".txt", ".caption")
+PLACE = "[trigger]"  # where the trigger word goes in a caption
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
 
@@ -38,7 +40,6 @@ class Dataset:
     """Pictures ready to train on, and what a person should know about them."""
 
     items: tuple[Item, ...]
-    trigger: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def buckets(self) -> dict[tuple[int, int], int]:
@@ -106,9 +107,9 @@ def apply_trigger(caption: str, trigger: str) -> str:
     """The trigger word where `[trigger]` stands, else in front, unless the caption already has it."""
     if not trigger:
         return caption.strip()
-    if "[trigger]" in caption:
-        return caption.replace("[trigger]", trigger).strip()
-    if trigger.lower() in caption.lower():
+    if PLACE in caption:
+        return caption.replace(PLACE, trigger).strip()
+    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption.strip()
     return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
 
@@ -133,7 +134,7 @@ def from_folder(folder: str | os.PathLike, resolution: int, trigger: str = "") -
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its path.")
+        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder inside ComfyUI's input folder and give its name.")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
     if not pictures:
@@ -151,7 +152,10 @@ def from_folder(folder: str | os.PathLike, resolution: int, trigger: str = "") -
     lonely = [path.name for path in files if path.suffix.lower() in CAPTIONS and path.stem not in stems]
     if lonely:
         notes.append(f"{len(lonely)} captions have no picture and are not used: {', '.join(lonely[:3])}.")
-    return Dataset(tuple(items), trigger, tuple(notes))
+    strange = [path.name for path in files if path.suffix.lower() not in PICTURES + CAPTIONS]
+    if strange:
+        notes.append(f"{len(strange)} files are not read: {', '.join(strange[:3])}. Pictures end in {', '.join(PICTURES)}.")
+    return Dataset(tuple(items), tuple(notes))
 
 
 def from_arrays(images: list[np.ndarray], captions: list[str], resolution: int, trigger: str = "") -> Dataset:
@@ -164,7 +168,7 @@ def from_arrays(images: list[np.ndarray], captions: list[str], resolution: int, 
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
-    return Dataset(tuple(items), trigger)
+    return Dataset(tuple(items))
 
 
 def _item(name: str, source, size: tuple[int, int], caption: str, resolution: int) -> Item:
@@ -176,6 +180,9 @@ def _item(name: str, source, size: tuple[int, int], caption: str, resolution: in
 
 
 def _need_words(items: list[Item]):
+    open_place = [item.name for item in items if PLACE in item.caption]
+    if open_place:
+        raise DatasetError(f"{len(open_place)} captions have {PLACE} in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
     silent = [item.name for item in items if not item.caption]
     if silent:
         raise DatasetError(

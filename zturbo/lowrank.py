@@ -4,13 +4,13 @@ A branch adds `scale * B (A x)` to a Linear's output (LoRA, arXiv 2106.09685). O
 three branches (`to_q`, `to_k`, `to_v`) write to their own rows. All A's of a Linear, the frozen
 adapter's and the trained LoRA's, are stacked into one matrix, so they cost one GEMM.
 
-The frozen weight never enters autograd: its owner hands it out when asked (`fetch`), once in forward and
+The frozen weight never enters autograd: its owner lends it when asked (`fetch`), once in forward and
 once in backward, so it may be quantised, offloaded, or made under inference mode.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from . import flow
 
-Fetch = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+Fetch = Callable[[torch.Tensor], AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]]
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,18 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, fetch: Fetch) -> torch.Tensor:
-        weight, bias = fetch(x)
         ctx.fetch = fetch
-        return F.linear(x, weight, bias)
+        return linear(x, fetch)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        weight, _ = ctx.fetch(grad)
-        return grad @ weight, None
+        with ctx.fetch(grad) as (weight, _):
+            return grad @ weight, None
+
+
+def linear(x: torch.Tensor, fetch: Fetch) -> torch.Tensor:
+    with fetch(x) as (weight, bias):
+        return F.linear(x, weight, bias)
 
 
 def branch_output(x: torch.Tensor, target: Target, branches: list[dict[str, Factors]]) -> torch.Tensor | None:
@@ -108,17 +112,24 @@ def branch_output(x: torch.Tensor, target: Target, branches: list[dict[str, Fact
 def attached(linears: Mapping[str, tuple[torch.nn.Module, Fetch]], targets: list[Target], branches: list[dict[str, Factors]]) -> Iterator[None]:
     """Run the given Linears frozen, with branches, while the context lasts. Nothing of it is left afterwards.
 
-    linears: module name -> (module, fetch). Only the instances' `forward` is covered, and uncovered again.
+    linears: module name -> (module, fetch).
     """
     by_module = {target.module: target for target in targets}
-    covered = []
+    with covered((module, _forward(fetch, by_module.get(name), branches)) for name, (module, fetch) in linears.items()):
+        yield
+
+
+@contextmanager
+def covered(forwards: Iterable[tuple[torch.nn.Module, Callable]]) -> Iterator[None]:
+    """Give the instances another `forward` while the context lasts."""
+    changed = []
     try:
-        for name, (module, fetch) in linears.items():
-            covered.append((module, module.__dict__.get("forward")))
-            module.forward = _forward(fetch, by_module.get(name), branches)
+        for module, forward in forwards:
+            changed.append((module, module.__dict__.get("forward")))
+            module.forward = forward
         yield
     finally:
-        for module, before in reversed(covered):
+        for module, before in reversed(changed):
             if before is None:
                 module.__dict__.pop("forward", None)
             else:
@@ -127,7 +138,7 @@ def attached(linears: Mapping[str, tuple[torch.nn.Module, Fetch]], targets: list
 
 def _forward(fetch: Fetch, target: Target | None, branches: list[dict[str, Factors]]):
     def forward(x: torch.Tensor) -> torch.Tensor:
-        y = FrozenLinear.apply(x, fetch) if x.requires_grad else F.linear(x, *fetch(x))
+        y = FrozenLinear.apply(x, fetch) if x.requires_grad else linear(x, fetch)
         extra = branch_output(x, target, branches) if target is not None else None
         return y if extra is None else y + extra
 

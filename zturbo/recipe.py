@@ -60,6 +60,7 @@ class Recipe:
     batch_size: int = 1  # pictures a step
     seed: int = 0
     timesteps: str = "weighted"  # one of flow.DENSITIES
+    save_every: int = 250  # steps between two writes of the LoRA into the run folder
     save_dtype: str = "bf16"  # of the LoRA file: bf16, fp16 or fp32
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -67,15 +68,15 @@ class Recipe:
     previews: Previews = field(default_factory=Previews)
 
     def __post_init__(self):
-        at_least(1, steps=self.steps, batch_size=self.batch_size, rank=self.network.rank)
+        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.save_every, rank=self.network.rank)
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
         one_of(flow.DENSITIES, timesteps=self.timesteps)
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.save_dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
-        if not file_name(self.name):
-            raise ZTurboError(f"The name {self.name!r} cannot be a file name. Use letters, digits, spaces and . _ - only, and start with a letter or digit.")
+        if sentence := bad_name(self.name):
+            raise ZTurboError(sentence)
 
 
 def at_least(low: float, **values):
@@ -99,6 +100,11 @@ def one_of(choices: tuple[str, ...], **values):
 def file_name(name: str) -> bool:
     """True for one plain path component that every system accepts."""
     return bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" for c in name)
+
+
+def bad_name(name: str) -> str:
+    """What is wrong with a name that cannot be a file name, or nothing."""
+    return "" if file_name(name) else f"The name {name!r} cannot be a file name. Use letters, digits, spaces and . _ - only, and start with a letter or digit."
 
 
 def to_toml(recipe: Recipe) -> str:

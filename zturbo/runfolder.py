@@ -4,17 +4,18 @@ Every file is written beside and renamed; the event log is appended to, a JSON o
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from . import lorafile
 from . import recipe as recipes
-from .errors import ZTurboError
+from .errors import LoraFileError, ZTurboError
 
 log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, LORA, STOP = "recipe.toml", "events.jsonl", "previews", "lora.safetensors", "stop"
@@ -33,6 +34,8 @@ class RunFolder:
         self.events = self.path / EVENTS
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
+        self.saved_steps = 0  # what the LoRA file on the disk has learnt
+        self.refused = ""  # why a newer one could not be written
         self._log_failed = False
 
     def _write(self, name: str, content: bytes):
@@ -51,6 +54,20 @@ class RunFolder:
                 log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
             self._log_failed = True
 
+    def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
+        """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""
+        try:
+            lorafile.write(self.lora, state, metadata)
+            self.saved_steps, self.refused = steps, ""
+        except LoraFileError as error:
+            log.error("%s", error)
+            self.refused = str(error)
+
+    def kept(self) -> str:
+        """A sentence: what of the LoRA is on the disk."""
+        there = f"The LoRA of step {self.saved_steps} is saved as {self.lora}; to use it, copy it into models/loras." if self.saved_steps else ""
+        return " ".join(filter(None, (self.refused, there))) or "Nothing had been learnt yet."
+
     def preview(self, step: int, number: int, image: np.ndarray) -> Path | None:
         """Keep a preview [H, W, 3] uint8 as PNG. Returns its path, or None where it could not be written."""
         path = self.path / PREVIEWS / f"step_{step:06d}_{number}.png"
@@ -68,11 +85,14 @@ class RunFolder:
 
 def _new_folder(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
+    number = 1
+    while True:
         path = parent / (name if number == 1 else f"{name}_{number}")
-        with contextlib.suppress(FileExistsError):
+        try:
             path.mkdir()
             return path
+        except FileExistsError:
+            number += 1
 
 
 def read_events(path: Path) -> list[dict]:
@@ -88,22 +108,12 @@ def read_events(path: Path) -> list[dict]:
     return events
 
 
-def how_ended(folder: Path) -> str | None:
-    """finished, stopped, cancelled or failed; None for a run that is under way or died. Reads the log's last line only."""
-    try:
-        with open(folder / EVENTS, "rb") as file:
-            file.seek(max(0, os.path.getsize(folder / EVENTS) - 500))
-            return json.loads(file.read().splitlines()[-1]).get("how")
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def summary(folder: Path, points: int) -> dict:
-    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, how it ended."""
+    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, its end event."""
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
     start = next((event for event in events if event.get("event") == "start"), {})
-    end = next((event["how"] for event in events if event.get("event") == "end"), None)
+    end = next((event for event in events if event.get("event") == "end"), {})
     thin = max(1, -(-len(steps) // points))
     return {
         "run": folder.name,
@@ -111,7 +121,8 @@ def summary(folder: Path, points: int) -> dict:
         "adapter": start.get("adapter", ""),
         "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
         "files": newest_previews(folder),
-        "how": end,
+        "how": end.get("how"),
+        "saved": end.get("saved", 0),
     }
 
 

@@ -18,7 +18,7 @@ import torch
 
 from . import flow, lorafile, lowrank
 from .dataset import Dataset
-from .errors import LoraFileError, TrainingError
+from .errors import TrainingError
 from .lowrank import Factors, Target
 from .recipe import Recipe
 from .runfolder import RunFolder
@@ -106,8 +106,9 @@ def group_pictures(latents: list[torch.Tensor], lengths: list[int]) -> tuple[tup
 def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]) -> Result:
     """Train a LoRA. Must be called outside inference mode, with gradients enabled.
 
-    Saves to `run.lora` before it raises: on cancel (whatever `control.check` raises), on TrainingError
-    (a loss that is no number, out of memory), on anything else.
+    Saves to `run.lora` every `recipe.save_every` steps, at the end, and before it raises: on cancel (whatever
+    `control.check` raises), on TrainingError (a loss that is no number), on anything else. Stopping waits for
+    the first step; a preview that cannot be drawn is said and costs nothing else.
     """
     latents, lengths = host.encode(dataset)
     batches = Batches(group_pictures(latents, lengths), recipe.batch_size, recipe.seed)
@@ -117,10 +118,14 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     losses: list[float] = []
     images: list[np.ndarray] = []
     seconds = 0.0
+
+    def save():
+        run.save(len(losses), lorafile.state_dict(lora, dtype), metadata)
+
     try:
-        while len(losses) < recipe.steps and not control.stop_requested:
+        while not finished(recipe, losses, control):
             with host.training(lora) as velocity:
-                while len(losses) < recipe.steps and not control.stop_requested:
+                while not finished(recipe, losses, control):
                     control.check()
                     started = time.perf_counter()
                     step = len(losses)
@@ -130,20 +135,35 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                     event["seconds"] = round(time.perf_counter() - started, 4)
                     run.event(**event)
                     control.step(event)
+                    if len(losses) % recipe.save_every == 0:
+                        save()
                     if preview_due(recipe, len(losses)):
                         break
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, len(losses)) or finished(recipe, losses, control)):
-                images = host.draw(lorafile.state_dict(lora, dtype))
-                paths = [run.preview(len(losses), number, image) for number, image in enumerate(images)]
-                control.preview(len(losses), images, paths)
+                images = draw(host, lorafile.state_dict(lora, dtype), len(losses), run, control) or images
     except BaseException:
-        if losses:
-            save_or_say(run, lora, dtype, metadata)
+        if losses and run.saved_steps < len(losses):
+            try:
+                save()
+            except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
+                log.error("The LoRA of step %d could not be saved: %s", len(losses), error)
         raise
     state = lorafile.state_dict(lora, dtype)
-    save_or_say(run, lora, dtype, metadata)
-    return Result(state, losses, images, len(losses), seconds / max(1, len(losses)))
+    run.save(len(losses), state, metadata)
+    return Result(state, losses, images, len(losses), seconds / len(losses))
+
+
+def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, control: Control) -> list[np.ndarray]:
+    """Draw, keep and show the previews of a step. None, with a warning, when drawing fails: training is worth more."""
+    try:
+        images = host.draw(state)
+    except Exception as error:
+        log.warning("The preview at step %d could not be drawn (%s: %s); training goes on.", step, type(error).__name__, error)
+        run.event(event="preview failed", step=step, error=str(error))
+        return []
+    control.preview(step, images, [run.preview(step, number, image) for number, image in enumerate(images)])
+    return images
 
 
 def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity, device) -> dict:
@@ -162,7 +182,8 @@ def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity
     value = loss.item()  # the one point where a step waits for the device
     if not math.isfinite(value) or not math.isfinite(norm.item()):
         raise TrainingError(
-            f"The loss became {value} at step {step + 1}; training was stopped before that step could do harm. Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
+            f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm. "
+            f"Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
         )
     optimizer.step()
     return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item()}
@@ -173,13 +194,4 @@ def preview_due(recipe: Recipe, steps: int) -> bool:
 
 
 def finished(recipe: Recipe, losses: list[float], control: Control) -> bool:
-    return len(losses) >= recipe.steps or control.stop_requested
-
-
-def save_or_say(run: RunFolder, lora: dict[str, Factors], dtype: torch.dtype, metadata: dict[str, str]) -> Path | None:
-    """Write the LoRA so far; a disk that refuses is said in the log and never costs the LoRA in memory."""
-    try:
-        return lorafile.write(run.lora, lorafile.state_dict(lora, dtype), metadata)
-    except LoraFileError as error:
-        log.error("%s", error)
-        return None
+    return len(losses) >= recipe.steps or (bool(losses) and control.stop_requested)

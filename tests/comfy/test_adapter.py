@@ -78,7 +78,7 @@ def test_loras_in_between_stay_and_order_does_not_matter(comfyui, adapter, dtype
     half = comfy_adapter.apply(on, adapter, "a", -0.5)
     assert same(weights(comfy_adapter.apply(half, adapter, "a", -0.5)), wanted)
     assert same(weights(comfy_adapter.clean(on)), wanted)
-    assert same(weights(comfy_adapter.without_patches(on)), wanted)
+    assert same(weights(comfy_adapter.without_adapter(on)), wanted)
 
 
 def test_plus_one_is_the_written_out_sum(comfyui, adapter):
@@ -101,6 +101,16 @@ def test_minus_one_on_clean_weights_is_refused(comfyui, adapter):
         comfy_adapter.apply(model_in("fp32"), adapter, "a", -1.0)
 
 
+def test_taking_away_more_than_there_is_is_refused(comfyui, adapter):
+    on = comfy_adapter.apply(model_in("fp32"), adapter, "a", 0.75)
+    with pytest.raises(LoraFileError, match=r"carries a at \+0.75, so 1 of it cannot be taken away. Set strength to 0.75"):
+        comfy_adapter.apply(on, adapter, "a", -1.0)
+    declared = comfy_adapter.apply(model_in("fp32"), adapter, "a", -1.0, baked=1.0)
+    with pytest.raises(LoraFileError, match="cannot be taken away"):
+        comfy_adapter.apply(declared, adapter, "a", -0.5)
+    assert comfy_adapter.carried(comfy_adapter.apply(on, adapter, "a", -0.25)).net == 0.5
+
+
 def test_minus_one_on_a_checkpoint_declared_as_merged_subtracts(comfyui, adapter):
     model = model_in("fp32")
     clean = weights(model)
@@ -121,7 +131,7 @@ def test_another_adapter_than_the_one_on_the_model_is_refused(comfyui, adapter, 
 
 def test_an_adapter_that_fits_no_key_or_only_some_is_refused_with_counts(comfyui, tmp_path):
     model, state = model_in("fp32"), load_file(comfy_tiny.ADAPTER)
-    more = {**state, "diffusion_model.layers.29.attention.to_q.lora_A.weight": torch.zeros(2, 256), "diffusion_model.layers.29.attention.to_q.lora_B.weight": torch.zeros(256, 2)}
+    more = {**state, "diffusion_model.layers.29.attention.to_q.lora_A.weight": torch.zeros(2, 8), "diffusion_model.layers.29.attention.to_q.lora_B.weight": torch.zeros(8, 2)}
     save_file(more, tmp_path / "more.safetensors")
     with pytest.raises(LoraFileError, match=f"more.safetensors does not fit this model: {len(state) // 2} of its {len(state) // 2 + 1} matrices do.*layers.29"):
         comfy_adapter.apply(model, lorafile.read(tmp_path / "more.safetensors"), "more.safetensors", 1.0)

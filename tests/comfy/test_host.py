@@ -124,6 +124,26 @@ def test_lora_of_seed_zero_trains_from_nothing(tiny):
     assert max(part.B.grad.abs().max().item() for part in lora.values()) > 0
 
 
+def test_previews_are_drawn_without_the_adapter_also_on_a_preview_model_that_carries_it(tiny):
+    model, clip, vae = tiny
+    for preview_model in (None, de_distilled(model)):
+        host = ComfyHost(de_distilled(model), clip, vae, recipe(), preview_model)
+        assert comfy_adapter.carried(host.preview_model) is None and host.preview_model.patches == {}
+        assert comfy_adapter.carried(host.model).net == 1
+
+
+def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        host = ComfyHost(de_distilled(model), clip, vae, recipe())
+        host.encode(pictures())
+        for _ in range(2):
+            with host.training({}):
+                first = list(map(id, host.captions))
+        assert len(host.captions) == len({item.caption for item in pictures().items}) < len(pictures().items)
+        assert first == list(map(id, host.captions))
+
+
 def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
     model, clip, vae = tiny
     host = ComfyHost(model, clip, vae, recipe())

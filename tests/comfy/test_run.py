@@ -24,7 +24,7 @@ def run(tiny, tmp_path, monkeypatch):
     return lambda way="merged": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1")
 
 
-@pytest.mark.parametrize("at, kept", [(1, "Nothing had been learnt yet."), (4, "The LoRA so far is saved as")])
+@pytest.mark.parametrize("at, kept", [(1, "Nothing had been learnt yet."), (4, "The LoRA of step 3 is saved as")])
 def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_path, monkeypatch, at, kept):
     before, calls, backward = fingerprint(tiny[0]), [], torch.Tensor.backward
 
@@ -40,7 +40,7 @@ def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_p
     assert kept in str(error.value) and "batch_size" in str(error.value)
     assert fingerprint(tiny[0]) == before
     folder = tmp_path / recipe("merged").name
-    assert runfolder.how_ended(folder) == "failed"
+    assert runfolder.summary(folder, 10)["how"] == "failed"
     assert (folder / "lora.safetensors").is_file() == (at > 1)
     if at > 1:
         assert len(lorafile.read(folder / "lora.safetensors").factors) == 24

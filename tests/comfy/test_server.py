@@ -36,7 +36,10 @@ def events(run: Path) -> list[dict]:
 
 
 def failure(server, prompt) -> str:
-    message = dev.error_message(server.wait(server.queue(prompt)))
+    try:
+        message = dev.error_message(server.wait(server.queue(prompt)))
+    except dev.Stop as refusal:  # before anything ran
+        message = str(refusal)
     assert message, "the prompt ran although it should not have"
     return message
 
@@ -147,14 +150,35 @@ def test_stop_and_keep_lets_the_nodes_behind_finish(server):
     entry = server.wait(prompt_id)
     assert dev.error_message(entry) is None and entry["outputs"]["save"]["images"]
     done = [event for event in events(run) if "loss" in event]
-    assert 3 <= len(done) < 5000 and events(run)[-1] == {"event": "end", "how": "stopped"}
+    assert 3 <= len(done) < 5000 and events(run)[-1] == {"event": "end", "how": "stopped", "saved": len(done)}
     assert server.get("/zturbo/run?name=stopped")["how"] == "stopped"
-    again = server.queue(graph)  # the same graph trains again: what was kept is not taken for the whole
-    wait_for_step(server, "stopped_2", 1)
-    server.post("/interrupt", {})
-    assert dev.error_message(server.wait(again)) == "interrupted"
+    graph["sample"]["inputs"]["prompt"] = "another picture with the LoRA that was kept"
+    assert server.run(graph)["save"]["images"]
+    assert len(list((server.base / "output" / "zturbo").glob("stopped*"))) == 1  # it did not train again
     summary = runfolder.summary(run, 2000)
     assert summary["how"] == "stopped" and len(summary["steps"]) == len(done)
+
+
+def test_a_name_from_another_node_trains_once(server):
+    graph = prompts.training(preview_prompts="")
+    graph["words"] = prompts.node("PrimitiveString", value="linked")
+    graph["train"]["inputs"]["name"] = ["words", 0]
+    graph["sample"] = prompts.sample(["load", 0])
+    graph["picture"] = prompts.save_image(["sample", 0])
+    for seed in (1, 2):
+        graph["sample"]["inputs"]["seed"] = seed
+        server.run(graph)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("linked*")] == ["linked"]
+
+
+def test_a_run_whose_process_died_is_told_from_a_live_one(server):
+    graph = prompts.training(name="died", preview_prompts="")
+    server.run(graph)
+    run = newest_run(server, "died")
+    assert server.get("/zturbo/run?name=died")["how"] == "finished"
+    whole = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("\n".join(whole[:-1]) + "\n")
+    assert server.get("/zturbo/run?name=died")["how"] == "died"
 
 
 def test_cancel_saves_what_was_learnt_and_leaves_the_model_clean(server):
@@ -186,6 +210,8 @@ def test_save_lora_counts_up_and_keeps_the_metadata(server):
     (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input folder"),
     (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input folder"),
     (lambda g: g["train"]["inputs"].update(name="../evil"), "cannot be a file name"),
+    (lambda g: g.update(save=prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../evil", dtype="bf16", overwrite=False)), "cannot be a LoRA file's"),
+    (lambda g: g["dataset"]["inputs"].update(trigger=""), "no trigger word"),
     (lambda g: g.update(adapter=prompts.adapter(["load", 0], "-1 restore")), "carries no adapter"),
 ])  # fmt: skip
 def test_bad_input_gets_a_sentence(server, change, sentence):

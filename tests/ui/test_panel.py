@@ -49,9 +49,14 @@ class Canvas:
         self.page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && !document.querySelector('#splash-loader')", timeout=READY)
         self.page.wait_for_function("() => window.app.canvas && window.app.extensions?.some((e) => e.name === 'zturbo.TrainPanel')", timeout=READY)
 
-    def load(self, workflow: dict):
-        self.page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
-        self.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
+    def drop(self, path: Path):
+        """Drop a workflow file on the canvas, as from the file manager; wait until its nodes are there."""
+        text = path.read_text(encoding="utf-8")
+        script = "([text, name]) => { const data = new DataTransfer(); data.items.add(new File([text], name, { type: 'application/json' })); return data; }"
+        data = self.page.evaluate_handle(script, [text, path.name])
+        self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": data, "clientX": 800, "clientY": 500})
+        ids = sorted(str(node["id"]) for node in json.loads(text)["nodes"])
+        self.page.wait_for_function("(ids) => JSON.stringify(window.app.graph.nodes.map((n) => String(n.id)).sort()) === JSON.stringify(ids)", arg=ids, timeout=READY)
 
     def widget(self, node: str, name: str, value):
         self.page.evaluate(
@@ -63,7 +68,7 @@ class Canvas:
         return self.page.evaluate("() => window.app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)")
 
     def run(self):
-        self.page.evaluate("() => window.app.queuePrompt(0, 1)")
+        self.page.get_by_test_id("queue-button").first.click()
 
     def status(self) -> str:
         return self.page.locator(".zturbo-status").first.text_content() or ""
@@ -90,13 +95,25 @@ def canvas(browser, server, request):
     made.context.close()
 
 
-def demo() -> dict:
-    return json.loads((ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8"))
+DEMO = ROOT / "workflows" / "tiny_demo.json"
 
 
-def test_demo_runs_shows_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
-    canvas.load(demo())
+def test_the_dropped_demo_runs_to_its_end(canvas, server):
+    """The file as it is shipped, all its steps."""
+    canvas.drop(DEMO)
     assert canvas.missing_nodes() == []
+    canvas.run()
+    canvas.wait_step(1)
+    entry = server.wait(server.get("/queue")["queue_running"][0][1])
+    assert entry["status"]["status_str"] == "success"
+    canvas.wait_status("Finished")
+    canvas.wait_preview()
+    assert canvas.curve() > 100
+    assert canvas.ours == []
+
+
+def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
+    canvas.drop(DEMO)
     name = "panel_" + tmp_path.name.replace("-", "_")[-20:].strip("_[]")
     for widget, value in (("name", name), ("steps", STEPS), ("preview_every", 10)):
         canvas.widget("ZTurboTrainLoRA", widget, value)
@@ -122,7 +139,6 @@ def test_demo_runs_shows_survives_a_reload_and_stop_keeps(canvas, server, tmp_pa
 
 def test_every_shipped_workflow_opens_with_no_missing_node(canvas):
     for path in sorted((ROOT / "workflows").glob("*.json")):
-        canvas.page.evaluate("(workflow) => window.app.loadGraphData(workflow)", json.loads(path.read_text(encoding="utf-8")))
-        canvas.page.wait_for_timeout(500)
+        canvas.drop(path)
         assert canvas.missing_nodes() == [], path.name
     assert canvas.ours == []

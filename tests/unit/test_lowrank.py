@@ -1,5 +1,7 @@
 """zturbo.lowrank against dense matrices: W + sum of scale * B @ A, values and gradients."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def linear(out: int, bias: bool = False) -> nn.Linear:
 
 
 def fetch(module):
-    return lambda x: (module.weight, module.bias)
+    return lambda x: nullcontext((module.weight, module.bias))
 
 
 def random_lora(rank: int, scale: float, trainable: bool) -> dict[str, Factors]:

@@ -1,6 +1,6 @@
 """The loop on a host small enough to check by hand: a model that is one linear map, in plain PyTorch."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from zturbo import dataset, lowrank, runfolder, trainer
+from zturbo import dataset, lorafile, lowrank, runfolder, trainer
 from zturbo.errors import TrainingError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Optimizer, Previews, Recipe
@@ -33,7 +33,7 @@ class LinearHost:
 
     @contextmanager
     def training(self, lora):
-        fetch = lambda x: (self.linear.weight, None)  # noqa: E731
+        fetch = lambda x: nullcontext((self.linear.weight, None))  # noqa: E731
 
         def velocity(x, sigma, numbers):
             self.seen.append(numbers)
@@ -121,6 +121,58 @@ def test_stop_and_keep_hands_on_the_lora_so_far(tmp_path):
     assert all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
 
 
+def test_stop_waits_for_the_first_step(tmp_path):
+    result, run, _, _ = go(tmp_path, recipe(), control=Nobody(stop_after=0))
+    assert result.steps == 1 and run.saved_steps == 1
+
+
+def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
+    """A power cut leaves what was saved last."""
+
+    class PowerCut(Nobody):
+        def step(self, event):
+            super().step(event)
+            if event["step"] == 12:
+                self.seen = load_file(run.lora)
+
+    control = PowerCut()
+    run = RunFolder(tmp_path, recipe(save_every=5))
+    trainer.train(recipe(save_every=5), dataset.Dataset(()), LinearHost(), run, control, {})
+    whole, _, _, _ = go(tmp_path, recipe(steps=10))
+    assert all(torch.equal(control.seen[key], whole.state[key]) for key in whole.state)
+
+
+def test_a_preview_that_fails_is_said_and_training_goes_on(tmp_path):
+    class NoPictures(LinearHost):
+        def draw(self, state):
+            raise RuntimeError("no room for a picture")
+
+    result, run, _, control = go(tmp_path, recipe(previews=Previews(("p",), every=10)), host=NoPictures())
+    plain, _, _, _ = go(tmp_path, recipe())
+    assert result.losses == plain.losses and result.images == [] and control.previews == []
+    failed = [event for event in runfolder.read_events(run.events) if event.get("event") == "preview failed"]
+    assert [event["step"] for event in failed] == [10, 20, 30, 40] and failed[0]["error"] == "no room for a picture"
+
+
+def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, recipe(save_every=2))
+    good = lorafile.state_dict
+
+    def dead(*args):
+        raise RuntimeError("device lost while copying")
+
+    class Dying(Nobody):
+        def check(self):
+            if self.steps == 3:
+                monkeypatch.setattr(lorafile, "state_dict", dead)
+                raise RuntimeError("device lost")
+
+    with pytest.raises(RuntimeError, match="^device lost$"):
+        trainer.train(recipe(save_every=2), dataset.Dataset(()), LinearHost(), run, Dying(), {})
+    monkeypatch.setattr(lorafile, "state_dict", good)
+    assert run.saved_steps == 2 and "The LoRA of step 2 is saved as" in run.kept()
+
+
 def test_cancel_saves_and_raises(tmp_path):
     run = RunFolder(tmp_path, recipe())
     with pytest.raises(KeyboardInterrupt):
@@ -160,6 +212,7 @@ def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeyp
     monkeypatch.setattr("os.fsync", full)
     result = trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(), {})
     assert result.steps == 40 and len(result.state) == 2 and not run.lora.exists()
+    assert "No space left on device" in run.kept()
 
 
 def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):

@@ -35,10 +35,13 @@ class ComfyHost:
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
         self.way = choose_way(model, recipe.compute.adapter)
-        self.model = comfy_adapter.without_patches(model) if self.way == "branch" else model.clone()
-        self.preview_model = comfy_adapter.clean(model) if preview_model is None else preview_model
+        self.model = comfy_adapter.without_adapter(model) if self.way == "branch" else model.clone()
+        self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
-        self.features: list[torch.Tensor] = []
+        self.features: list[torch.Tensor] = []  # one a caption
+        self.caption_of: list[int] = []  # one a picture: which of the captions
+        self.captions: list[torch.Tensor] = []  # `features` as the layers see them, once they were needed
+        self.image_tokens = 0  # of the largest picture
         self.prompts: list = []
 
     def describe(self) -> str:
@@ -48,13 +51,16 @@ class ComfyHost:
         return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}, carried as {self.way}."
 
     def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[int]]:
-        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens, one a picture."""
+        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens as the layers see them, one a picture."""
         with torch.no_grad():
-            latents = [self._latent(item.pixels()) for item in dataset.items]
-            known = {caption: self._features(caption) for caption in sorted({item.caption for item in dataset.items})}
-            self.features = [known[item.caption] for item in dataset.items]
+            captions = sorted({item.caption for item in dataset.items})
+            self.features = [self._features(caption) for caption in captions]
+            self.caption_of = [captions.index(item.caption) for item in dataset.items]
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
-        return latents, [features.shape[1] for features in self.features]
+            latents = [self._latent(item.pixels()) for item in dataset.items]
+        self.image_tokens = max(latent.shape[1] * latent.shape[2] for latent in latents) // self.dit.patch_size**2
+        block = self.dit.pad_tokens_multiple
+        return latents, [-(-self.features[n].shape[1] // block) * block for n in self.caption_of]
 
     def _latent(self, pixels: np.ndarray) -> torch.Tensor:
         latent = self.vae.encode(torch.from_numpy(pixels)[None])
@@ -84,19 +90,26 @@ class ComfyHost:
             covered = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
             stack.enter_context(lowrank.attached(covered, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
-            with torch.no_grad():
-                captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)) for f in self.features]
-            yield lambda x, sigma, numbers: self._velocity(x, sigma, torch.cat([captions[n] for n in numbers]))
+            if not self.captions:
+                with torch.no_grad():
+                    self.captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)).cpu() for f in self.features]
+            yield self._velocity
 
-    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+    def caption(self, number: int) -> torch.Tensor:
+        """Caption features [1, L, C] of a picture."""
+        return self.features[self.caption_of[number]]
+
+    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...]) -> torch.Tensor:
+        caption = torch.cat([self.captions[self.caption_of[n]] for n in numbers]).to(self.device)
         run_layer = checkpointed if self.recipe.compute.checkpointing else None
         return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.float(), caption, run_layer).float()
 
     def _room(self) -> int:
-        """Bytes of activations that a step may need, so that the memory manager keeps them free. A rough upper guess."""
-        tokens = max((f.shape[1] for f in self.features), default=512) + 4096
+        """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
+        tokens = max(f.shape[1] for f in self.features) + self.image_tokens
         layers = 4 if self.recipe.compute.checkpointing else len(self.dit.layers)
-        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers)
+        trained = lowrank.parameter_count(self.targets, self.recipe.network.rank)
+        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers) + 16 * trained  # fp32: weight, gradient, two moments
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
@@ -121,45 +134,49 @@ def choose_way(model, wish: str) -> str:
     weights = [module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), comfy_adapter.BLOCKS).values()]
     if any(weight.dtype not in FULL or isinstance(weight, comfy.quant_ops.QuantizedTensor) for weight in weights):
         return "branch"  # exact: quantised weights would round the adapter away
+    if 1.25 * model.model_size() > comfy.model_management.get_total_memory(model.load_device):
+        return "branch"  # weights that come and go would be patched anew at each use
     backup = sum(weight.nbytes for weight in weights)  # patching keeps the clean weights aside
     return "merged" if comfy.model_management.get_free_memory(torch.device("cpu")) > 2 * backup else "branch"
 
 
 def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[str, Factors]:
     """The adapter's factors at a strength, frozen, on the device in compute dtype."""
-    return {name: Factors(f.A.to(device, dtype), f.B.to(device, dtype), f.scale * strength) for name, f in factors.items()}
+    return {name: Factors(f.A.to(device, dtype, copy=True), f.B.to(device, dtype, copy=True), f.scale * strength) for name, f in factors.items()}
 
 
 def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
-    """Weight and bias of one of core's Linears as its own forward would get them: moved, cast, dequantised, patched."""
+    """Lends weight and bias of a Linear or norm as its own forward would get them: moved, cast, dequantised, patched."""
 
+    own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
+
+    @contextmanager
     def fetch(x: torch.Tensor):
-        if not hasattr(module, "weight_function"):
-            return module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
-        weight, bias = comfy.ops.cast_bias_weight(module, x)
-        if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-            weight = weight.dequantize().to(x.dtype)
-        smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
-        return (weight if smoothing is None else weight * smoothing.to(weight)), bias
+        if own is not None:
+            yield own(x)[:2]
+        elif not hasattr(module, "weight_function"):
+            yield module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
+        else:
+            with comfy.ops.CastBiasWeightContext(module, x, offloadable=True) as (weight, bias):
+                if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+                    weight = weight.dequantize().to(x.dtype)
+                smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
+                yield (weight if smoothing is None else weight * smoothing.to(weight)), bias
 
     return fetch
 
 
-@contextmanager
 def normal_norms(dit):
-    """RMSNorms that autograd can save: weights made under inference mode are copied at each use (they are small)."""
-    norms = [module for module in dit.modules() if isinstance(module, torch.nn.RMSNorm)]
-    try:
-        for module in norms:
-            module.forward = _norm_forward(module, fetcher(module))
-        yield
-    finally:
-        for module in norms:
-            module.__dict__.pop("forward", None)
+    """RMSNorms that autograd can save, while the context lasts: weights made under inference mode are copied at each use (they are small)."""
+    return lowrank.covered((module, _norm_forward(module, fetcher(module))) for module in dit.modules() if isinstance(module, torch.nn.RMSNorm))
 
 
 def _norm_forward(module, fetch):
-    return lambda x: F.rms_norm(x, module.normalized_shape, fetch(x)[0].clone(), module.eps)
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with fetch(x) as (weight, _):
+            return F.rms_norm(x, module.normalized_shape, weight.clone(), module.eps)
+
+    return forward
 
 
 def checkpointed(layer, *args, **options):

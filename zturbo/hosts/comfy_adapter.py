@@ -81,6 +81,9 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
             f"This model carries no adapter, so {file} cannot be taken away from it: the result would be a broken model. "
             "Turbo weights are clean as they are: draw with them directly. If this checkpoint has the adapter merged in, say so with checkpoint_has_adapter."
         )
+    has = tag.net if tag is not None else baked
+    if strength < 0 and _exact_zero(has + strength) < 0:
+        raise LoraFileError(f"This model carries {file} at {has:+g}, so {-strength:g} of it cannot be taken away. Set strength to {has:g} for clean turbo weights.")
     if tag is None:
         tag = Carried(file, adapter.sha256, adapter.factors, _core_patches(model, adapter), 0.0, baked)
     changed = model.clone()
@@ -107,8 +110,8 @@ def clean(model):
     return restored
 
 
-def without_patches(model):
-    """A clone of MODEL with the adapter's patches off its weights, for carrying it as a branch instead."""
+def without_adapter(model):
+    """A clone of MODEL with the adapter's patches off its weights, and others' still on, for carrying it as a branch instead."""
     tag = carried(model)
     bare = model.clone()
     if tag is not None:
@@ -119,7 +122,6 @@ def without_patches(model):
 def _core_patches(model, adapter: LoraFile) -> dict:
     """Core's patch objects for the adapter: {weight key, or (key, slice): adapter}."""
     state = lorafile.state_dict(adapter.factors, adapter.factors[next(iter(adapter.factors))].A.dtype)
-    state = {key: tensor.clone() for key, tensor in state.items()}
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
     if len(patches) != len(adapter.factors):
         raise LoraFileError(f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it.")

@@ -33,7 +33,7 @@ def load_clip(path: str | Path):
 
 def load_vae(path: str | Path):
     """VAE from a Flux (`ae.safetensors`) or TAESD file. Raises ModelError when it is none."""
-    state, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    state, metadata = _read(str(path), return_metadata=True)
     vae = comfy.sd.VAE(sd=state, metadata=metadata)
     try:
         vae.throw_exception_if_invalid()
@@ -42,9 +42,9 @@ def load_vae(path: str | Path):
     return vae
 
 
-def _read(path: str) -> dict:
+def _read(path: str, **options):
     try:
-        return comfy.utils.load_torch_file(path, safe_load=True)
+        return comfy.utils.load_torch_file(path, safe_load=True, **options)
     except Exception as error:  # core raises plain exceptions of several libraries here
         raise ModelError(f"{Path(path).name} cannot be read ({error}). It may be cut off: download it again.") from error
 

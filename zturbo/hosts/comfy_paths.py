@@ -50,12 +50,22 @@ def runs_named(name: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
 
 
+def _parts(name: str) -> list[str]:
+    return name.strip().removesuffix(".safetensors").split("/")
+
+
+def bad_lora_name(name: str) -> str:
+    """What is wrong with a name that cannot be a LoRA file's, or nothing."""
+    if all(file_name(part) for part in _parts(name)):
+        return ""
+    return f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
+
+
 def lora_path(name: str, overwrite: bool) -> Path:
     """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
-    parts = name.removesuffix(".safetensors").split("/")
-    if not all(file_name(part) for part in parts):
-        raise ZTurboError(f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder).")
-    path = Path(folder_paths.get_folder_paths("loras")[0]).joinpath(*parts)
+    if sentence := bad_lora_name(name):
+        raise ZTurboError(sentence)
+    path = Path(folder_paths.get_folder_paths("loras")[0]).joinpath(*_parts(name))
     stem, number = path.name, 1
     target = path.with_name(stem + ".safetensors")
     while target.exists() and not overwrite:

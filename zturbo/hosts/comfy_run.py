@@ -20,6 +20,7 @@ from .comfy import ComfyHost
 from .comfy_control import ComfyControl
 
 log = logging.getLogger("zturbo")
+live: set[str] = set()  # names of the run folders that are being trained in this process
 
 
 @dataclass
@@ -42,6 +43,7 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
         run = RunFolder(comfy_paths.runs(), recipe)
         control = ComfyControl(run, recipe.steps, node_id, _send)
         log.info("%s Run folder: %s", host.describe(), run.path)
+        live.add(run.path.name)
         run.event(event="start", total=recipe.steps, adapter=host.describe())
         control.push("start", adapter=host.describe())
         ended = "failed"
@@ -50,18 +52,19 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
             ended = "stopped" if result.steps < recipe.steps else "finished"
         except comfy.model_management.InterruptProcessingException:
             ended = "cancelled"
-            log.info("Cancelled. %s", _kept(run))
+            log.info("Cancelled. %s", run.kept())
             raise
+        except ZTurboError as error:
+            raise TrainingError(f"{error} {run.kept()}") from error
         except Exception as error:
             if comfy.model_management.is_oom(error):
                 comfy.model_management.soft_empty_cache()
-                raise TrainingError(f"There was not enough memory for a step. {_kept(run)} Turn gradient_checkpointing on, or lower batch_size or resolution.") from error
-            if isinstance(error, TrainingError):
-                raise TrainingError(f"{error} {_kept(run)}") from error
-            raise
+                raise TrainingError(f"There was not enough memory to train. {run.kept()} {less_memory(recipe)}") from error
+            raise TrainingError(f"Training ended with {type(error).__name__}: {error}. {run.kept()}") from error
         finally:
-            run.event(event="end", how=ended)
-            control.push("end", how=ended)
+            live.discard(run.path.name)
+            run.event(event="end", how=ended, saved=run.saved_steps)
+            control.push("end", how=ended, saved=run.saved_steps)
     return Trained(LoraState(result.state, metadata(recipe, host)), result.losses, _images(result.images), run.lora, result.steps)
 
 
@@ -86,8 +89,12 @@ def metadata(recipe: Recipe, host: ComfyHost) -> dict[str, str]:
     return facts
 
 
-def _kept(run: RunFolder) -> str:
-    return f"The LoRA so far is saved as {run.lora}." if run.lora.is_file() else "Nothing had been learnt yet."
+def less_memory(recipe: Recipe) -> str:
+    """What this recipe can still give up."""
+    ways = [] if recipe.compute.checkpointing else ["turn gradient_checkpointing on"]
+    ways += ["lower batch_size"] if recipe.batch_size > 1 else []
+    ways += ["set compute_dtype to bf16"] if recipe.compute.dtype == "fp32" else []
+    return f"To need less: {', '.join([*ways, 'lower the resolution of Image Dataset'])}, or load an fp8 or int8 file of the model."
 
 
 def _images(images: list[np.ndarray]) -> torch.Tensor:
