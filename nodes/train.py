@@ -30,7 +30,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                 io.String.Input("name", default="my_lora", tooltip="Names the run's folder in output/zturbo. When it exists, _2, _3 … is added."),
                 io.Int.Input("steps", default=2000, min=1, max=100000, tooltip="Optimizer steps. Usual: 500 to 3000; past that turbo wears off."),
                 io.Float.Input(
-                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False, tooltip="Per step, AdamW. Usual: 1e-4; lower is safer and slower. The tiny model wants about 2e-3."
+                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False, tooltip="Per step, AdamW. Usual: 1e-4; lower is safer and slower. The tiny model wants about 1e-3."
                 ),
                 io.Int.Input("rank", default=16, min=1, max=512, tooltip="Width of the LoRA. Usual: 8 to 32. On the full model the file has 5.3 MB a rank in bf16."),
                 io.Float.Input("alpha", default=16.0, min=0.1, max=1024.0, step=0.1, tooltip="The LoRA is scaled by alpha / rank. Usual: the same as rank."),

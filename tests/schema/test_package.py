@@ -77,4 +77,4 @@ def test_nothing_loads_pickles_or_runs_text():
 
 def test_the_tiny_model_is_small():
     files = [path for path in (ROOT / "models" / "tiny").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+    assert sum(path.stat().st_size for path in files) < 12e6
