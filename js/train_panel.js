@@ -146,7 +146,7 @@ class Panel {
     const before = this.run;
     const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`).catch(() => ({ ok: false }));
     const run = answer.ok ? await answer.json() : { run: null };
-    if (!run.run || this.run !== before) return; // nothing there, or another run has begun meanwhile
+    if (!run.run || (this.run !== before && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
     const live = this.run === run.run ? this.points : [];
     this.begin(run);
     this.add(run.steps);

@@ -86,7 +86,7 @@ def test_clean_and_minus_one_wirings_give_byte_identical_pngs(server):
     outputs = server.run(graph)
     clean, restored, still_on = (picture_files(server, outputs, f"save_{letter}") for letter in "abc")
     assert clean == restored and clean != still_on
-    assert "carries the de-distill adapter" in outputs["c"]["text"][0] and "text" not in outputs.get("a", {})
+    assert "carries the de-distill adapter" in outputs["c"]["text"][0] and outputs["a"]["text"] == ["8 steps, no de-distill adapter on the model."]
 
 
 def test_real_photographs_train_and_the_file_serves_core_and_diffusers(server, tiny, caplog):
@@ -210,7 +210,6 @@ def test_save_lora_counts_up_and_keeps_the_metadata(server):
     (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input folder"),
     (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input folder"),
     (lambda g: g["train"]["inputs"].update(name="../evil"), "cannot be a file name"),
-    (lambda g: g.update(save=prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../evil", dtype="bf16", overwrite=False)), "cannot be a LoRA file's"),
     (lambda g: g["dataset"]["inputs"].update(trigger=""), "no trigger word"),
     (lambda g: g.update(adapter=prompts.adapter(["load", 0], "-1 restore")), "carries no adapter"),
 ])  # fmt: skip
@@ -218,6 +217,14 @@ def test_bad_input_gets_a_sentence(server, change, sentence):
     graph = prompts.training(name="bad", preview_prompts="")
     change(graph)
     assert sentence in failure(server, graph)
+
+
+def test_a_bad_name_of_the_lora_is_said_before_training(server):
+    graph = prompts.training(name="named", preview_prompts="")
+    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../evil", dtype="bf16", overwrite=False)
+    answer = server.post("/prompt", {"prompt": graph, "client_id": server.client})
+    assert "cannot be a LoRA file's" in json.dumps(answer["node_errors"]["save"])
+    server.wait(answer["prompt_id"])
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(server):
@@ -228,7 +235,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(server):
     graph["broken"] = prompts.node("LoraLoaderModelOnly", model=["adapter", 0], lora_name="broken.safetensors", strength_model=1.0)
     graph["train"]["inputs"]["model"] = ["broken", 0]
     message = failure(server, graph)
-    assert "The loss became nan at step 1" in message and "Nothing had been learnt yet" in message
+    assert "The loss became nan and its gradient nan at step 1" in message and "Nothing had been learnt yet" in message
     assert events(newest_run(server, "nan"))[-1]["how"] == "failed"
 
 

@@ -68,6 +68,8 @@ class Canvas:
         return self.page.evaluate("() => window.app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)")
 
     def run(self):
+        # The frontend's own veil over a drop sometimes stays when loading is done at once: its fading never ends.
+        self.page.evaluate("() => document.querySelectorAll('.p-blockui-mask-document').forEach((veil) => veil.remove())")
         self.page.get_by_test_id("queue-button").first.click()
 
     def status(self) -> str:
@@ -98,10 +100,11 @@ def canvas(browser, server, request):
 DEMO = ROOT / "workflows" / "tiny_demo.json"
 
 
-def test_the_dropped_demo_runs_to_its_end(canvas, server):
-    """The file as it is shipped, all its steps."""
+def test_the_dropped_demo_runs_to_its_end(canvas, server, request):
+    """The file as it is shipped, all its steps. Only the name is another one each time, or the server would hand on what it has."""
     canvas.drop(DEMO)
     assert canvas.missing_nodes() == []
+    canvas.widget("ZTurboTrainLoRA", "name", f"whole_{request.node.callspec.id}")
     canvas.run()
     canvas.wait_step(1)
     entry = server.wait(server.get("/queue")["queue_running"][0][1])
