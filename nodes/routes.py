@@ -22,12 +22,20 @@ def register():
             facts["how"] = "died"  # its process went away before it could say how it ended
         return web.json_response(facts)
 
-    @routes.post("/zturbo/stop")
-    async def stop(request: web.Request) -> web.Response:
-        """Ask the run (its folder's exact name) to stop after the step it is in and hand its LoRA on."""
+    async def ask(request: web.Request, wish) -> web.Response:
         name = (await request.json()).get("run", "")
         folder = comfy_paths.run_folder(name)
         if folder is None:
             return web.json_response({"error": f"There is no run named {name!r}."}, status=404)
-        runfolder.request_stop(folder)
+        wish(folder)
         return web.json_response({"run": name})
+
+    @routes.post("/zturbo/stop")
+    async def stop(request: web.Request) -> web.Response:
+        """Ask the run (its folder's exact name) to stop after the step it is in and hand its LoRA on."""
+        return await ask(request, runfolder.request_stop)
+
+    @routes.post("/zturbo/save")
+    async def save(request: web.Request) -> web.Response:
+        """Ask the run to save its LoRA and a checkpoint after the step it is in."""
+        return await ask(request, runfolder.request_save)

@@ -57,6 +57,11 @@ class ZTurboTrainLoRA(io.ComfyNode):
                 io.Int.Input("preview_width", default=1024, min=64, max=2048, step=16, tooltip="Pixels. The tiny model: 128."),
                 io.Int.Input("preview_height", default=1024, min=64, max=2048, step=16, tooltip="Pixels. The tiny model: 128."),
                 io.Int.Input("preview_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Picks the previews' noise, the same in every preview."),
+                io.String.Input(
+                    "resume",
+                    default="auto",
+                    tooltip="auto: a run of the same settings and pictures that was cancelled or cut off goes on where it was, to the same bits. new: always from the beginning. Or a run's name from output/zturbo (my_lora_2, or my_lora_2/step_000500 for one checkpoint): a new run goes on from there, for instance with more steps.",
+                ),
                 io.Model.Input("preview_model", optional=True, tooltip="What previews are drawn with. Not connected: the same model without the adapter."),
             ],
             outputs=[
@@ -71,7 +76,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, name, steps, learning_rate, rank, alpha, batch_size, seed, timesteps, compute_dtype, gradient_checkpointing,
-        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, preview_model=None,
+        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume, preview_model=None,
     ) -> io.NodeOutput:  # fmt: skip
         recipe = Recipe(
             name=name.strip(),
@@ -84,7 +89,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
             compute=Compute(compute_dtype, gradient_checkpointing, adapter_way),
             previews=Previews(lines(preview_prompts), preview_every, preview_width, preview_height, seed=preview_seed),
         )
-        trained = comfy_run.train(recipe, dataset, model, clip, vae, preview_model, cls.hidden.unique_id)
+        trained = comfy_run.train(recipe, dataset, model, clip, vae, preview_model, cls.hidden.unique_id, resume.strip())
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.images, str(trained.path), trained.steps)
 
     @classmethod

@@ -1,5 +1,6 @@
 """A folder of pictures and captions, as the trainer wants it: checked, captioned, fitted to buckets."""
 
+import hashlib
 import math
 import os
 import re
@@ -48,6 +49,14 @@ class Dataset:
         for item in self.items:
             counts[item.size] = counts.get(item.size, 0) + 1
         return dict(sorted(counts.items()))
+
+    def digest(self) -> str:
+        """sha256 over what is trained on: captions, sizes, and the bytes of the pictures."""
+        total = hashlib.sha256()
+        for item in self.items:
+            total.update(repr((item.caption, item.size)).encode())
+            total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
+        return total.hexdigest()[:32]
 
     def report(self) -> str:
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())

@@ -13,6 +13,10 @@ class LoraFileError(ZTurboError):
     """A LoRA or adapter file cannot be read, or does not fit the model."""
 
 
+class CheckpointError(ZTurboError):
+    """A checkpoint cannot be written or read, or is of another run."""
+
+
 class ModelError(ZTurboError):
     """The model is not what the node needs."""
 

@@ -5,7 +5,6 @@ Inside the pack a LoRA is a dict from canonical name (`layers.0.attention.to_q`)
 ComfyUI, diffusers and the reference trainer all read.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from . import files
 from .errors import LoraFileError
 from .lowrank import Factors, Part, Target
 
@@ -179,19 +179,12 @@ def state_dict(factors: dict[str, Factors], dtype: torch.dtype) -> dict[str, tor
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write atomically: beside, flushed to the disk, read back, then renamed. Raises LoraFileError naming the reason."""
+    """Write atomically (`files.write`). Raises LoraFileError naming the reason."""
     path = Path(path)
-    beside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(save(state, {"format": "pt", **metadata}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        files.write(path, save(state, {"format": "pt", **metadata}))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. Free some room or choose a folder that can be written.") from error
     return path
 

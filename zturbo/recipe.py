@@ -52,6 +52,15 @@ class Previews:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """What is written into the run folder while training."""
+
+    every: int = 250  # steps between two checkpoints, each with the LoRA so far
+    keep: int = 2  # newest checkpoints that stay
+    dtype: str = "bf16"  # of the LoRA file: bf16, fp16 or fp32
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that a run is a function of, apart from model and pictures."""
 
@@ -60,20 +69,19 @@ class Recipe:
     batch_size: int = 1  # pictures a step
     seed: int = 0
     timesteps: str = "weighted"  # one of flow.DENSITIES
-    save_every: int = 250  # steps between two writes of the LoRA into the run folder
-    save_dtype: str = "bf16"  # of the LoRA file: bf16, fp16 or fp32
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
     compute: Compute = field(default_factory=Compute)
     previews: Previews = field(default_factory=Previews)
+    saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self):
-        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.save_every, rank=self.network.rank)
+        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, checkpoints_kept=self.saving.keep, rank=self.network.rank)
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
         one_of(flow.DENSITIES, timesteps=self.timesteps)
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
-        one_of(("bf16", "fp16", "fp32"), save_dtype=self.save_dtype)
+        one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
@@ -137,7 +145,7 @@ def _build(kind, values: dict, where: str):
     for key in values:
         if key not in known:
             raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
-    nested = {"network": Network, "optimizer": Optimizer, "compute": Compute, "previews": Previews}
+    nested = {"network": Network, "optimizer": Optimizer, "compute": Compute, "previews": Previews, "saving": Saving}
     built = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A run is a folder: the recipe, the event log that panel and plots read, previews, the LoRA so far.
+"""A run is a folder: the recipe, the event log that panel and plots read, checkpoints, previews, the LoRA so far.
 
 Every file is written beside and renamed; the event log is appended to, a JSON object a line.
 """
@@ -13,36 +13,90 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import lorafile
+from . import checkpoint, files, lorafile
 from . import recipe as recipes
-from .errors import LoraFileError, ZTurboError
+from .errors import CheckpointError, LoraFileError, ZTurboError
 
 log = logging.getLogger("zturbo")
-RECIPE, EVENTS, PREVIEWS, LORA, STOP = "recipe.toml", "events.jsonl", "previews", "lora.safetensors", "stop"
+RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, LORA = "recipe.toml", "events.jsonl", "previews", "checkpoints", "lora.safetensors"
+STOP, SAVE = "stop", "save"
 
 
 class RunFolder:
-    """Open a new run under `parent`. Raises ZTurboError when nothing can be written there."""
+    """The folder of one run. `new` makes one, `RunFolder(path)` opens one that is there."""
 
-    def __init__(self, parent: Path, recipe: recipes.Recipe):
-        try:
-            self.path = _new_folder(parent, recipe.name)
-            self._write(RECIPE, recipes.to_toml(recipe).encode())
-            (self.path / PREVIEWS).mkdir()
-        except OSError as error:
-            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
+    def __init__(self, path: Path):
+        self.path = path
         self.events = self.path / EVENTS
+        self.checkpoints = self.path / CHECKPOINTS
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
+        self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
         self.saved_steps = 0  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one could not be written
         self._log_failed = False
 
-    def _write(self, name: str, content: bytes):
-        path = self.path / name
-        beside = path.with_name(path.name + ".part")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+    @classmethod
+    def new(cls, parent: Path, recipe: recipes.Recipe) -> "RunFolder":
+        """`name`, or `name_2`, `name_3` … under `parent`. Raises ZTurboError when nothing can be written there."""
+        try:
+            run = cls(_new_folder(parent, recipe.name))
+            files.write(run.path / RECIPE, recipes.to_toml(recipe).encode())
+            (run.path / PREVIEWS).mkdir()
+            run.checkpoints.mkdir()
+        except OSError as error:
+            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
+        return run
+
+    def recipe(self) -> str:
+        """The recipe's TOML, or nothing."""
+        try:
+            return (self.path / RECIPE).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    def checkpoint(self, state: checkpoint.State, keep: int):
+        """Save everything of this moment; then, once the new file is proven whole, all but the newest `keep` go. A disk that refuses is said and never ends a run."""
+        try:
+            with contextlib.suppress(OSError), open(self.events, "rb") as log_file:
+                os.fsync(log_file.fileno())  # what the checkpoint knows, the log knows
+            checkpoint.write(self.checkpoints / f"step_{len(state.losses):06d}.safetensors", state)
+        except CheckpointError as error:
+            log.error("%s Training goes on; the next checkpoint tries again.", error)
+            return
+        for old in self.checkpoint_files()[keep:]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+    def checkpoint_files(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.checkpoints.glob("step_*.safetensors"), reverse=True)
+
+    def adopt(self, checkpoint_file: Path):
+        """Begin where another run's checkpoint ends: with a copy of it, and of that run's log. Raises ZTurboError."""
+        try:
+            files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
+            log_file = checkpoint_file.parents[1] / EVENTS
+            if log_file.is_file():
+                files.write(self.events, log_file.read_bytes())
+        except OSError as error:
+            raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
+
+    def newest_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+        """Tensors and facts of the newest checkpoint that is whole."""
+        for path in self.checkpoint_files():
+            try:
+                return checkpoint.read(path)
+            except CheckpointError as error:
+                log.warning("%s An older one is used.", error)
+        return None
+
+    def rewind(self, step: int):
+        """Forget what was logged after `step`: it will be done again, to the same bits."""
+        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end"]
+        with contextlib.suppress(OSError):
+            files.write(self.events, "".join(json.dumps(event) + "\n" for event in kept).encode())
+        self.save_now.unlink(missing_ok=True)
 
     def event(self, **values):
         """Append one event. A log that cannot be written is said once and never ends a run."""
@@ -108,6 +162,16 @@ def read_events(path: Path) -> list[dict]:
     return events
 
 
+def how_ended(folder: Path) -> str | None:
+    """finished, stopped, cancelled or failed; None for a run that is under way or died."""
+    return next((event["how"] for event in reversed(read_events(folder / EVENTS)) if event.get("event") == "end"), None)
+
+
+def inputs_of(folder: Path) -> str | None:
+    """The digest of what a run was given beside its recipe."""
+    return next((event.get("inputs") for event in read_events(folder / EVENTS) if event.get("event") == "start"), None)
+
+
 def summary(folder: Path, points: int) -> dict:
     """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, its end event."""
     events = read_events(folder / EVENTS)
@@ -130,6 +194,11 @@ def newest_previews(folder: Path) -> list[str]:
     """File names of the previews of the newest step that has any."""
     names = sorted(path.name for path in (folder / PREVIEWS).glob("step_*.png"))
     return [name for name in names if name.rsplit("_", 1)[0] == names[-1].rsplit("_", 1)[0]] if names else []
+
+
+def request_save(folder: Path):
+    """Ask the run in this folder to save after its current step."""
+    (folder / SAVE).touch()
 
 
 def request_stop(folder: Path):

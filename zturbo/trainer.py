@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from . import flow, lorafile, lowrank
+from .checkpoint import State
 from .dataset import Dataset
 from .errors import TrainingError
 from .lowrank import Factors, Target
@@ -104,54 +105,68 @@ def group_pictures(latents: list[torch.Tensor], lengths: list[int]) -> tuple[tup
 
 
 def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]) -> Result:
-    """Train a LoRA. Must be called outside inference mode, with gradients enabled.
+    """Train a LoRA, or go on from the run folder's newest checkpoint, to the same bits as if it had never stopped.
 
-    Saves to `run.lora` every `recipe.save_every` steps, at the end, and before it raises: on cancel (whatever
-    `control.check` raises), on TrainingError (a loss that is no number), on anything else. Stopping waits for
-    the first step; a preview that cannot be drawn is said and costs nothing else.
+    Must be called outside inference mode, with gradients enabled. Writes a checkpoint and `run.lora` every
+    `recipe.saving.every` steps, at the end, and before it raises: on cancel (whatever `control.check` raises), on
+    TrainingError (a loss that is no number), on anything else. Stopping waits for the first step; a preview that
+    cannot be drawn is said and costs nothing else.
     """
     latents, lengths = host.encode(dataset)
     batches = Batches(group_pictures(latents, lengths), recipe.batch_size, recipe.seed)
-    lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
-    optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=recipe.optimizer.learning_rate, weight_decay=recipe.optimizer.weight_decay)
-    dtype = lorafile.DTYPES[recipe.save_dtype]
-    losses: list[float] = []
+    state = begin(recipe, host, run)
+    had_ended = finished(recipe, state, control)
+    dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
-    seconds = 0.0
+    whole = True  # False while a step is being taken
 
     def save():
-        run.save(len(losses), lorafile.state_dict(lora, dtype), metadata)
+        run.save(state.step, lorafile.state_dict(state.lora, dtype), metadata)
+        if whole:
+            run.checkpoint(state, recipe.saving.keep)
 
     try:
-        while not finished(recipe, losses, control):
-            with host.training(lora) as velocity:
-                while not finished(recipe, losses, control):
+        while not finished(recipe, state, control):
+            with host.training(state.lora) as velocity:
+                while not finished(recipe, state, control):
                     control.check()
-                    started = time.perf_counter()
-                    step = len(losses)
-                    event = one_step(recipe, step, batches.at(step), latents, lora, optimizer, velocity, host.device)
-                    seconds += time.perf_counter() - started
-                    losses.append(event["loss"])
-                    event["seconds"] = round(time.perf_counter() - started, 4)
+                    whole = False
+                    event = one_step(recipe, batches, latents, state, velocity, host.device)
+                    whole = True
                     run.event(**event)
                     control.step(event)
-                    if len(losses) % recipe.save_every == 0:
+                    if save_due(recipe, state, run):
                         save()
-                    if preview_due(recipe, len(losses)):
+                    if preview_due(recipe, state):
                         break
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
-            if recipe.previews.prompts and (preview_due(recipe, len(losses)) or finished(recipe, losses, control)):
-                images = draw(host, lorafile.state_dict(lora, dtype), len(losses), run, control) or images
+            if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
+                images = draw(host, lorafile.state_dict(state.lora, dtype), state.step, run, control) or images
     except BaseException:
-        if losses and run.saved_steps < len(losses):
+        if state.losses and run.saved_steps < state.step:
             try:
                 save()
             except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
-                log.error("The LoRA of step %d could not be saved: %s", len(losses), error)
+                log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
-    state = lorafile.state_dict(lora, dtype)
-    run.save(len(losses), state, metadata)
-    return Result(state, losses, images, len(losses), seconds / len(losses))
+    if run.saved_steps < state.step:
+        save()
+    if recipe.previews.prompts and had_ended:
+        images = draw(host, lorafile.state_dict(state.lora, dtype), state.step, run, control)
+    return Result(lorafile.state_dict(state.lora, dtype), state.losses, images, state.step, state.seconds / state.step)
+
+
+def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
+    """The state to go on from: the newest checkpoint's, or an untrained LoRA."""
+    lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
+    options = recipe.optimizer
+    state = State(lora, torch.optim.AdamW(lowrank.parameters(lora), lr=options.learning_rate, weight_decay=options.weight_decay))
+    saved = run.newest_checkpoint()
+    if saved is not None:
+        state.take(*saved)
+        log.info("Going on from step %d.", state.step)
+    run.rewind(state.step)
+    return state
 
 
 def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, control: Control) -> list[np.ndarray]:
@@ -166,8 +181,10 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     return images
 
 
-def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity, device) -> dict:
-    """One optimizer step. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+def one_step(recipe: Recipe, batches: Batches, latents, state: State, velocity: Velocity, device) -> dict:
+    """One optimizer step; the state moves on by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+    started, step = time.perf_counter(), state.step
+    numbers = batches.at(step)
     x0 = torch.stack([latents[i] for i in numbers])
     random = flow.generator(recipe.seed, "step", step)
     sigma = flow.sample_sigma(recipe.timesteps, len(numbers), random)
@@ -175,23 +192,34 @@ def one_step(recipe, step, numbers, latents, lora, optimizer, velocity: Velocity
     x0, eps, sigma = x0.to(device), eps.to(device), sigma.to(device)
     v = velocity(flow.add_noise(x0, eps, sigma), sigma, numbers)
     loss = flow.velocity_loss(v, flow.velocity_target(x0, eps), flow.loss_weight(recipe.timesteps, sigma))
-    optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     limit = recipe.optimizer.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(lowrank.parameters(lora), limit)
+    norm = torch.nn.utils.clip_grad_norm_(lowrank.parameters(state.lora), limit)
     value = loss.item()  # the one point where a step waits for the device
     if not math.isfinite(value) or not math.isfinite(norm.item()):
         raise TrainingError(
             f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm. "
             f"Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
         )
-    optimizer.step()
-    return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item()}
+    state.optimizer.step()
+    state.losses.append(value)
+    seconds = time.perf_counter() - started
+    state.seconds += seconds
+    return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item(), "seconds": round(seconds, 4)}
 
 
-def preview_due(recipe: Recipe, steps: int) -> bool:
-    return bool(recipe.previews.prompts) and recipe.previews.every > 0 and steps % recipe.previews.every == 0
+def save_due(recipe: Recipe, state: State, run: RunFolder) -> bool:
+    """Every so many steps, and when someone asked to save now."""
+    asked = run.save_now.exists()
+    if asked:
+        run.save_now.unlink(missing_ok=True)
+    return asked or state.step % recipe.saving.every == 0
 
 
-def finished(recipe: Recipe, losses: list[float], control: Control) -> bool:
-    return len(losses) >= recipe.steps or (bool(losses) and control.stop_requested)
+def preview_due(recipe: Recipe, state: State) -> bool:
+    return bool(recipe.previews.prompts) and recipe.previews.every > 0 and state.step % recipe.previews.every == 0
+
+
+def finished(recipe: Recipe, state: State, control: Control) -> bool:
+    return state.step >= recipe.steps or (state.step > 0 and control.stop_requested)

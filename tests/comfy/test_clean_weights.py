@@ -48,7 +48,7 @@ def train(tiny, way, folder, control=None):
     with torch.inference_mode(False), torch.enable_grad():
         given = recipe(way)
         host = ComfyHost(de_distilled(model), clip, vae, given)
-        return trainer.train(given, pictures(), host, RunFolder(folder, given), control or Control(), {})
+        return trainer.train(given, pictures(), host, RunFolder.new(folder, given), control or Control(), {})
 
 
 # (module or class, function): everything that a run goes through, in order

@@ -11,7 +11,7 @@ from torch import nn
 from zturbo import dataset, lorafile, lowrank, runfolder, trainer
 from zturbo.errors import TrainingError
 from zturbo.lorafile import module_targets
-from zturbo.recipe import Optimizer, Previews, Recipe
+from zturbo.recipe import Optimizer, Previews, Recipe, Saving
 from zturbo.runfolder import RunFolder
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
@@ -71,12 +71,12 @@ class Nobody:
 
 def go(tmp_path, recipe, host=None, control=None):
     host, control = host or LinearHost(), control or Nobody()
-    run = RunFolder(tmp_path, recipe)
+    run = RunFolder.new(tmp_path, recipe)
     return trainer.train(recipe, dataset.Dataset(()), host, run, control, {"a": "b"}), run, host, control
 
 
 def recipe(**changes):
-    return Recipe(**{"steps": 40, "batch_size": 2, "save_dtype": "fp32", "timesteps": "sigmoid", "optimizer": Optimizer(1e-2), **changes})
+    return Recipe(**{"steps": 40, "batch_size": 2, "saving": Saving(dtype="fp32"), "timesteps": "sigmoid", "optimizer": Optimizer(1e-2), **changes})
 
 
 def test_loss_goes_down_and_file_events_and_result_agree(tmp_path):
@@ -136,8 +136,8 @@ def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
                 self.seen = load_file(run.lora)
 
     control = PowerCut()
-    run = RunFolder(tmp_path, recipe(save_every=5))
-    trainer.train(recipe(save_every=5), dataset.Dataset(()), LinearHost(), run, control, {})
+    run = RunFolder.new(tmp_path, recipe(saving=Saving(5, dtype="fp32")))
+    trainer.train(recipe(saving=Saving(5, dtype="fp32")), dataset.Dataset(()), LinearHost(), run, control, {})
     whole, _, _, _ = go(tmp_path, recipe(steps=10))
     assert all(torch.equal(control.seen[key], whole.state[key]) for key in whole.state)
 
@@ -155,7 +155,7 @@ def test_a_preview_that_fails_is_said_and_training_goes_on(tmp_path):
 
 
 def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_path, monkeypatch):
-    run = RunFolder(tmp_path, recipe(save_every=2))
+    run = RunFolder.new(tmp_path, recipe(saving=Saving(2, dtype="fp32")))
     good = lorafile.state_dict
 
     def dead(*args):
@@ -168,13 +168,13 @@ def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_pat
                 raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="^device lost$"):
-        trainer.train(recipe(save_every=2), dataset.Dataset(()), LinearHost(), run, Dying(), {})
+        trainer.train(recipe(saving=Saving(2, dtype="fp32")), dataset.Dataset(()), LinearHost(), run, Dying(), {})
     monkeypatch.setattr(lorafile, "state_dict", good)
     assert run.saved_steps == 2 and "The LoRA of step 2 is saved as" in run.kept()
 
 
 def test_cancel_saves_and_raises(tmp_path):
-    run = RunFolder(tmp_path, recipe())
+    run = RunFolder.new(tmp_path, recipe())
     with pytest.raises(KeyboardInterrupt):
         trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(cancel_after=3), {})
     whole, _, _, _ = go(tmp_path, recipe(steps=3))
@@ -185,7 +185,7 @@ def test_cancel_saves_and_raises(tmp_path):
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_lora(tmp_path):
     host = LinearHost()
     host.fail_at = 4
-    run = RunFolder(tmp_path, recipe())
+    run = RunFolder.new(tmp_path, recipe())
     with pytest.raises(TrainingError, match="nan at step 4; training was stopped before"):
         trainer.train(recipe(), dataset.Dataset(()), host, run, Nobody(), {})
     whole, _, _, _ = go(tmp_path, recipe(steps=3))
@@ -208,7 +208,7 @@ def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeyp
     def full(_):
         raise OSError(28, "No space left on device")
 
-    run = RunFolder(tmp_path, recipe())
+    run = RunFolder.new(tmp_path, recipe())
     monkeypatch.setattr("os.fsync", full)
     result = trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(), {})
     assert result.steps == 40 and len(result.state) == 2 and not run.lora.exists()
@@ -216,9 +216,9 @@ def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeyp
 
 
 def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):
-    names = [RunFolder(tmp_path, recipe(name="x")).path.name for _ in range(3)]
+    names = [RunFolder.new(tmp_path, recipe(name="x")).path.name for _ in range(3)]
     assert names == ["x", "x_2", "x_3"]
-    run = RunFolder(tmp_path, recipe(name="y"))
+    run = RunFolder.new(tmp_path, recipe(name="y"))
     run.event(event="start", total=1000, adapter="none")
     for step in range(1, 1001):
         run.event(step=step, loss=1.0, seconds=0.1)

@@ -1,5 +1,6 @@
 """The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
 
+import hashlib
 import logging
 from contextlib import ExitStack, contextmanager
 
@@ -43,6 +44,16 @@ class ComfyHost:
         self.captions: list[torch.Tensor] = []  # `features` as the layers see them, once they were needed
         self.image_tokens = 0  # of the largest picture
         self.prompts: list = []
+
+    def digest(self) -> str:
+        """Tells models apart at a glance: by their norms and biases, which no LoRA patches, by the adapter, and by what else is patched on."""
+        patched = sorted((str(key), [entry[0] for entry in entries]) for key, entries in self.model.patches.items())
+        carried = None if self.tag is None else (self.tag.sha256, self.tag.net, self.way)
+        total = hashlib.sha256(repr((patched, carried)).encode())
+        for name, parameter in sorted(self.dit.named_parameters()):
+            if parameter.ndim == 1:
+                total.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+        return total.hexdigest()[:32]
 
     def describe(self) -> str:
         """One line for the log: what training runs on."""

@@ -6,6 +6,7 @@ import folder_paths
 
 from ..errors import DatasetError, ZTurboError
 from ..recipe import file_name
+from ..runfolder import RunFolder
 from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
@@ -48,6 +49,20 @@ def runs_named(name: str) -> list[Path]:
         return []
     found = [path for path in runs().iterdir() if path.is_dir() and (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdigit()))]
     return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
+
+
+def checkpoint(name: str) -> Path:
+    """The checkpoint file that `my_lora_2` (its newest) or `my_lora_2/step_000500` means. Raises ZTurboError when there is none."""
+    run, _, step = name.strip().partition("/")
+    folder = run_folder(run)
+    if folder is None:
+        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there, auto, or new.")
+    found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
+    if not found:
+        raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
+    if step and step.removesuffix(".safetensors") not in found:
+        raise ZTurboError(f"The run {run!r} has no checkpoint {step!r}; it has {', '.join(sorted(found))}.")
+    return found[step.removesuffix(".safetensors")] if step else next(iter(found.values()))
 
 
 def _parts(name: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import recipe as recipes
-from .. import trainer
+from .. import runfolder, trainer
 from ..dataset import Dataset
 from ..errors import TrainingError, ZTurboError
 from ..lorafile import LoraState
@@ -20,6 +20,7 @@ from .comfy import ComfyHost
 from .comfy_control import ComfyControl
 
 log = logging.getLogger("zturbo")
+AUTO, NEW = "auto", "new"
 live: set[str] = set()  # names of the run folders that are being trained in this process
 
 
@@ -34,17 +35,21 @@ class Trained:
     steps: int
 
 
-def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str) -> Trained:
-    """Train in this process. Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved."""
+def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str, resume: str = AUTO) -> Trained:
+    """Train in this process. Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
+
+    resume: see `choose_run`.
+    """
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(model, clip, vae, recipe, preview_model)
-        run = RunFolder(comfy_paths.runs(), recipe)
+        inputs = f"{dataset.digest()}-{host.digest()}"
+        run = choose_run(recipe, inputs, resume)
         control = ComfyControl(run, recipe.steps, node_id, _send)
         log.info("%s Run folder: %s", host.describe(), run.path)
         live.add(run.path.name)
-        run.event(event="start", total=recipe.steps, adapter=host.describe())
+        run.event(event="start", total=recipe.steps, adapter=host.describe(), inputs=inputs)
         control.push("start", adapter=host.describe())
         ended = "failed"
         try:
@@ -66,6 +71,30 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
             run.event(event="end", how=ended, saved=run.saved_steps)
             control.push("end", how=ended, saved=run.saved_steps)
     return Trained(LoraState(result.state, metadata(recipe, host)), result.losses, _images(result.images), run.lora, result.steps)
+
+
+def choose_run(recipe: Recipe, inputs: str, resume: str) -> RunFolder:
+    """The run folder to work in.
+
+    resume: "auto" opens the newest run of this very recipe and these inputs: one that was cancelled or whose process
+    died goes on, one that was finished or stopped hands on what it has. "new" makes a new run. A run's name, or a
+    name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there. Raises ZTurboError for
+    what is not there.
+    """
+    if resume == AUTO:
+        for path in reversed(comfy_paths.runs_named(recipe.name)):
+            run = RunFolder(path)
+            if path.name in live or run.recipe() != recipes.to_toml(recipe) or runfolder.inputs_of(path) != inputs or not run.checkpoint_files():
+                continue
+            if runfolder.how_ended(path) != "stopped":
+                run.stop.unlink(missing_ok=True)
+            log.info("The run %s has this recipe and these pictures: it is taken up again.", path)
+            return run
+    source = None if resume in (AUTO, NEW) else comfy_paths.checkpoint(resume)
+    run = RunFolder.new(comfy_paths.runs(), recipe)
+    if source is not None:
+        run.adopt(source)
+    return run
 
 
 def metadata(recipe: Recipe, host: ComfyHost) -> dict[str, str]:

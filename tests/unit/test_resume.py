@@ -1,0 +1,187 @@
+"""Exact resume: a run that is stopped anywhere and goes on is, to the bit, the run that never stopped."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from test_trainer import LinearHost, Nobody, recipe
+
+from zturbo import checkpoint, dataset, runfolder, trainer
+from zturbo.errors import CheckpointError
+from zturbo.recipe import Network, Saving
+from zturbo.runfolder import RunFolder
+
+
+class PowerCut(BaseException):
+    """Nothing can be done after it: not even saving."""
+
+
+def run_recipe(**changes):
+    return recipe(**{"steps": 12, "saving": Saving(every=4, keep=2, dtype="fp32"), **changes})
+
+
+def train(run, given, control=None):
+    return trainer.train(given, dataset.Dataset(()), LinearHost(), run, control or Nobody(), {})
+
+
+def logged(run):
+    """The log without what a clock says."""
+    return [{key: value for key, value in event.items() if key != "seconds"} for event in runfolder.read_events(run.events) if "loss" in event]
+
+
+def final(run):
+    """Everything that the last checkpoint knows, except how long it took."""
+    tensors, facts = checkpoint.read(run.checkpoint_files()[0])
+    return tensors, {key: value for key, value in facts.items() if key != "seconds"}
+
+
+def same(a, b):
+    return a[0].keys() == b[0].keys() and all(torch.equal(a[0][key], b[0][key]) for key in a[0]) and a[1] == b[1]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    run = RunFolder.new(tmp_path / "whole", run_recipe())
+    return train(run, run_recipe()), run
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_cancelled_at_any_step(whole, tmp_path, at):
+    result, uncut = whole
+    run = RunFolder.new(tmp_path, run_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        train(run, run_recipe(), Nobody(cancel_after=at))
+    again = train(RunFolder(run.path), run_recipe())
+    assert again.losses == result.losses and all(torch.equal(again.state[key], result.state[key]) for key in result.state)
+    assert same(final(run), final(uncut)) and logged(run) == logged(uncut)
+    assert run.lora.read_bytes() == uncut.lora.read_bytes()
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_cut_off_without_a_chance_to_save(whole, tmp_path, at, monkeypatch):
+    """What is left is what was written before: the checkpoint of step 4 or 8, or nothing; and a log that went on a little."""
+    _, uncut = whole
+
+    class Cut(Nobody):
+        def step(self, event):
+            super().step(event)
+            if event["step"] == at:
+                patch.setattr(RunFolder, "save", lambda *args: None)
+                patch.setattr(RunFolder, "checkpoint", lambda *args: None)
+                raise PowerCut
+
+    run = RunFolder.new(tmp_path, run_recipe())
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        train(run, run_recipe(), Cut())
+    with open(run.events, "a") as file:
+        file.write('{"step": 99, "lo')  # torn in the middle of a line
+    train(RunFolder(run.path), run_recipe())
+    assert same(final(run), final(uncut)) and logged(run) == logged(uncut)
+
+
+def test_a_step_that_was_cut_in_two_is_not_taken_for_whole(whole, tmp_path, monkeypatch):
+    """An error inside the optimizer's step may have moved half of the weights: the checkpoint before counts."""
+    _, uncut = whole
+    steps, good = [], torch.optim.AdamW.step
+
+    def breaks(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 7:
+            self.param_groups[0]["params"][0].data += 1.0
+            raise KeyboardInterrupt
+        return good(self, *args, **kwargs)
+
+    run = RunFolder.new(tmp_path, run_recipe())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.optim.AdamW, "step", breaks)
+        train(run, run_recipe())
+    assert [path.stem for path in run.checkpoint_files()] == ["step_000004"]
+    train(RunFolder(run.path), run_recipe())
+    assert same(final(run), final(uncut))
+
+
+@pytest.mark.parametrize("damage, said", [(lambda b: b[:-100], "cannot be read"), (lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "checksum")])
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, damage, said):
+    _, uncut = whole
+    run = RunFolder.new(tmp_path, run_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        train(run, run_recipe(), Nobody(cancel_after=10))
+    newest = run.checkpoint_files()[0]
+    newest.write_bytes(damage(newest.read_bytes()))
+    train(RunFolder(run.path), run_recipe())
+    assert said in caplog.text and same(final(run), final(uncut))
+
+
+def test_more_steps_after_the_end_are_the_longer_run(whole, tmp_path):
+    _, short = whole
+    long = RunFolder.new(tmp_path / "long", run_recipe(steps=20))
+    train(long, run_recipe(steps=20))
+    more = RunFolder.new(tmp_path / "more", run_recipe(steps=20))
+    more.adopt(short.checkpoint_files()[0])
+    train(more, run_recipe(steps=20))
+    assert same(final(more), final(long)) and logged(more) == logged(long)
+
+
+def test_a_finished_run_hands_on_what_it_has(whole):
+    result, run = whole
+    before = run.lora.stat().st_mtime_ns, logged(run)
+    again = train(RunFolder(run.path), run_recipe())
+    assert again.losses == result.losses and all(torch.equal(again.state[key], result.state[key]) for key in result.state)
+    assert logged(run) == before[1]
+
+
+def test_the_newest_two_are_kept_and_an_old_one_goes_only_after_the_new_one_is_there(tmp_path, monkeypatch):
+    run = RunFolder.new(tmp_path, run_recipe(steps=20))
+    seen, unlink = [], Path.unlink
+
+    def watched(path, **options):
+        if path.parent == run.checkpoints and path.suffix == ".safetensors":
+            seen.append((path.stem, [checkpoint.read(file) and file.stem for file in run.checkpoint_files() if file != path]))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    train(run, run_recipe(steps=20))
+    assert [path.stem for path in run.checkpoint_files()] == ["step_000020", "step_000016"]
+    assert seen[0] == ("step_000004", ["step_000012", "step_000008"]) and len(seen) == 3
+
+
+def test_a_checkpoint_that_does_not_read_back_leaves_the_old_ones(tmp_path, monkeypatch, caplog):
+    run, good = RunFolder.new(tmp_path, run_recipe(steps=16)), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: good(path)[:-1] if path.stem in ("step_000012", "step_000016") else good(path))
+    train(run, run_recipe(steps=16))
+    assert "does not read back" in caplog.text
+    assert {"step_000004", "step_000008"} <= {path.stem for path in run.checkpoint_files()}
+
+
+def test_save_now(tmp_path):
+    class Wishing(Nobody):
+        def step(self, event):
+            super().step(event)
+            if event["step"] == 5:
+                runfolder.request_save(run.path)
+            if event["step"] == 6:
+                self.there = [path.stem for path in run.checkpoint_files()]
+
+    run, control = RunFolder.new(tmp_path, run_recipe()), Wishing()
+    train(run, run_recipe(), control)
+    assert control.there == ["step_000005", "step_000004"] and not run.save_now.exists()
+
+
+def test_another_runs_checkpoint_is_refused_with_a_sentence(whole, tmp_path):
+    _, run = whole
+    other = RunFolder.new(tmp_path, run_recipe(network=Network(4, 4)))
+    other.adopt(run.checkpoint_files()[0])
+    with pytest.raises(CheckpointError, match="of another LoRA"):
+        train(other, run_recipe(network=Network(4, 4)))
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 8, b"\xff" * 64, json.dumps({}).encode(), os.urandom(4096)])
+def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, content):
+    (tmp_path / "step_000001.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        checkpoint.read(tmp_path / "step_000001.safetensors")

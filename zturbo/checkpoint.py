@@ -1,0 +1,121 @@
+"""All that a run has learnt, as one file: tensors in safetensors, the rest as JSON in its header.
+
+A step is a function of (recipe, seed, step), so the trained weights, the optimizer's state and the losses so
+far are everything that training needs to go on as if it had never stopped.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from . import files
+from .errors import CheckpointError
+from .lowrank import Factors
+
+FORMAT = "1"
+
+
+@dataclass
+class State:
+    """A run after `len(losses)` steps. seconds: spent in steps."""
+
+    lora: dict[str, Factors]
+    optimizer: torch.optim.Optimizer
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    def to_bytes(self) -> bytes:
+        tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, factors in self.lora.items():
+            tensors[f"lora.{name}.A"], tensors[f"lora.{name}.B"] = factors.A, factors.B
+        optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        facts = {"format": FORMAT, "seconds": repr(self.seconds), "optimizer": json.dumps(optimizer)}
+        return save(tensors, {**facts, "sha256": _sha256(tensors, facts)})
+
+    def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
+        """Become the state that was saved. Raises CheckpointError when it is of another LoRA or optimizer."""
+        parts = {f"lora.{name}.{letter}": getattr(factors, letter) for name, factors in self.lora.items() for letter in "AB"}
+        saved = {key for key in tensors if key.startswith("lora.")}
+        wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if parts[key].shape != tensors[key].shape]
+        if wrong:
+            raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
+        try:
+            self.optimizer.load_state_dict(_unpack(json.loads(facts["optimizer"]), tensors))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"The checkpoint is of another optimizer ({error}). Use the same one, or start a new run.") from error
+        with torch.no_grad():
+            for key, tensor in parts.items():
+                tensor.copy_(tensors[key])
+        self.losses = tensors["losses"].tolist()
+        self.seconds = float(facts["seconds"])
+
+
+def write(path: Path, state: State):
+    """Write, and read back: when this returns, the file is whole. Raises CheckpointError."""
+    content = state.to_bytes()
+    try:
+        files.write(path, content)
+        if path.read_bytes() != content:
+            path.unlink()
+            raise CheckpointError(f"The checkpoint {path} does not read back as it was written. Check the disk.")
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. Free some room.") from error
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and facts of a checkpoint file. Raises CheckpointError for what is not a whole one."""
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
+    if facts.get("format") != FORMAT or not {"optimizer", "seconds"} <= facts.keys() or "losses" not in tensors:
+        raise CheckpointError(f"{path.name} is not a checkpoint of this version.")
+    if facts.pop("sha256", None) != _sha256(tensors, facts):
+        raise CheckpointError(f"The checkpoint {path.name} is damaged: its checksum is another.")
+    return tensors, facts
+
+
+def _sha256(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
+    total = hashlib.sha256(repr(sorted(facts.items())).encode())
+    for key, tensor in sorted(tensors.items()):
+        total.update(repr((key, tuple(tensor.shape), str(tensor.dtype))).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _pack(value, name: str, tensors: dict[str, torch.Tensor]):
+    """Nested state as JSON; each tensor moves to `tensors`, and its name stays behind."""
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_pack(item, f"{name}.{number}", tensors) for number, item in enumerate(value)], "tuple": isinstance(value, tuple)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise CheckpointError(f"The optimizer keeps a {type(value).__name__} in {name}, which a checkpoint cannot hold.")
+
+
+def _unpack(packed: dict, tensors: dict[str, torch.Tensor]):
+    if "tensor" in packed:
+        return tensors[packed["tensor"]]
+    if "dict" in packed:
+        return {key: _unpack(item, tensors) for key, item in packed["dict"]}
+    if "list" in packed:
+        items = [_unpack(item, tensors) for item in packed["list"]]
+        return tuple(items) if packed["tuple"] else items
+    return packed["value"]

@@ -1,0 +1,32 @@
+"""Writing so that a file is never half there: beside, flushed to the disk, renamed."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write(path: Path, content: bytes):
+    """Replace `path` by a file of this content. An older one stays whole until the new one is. Raises OSError."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path):
+    """Make renames in a folder survive a power cut, where the system can (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
