@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .dataset import ZTurboImageDataset
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
+from .options import ZTurboLossOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
 from .sample import ZTurboSampler
 from .save import ZTurboSaveLoRA
 from .train import ZTurboTrainLoRA
@@ -14,6 +15,9 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboDeDistillAdapter,
     ZTurboImageDataset,
     ZTurboTrainLoRA,
+    ZTurboOptimizerOptions,
+    ZTurboLossOptions,
+    ZTurboSavingOptions,
     ZTurboSampler,
     ZTurboSaveLoRA,
 ]

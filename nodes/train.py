@@ -1,11 +1,13 @@
 """Train a LoRA inside the graph."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..zturbo.flow import DENSITIES
 from ..zturbo.hosts import comfy_run
-from ..zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe, bad_name
-from .types import CATEGORY, LoraModel, LossMap, TrainingSet
+from ..zturbo.recipe import Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, bad_name
+from .types import CATEGORY, LoraModel, LossMap, LossOptions, OptimizerOptions, SavingOptions, TrainingSet
 
 
 class ZTurboTrainLoRA(io.ComfyNode):
@@ -30,7 +32,13 @@ class ZTurboTrainLoRA(io.ComfyNode):
                 io.String.Input("name", default="my_lora", tooltip="Names the run's folder in output/zturbo. When it exists, _2, _3 … is added."),
                 io.Int.Input("steps", default=2000, min=1, max=100000, tooltip="Optimizer steps. Usual: 500 to 3000; past that turbo wears off."),
                 io.Float.Input(
-                    "learning_rate", default=1e-4, min=1e-7, max=1.0, step=1e-6, round=False, tooltip="Per step, AdamW. Usual: 1e-4; lower is safer and slower. The tiny model wants about 1e-3."
+                    "learning_rate",
+                    default=1e-4,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="Per step. Usual: 1e-4; lower is safer and slower. The tiny model wants about 1e-3, the optimizer prodigy 1.",
                 ),
                 io.Int.Input("rank", default=16, min=1, max=512, tooltip="Width of the LoRA. Usual: 8 to 32. On the full model the file has 5.3 MB a rank in bf16."),
                 io.Float.Input("alpha", default=16.0, min=0.1, max=1024.0, step=0.1, tooltip="The LoRA is scaled by alpha / rank. Usual: the same as rank."),
@@ -40,7 +48,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     "timesteps",
                     options=list(DENSITIES),
                     default="weighted",
-                    tooltip="Which noise levels are trained most. weighted: the reference trainer's choice for Turbo. content: composition, high noise. style: texture, low noise. sigmoid: the middle. shift: as drawn at 1024. linear: all alike.",
+                    tooltip="Which noise levels are trained most. weighted: the reference trainer's choice for Turbo. content: composition, high noise. style: texture, low noise. sigmoid: the middle. shift: as drawn at 1024. linear: all alike. logit_normal: see Timestep and Loss Options.",
                 ),
                 io.Combo.Input(
                     "compute_dtype", options=["bf16", "fp32"], default="bf16", tooltip="Of the computation; LoRA weights are always trained in fp32. fp32: about twice the memory and time."
@@ -63,6 +71,9 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     tooltip="auto: a run of the same settings and pictures that was cancelled or cut off goes on where it was, to the same bits. new: always from the beginning. Or a run's name from output/zturbo (my_lora_2, or my_lora_2/step_000500 for one checkpoint): a new run goes on from there, for instance with more steps.",
                 ),
                 io.Model.Input("preview_model", optional=True, tooltip="What previews are drawn with. Not connected: the same model without the adapter."),
+                OptimizerOptions.Input("optimizer_options", optional=True, tooltip="From Optimizer Options. Not connected: AdamW at a constant learning rate."),
+                LossOptions.Input("loss_options", optional=True, tooltip="From Timestep and Loss Options. Not connected: all noise levels, mean square error."),
+                SavingOptions.Input("saving_options", optional=True, tooltip="From Saving Options. Not connected: a checkpoint every 250 steps, two stay."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora"),
@@ -76,16 +87,19 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, name, steps, learning_rate, rank, alpha, batch_size, seed, timesteps, compute_dtype, gradient_checkpointing,
-        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume, preview_model=None,
+        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume, preview_model=None, optimizer_options=None, loss_options=None, saving_options=None,
     ) -> io.NodeOutput:  # fmt: skip
+        timestep_options, loss = loss_options or (Timesteps(), Loss())
         recipe = Recipe(
             name=name.strip(),
             steps=steps,
             batch_size=batch_size,
             seed=seed,
-            timesteps=timesteps,
             network=Network(rank, alpha),
-            optimizer=Optimizer(learning_rate),
+            optimizer=replace(optimizer_options or Optimizer(), learning_rate=learning_rate),
+            timesteps=replace(timestep_options, density=timesteps),
+            loss=loss,
+            saving=saving_options or Saving(),
             compute=Compute(compute_dtype, gradient_checkpointing, adapter_way),
             previews=Previews(lines(preview_prompts), preview_every, preview_width, preview_height, seed=preview_seed),
         )

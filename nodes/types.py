@@ -7,3 +7,6 @@ TINY = "tiny (bundled)"
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 TrainingSet = io.Custom("ZTURBO_DATASET")
+OptimizerOptions = io.Custom("ZTURBO_OPTIMIZER_OPTIONS")
+LossOptions = io.Custom("ZTURBO_LOSS_OPTIONS")
+SavingOptions = io.Custom("ZTURBO_SAVING_OPTIONS")

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from . import files
+from . import files, lorafile, lowrank, optimizers
 from .errors import CheckpointError
 from .lowrank import Factors
 
@@ -26,6 +26,7 @@ class State:
 
     lora: dict[str, Factors]
     optimizer: torch.optim.Optimizer
+    average: dict[str, Factors] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -34,10 +35,21 @@ class State:
         """Steps taken."""
         return len(self.losses)
 
+    def shown(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What is previewed, saved and handed on, as a LoRA file's tensors: the average where there is one, else what the optimizer gives out."""
+        if self.average:
+            return lorafile.state_dict(self.average, dtype)
+        with optimizers.averaged(self.optimizer, lowrank.parameters(self.lora)):
+            return lorafile.state_dict(self.lora, dtype)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """A and B of the LoRA and of its average, by their names in the file."""
+        sets = {"lora": self.lora, "average": self.average}
+        return {f"{kind}.{name}.{letter}": getattr(f, letter) for kind, factors in sets.items() for name, f in factors.items() for letter in "AB"}
+
     def to_bytes(self) -> bytes:
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
-        for name, factors in self.lora.items():
-            tensors[f"lora.{name}.A"], tensors[f"lora.{name}.B"] = factors.A, factors.B
+        tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         facts = {"format": FORMAT, "seconds": repr(self.seconds), "optimizer": json.dumps(optimizer)}
@@ -45,8 +57,8 @@ class State:
 
     def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
         """Become the state that was saved. Raises CheckpointError when it is of another LoRA or optimizer."""
-        parts = {f"lora.{name}.{letter}": getattr(factors, letter) for name, factors in self.lora.items() for letter in "AB"}
-        saved = {key for key in tensors if key.startswith("lora.")}
+        parts = self.parts()
+        saved = {key for key in tensors if key.startswith(("lora.", "average."))}
         wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if parts[key].shape != tensors[key].shape]
         if wrong:
             raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
@@ -92,7 +104,7 @@ def _sha256(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
     total = hashlib.sha256(repr(sorted(facts.items())).encode())
     for key, tensor in sorted(tensors.items()):
         total.update(repr((key, tuple(tensor.shape), str(tensor.dtype))).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

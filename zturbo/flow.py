@@ -8,9 +8,10 @@ is a function of (seed, step) and of nothing that ran before it.
 import hashlib
 
 import torch
+import torch.nn.functional as F
 
 SHIFT = 3.0
-DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style")
+DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style", "logit_normal")
 
 # ostris/ai-toolkit's "weighted" loss curve over i = (1 - sigma) * 1000, mean 1.
 _WEIGHT_INDEX = (0, 50, 100, 124, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800, 850, 900, 950, 975, 990, 999)
@@ -33,10 +34,12 @@ def turbo_sigmas(steps: int = 8, shift: float = SHIFT) -> torch.Tensor:
     return torch.cat((shift_sigma(1 - torch.arange(steps, dtype=torch.float64) / steps, shift).float(), torch.zeros(1)))
 
 
-def sample_sigma(density: str, count: int, random: torch.Generator) -> torch.Tensor:
-    """[count] training sigmas in (0, 1) by the reference trainer's names. Raises ValueError for an unknown name."""
+def sample_sigma(density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+    """[count] training sigmas in (0, 1) by the reference trainer's names, and logit_normal(mean, std) (arXiv 2403.03206). Raises ValueError for an unknown name."""
     if density == "sigmoid":
         return torch.sigmoid(torch.randn(count, generator=random))
+    if density == "logit_normal":
+        return torch.sigmoid(mean + std * torch.randn(count, generator=random))
     u = torch.rand(count, generator=random).clamp(1e-4, 1 - 1e-4)
     if density in ("linear", "weighted"):
         return u
@@ -72,6 +75,18 @@ def velocity_target(x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     return eps - x0
 
 
-def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of weight * MSE per picture. v, target: [B, C, H, W]; weight: [B]."""
-    return ((v.float() - target.float()).square().mean(dim=(1, 2, 3)) * weight).mean()
+def guided_target(v: torch.Tensor, target: torch.Tensor, scale: float) -> torch.Tensor:
+    """Differential guidance: the target, `scale` times as far away from the prediction."""
+    return v.detach().float() + scale * (target.float() - v.detach().float())
+
+
+def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, huber_delta: float | None = None) -> torch.Tensor:
+    """Mean over the batch of weight * error per picture. v, target: [B, C, H, W]; weight: [B].
+
+    The error is the mean square, or with `huber_delta` the Huber loss, doubled and so the square where it is small.
+    """
+    if huber_delta is None:
+        error = (v.float() - target.float()).square()
+    else:
+        error = 2 * F.huber_loss(v.float(), target.float(), reduction="none", delta=huber_delta)
+    return (error.mean(dim=(1, 2, 3)) * weight).mean()

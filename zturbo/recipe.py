@@ -11,6 +11,9 @@ from pathlib import Path
 from . import flow
 from .errors import ZTurboError
 
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
+SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
+
 
 @dataclass(frozen=True)
 class Network:
@@ -22,11 +25,38 @@ class Network:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (arXiv 1711.05101)."""
+    """How the LoRA moves."""
 
-    learning_rate: float = 1e-4  # per step
+    name: str = "adamw"  # one of OPTIMIZERS
+    learning_rate: float = 1e-4  # per step; prodigy finds its own and wants 1
     weight_decay: float = 0.0  # per step, times the learning rate
     max_grad_norm: float = 1.0  # gradients are scaled down to this L2 norm; 0: never
+    schedule: str = "constant"  # one of SCHEDULES
+    warmup: int = 0  # steps over which the learning rate rises from 0
+    restarts: int = 1  # cycles of cosine_restarts
+    decay: int = 0  # last steps, over which the learning rate falls to 0
+    accumulation: int = 1  # batches whose gradients make one step
+    ema: float = 0.0  # part of the averaged LoRA that stays at each step, 0 to 1; 0: no average
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Which noise levels are trained."""
+
+    density: str = "weighted"  # one of flow.DENSITIES
+    mean: float = 0.0  # of logit_normal, in logits
+    std: float = 1.0  # of logit_normal, in logits
+    min_sigma: float = 0.0  # noise levels are drawn between these two; 0: picture
+    max_sigma: float = 1.0  # 1: noise
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is made small."""
+
+    kind: str = "mse"  # mse or huber
+    huber_delta: float = 0.1  # where the Huber loss turns from square to straight, in units of the velocity
+    guidance: float = 0.0  # differential guidance: how many times the error the target lies away; 0 or 1: off
 
 
 @dataclass(frozen=True)
@@ -68,9 +98,10 @@ class Recipe:
     steps: int = 2000  # optimizer steps
     batch_size: int = 1  # pictures a step
     seed: int = 0
-    timesteps: str = "weighted"  # one of flow.DENSITIES
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    timesteps: Timesteps = field(default_factory=Timesteps)
+    loss: Loss = field(default_factory=Loss)
     compute: Compute = field(default_factory=Compute)
     previews: Previews = field(default_factory=Previews)
     saving: Saving = field(default_factory=Saving)
@@ -79,7 +110,17 @@ class Recipe:
         at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, checkpoints_kept=self.saving.keep, rank=self.network.rank)
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
-        one_of(flow.DENSITIES, timesteps=self.timesteps)
+        at_least(1, restarts=self.optimizer.restarts, accumulation=self.optimizer.accumulation)
+        at_least(0, warmup=self.optimizer.warmup, decay=self.optimizer.decay, weight_decay=self.optimizer.weight_decay, guidance=self.loss.guidance)
+        above_zero(std=self.timesteps.std, huber_delta=self.loss.huber_delta)
+        one_of(flow.DENSITIES, density=self.timesteps.density)
+        one_of(OPTIMIZERS, optimizer=self.optimizer.name)
+        one_of(SCHEDULES, schedule=self.optimizer.schedule)
+        one_of(("mse", "huber"), loss=self.loss.kind)
+        if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
+            raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
+        if not 0 <= self.optimizer.ema < 1:
+            raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
@@ -145,7 +186,7 @@ def _build(kind, values: dict, where: str):
     for key in values:
         if key not in known:
             raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
-    nested = {"network": Network, "optimizer": Optimizer, "compute": Compute, "previews": Previews, "saving": Saving}
+    nested = {"network": Network, "optimizer": Optimizer, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "previews": Previews, "saving": Saving}
     built = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from . import flow, lorafile, lowrank
+from . import flow, lorafile, lowrank, optimizers
 from .checkpoint import State
 from .dataset import Dataset
 from .errors import TrainingError
@@ -121,7 +121,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     whole = True  # False while a step is being taken
 
     def save():
-        run.save(state.step, lorafile.state_dict(state.lora, dtype), metadata)
+        run.save(state.step, state.shown(dtype), metadata)
         if whole:
             run.checkpoint(state, recipe.saving.keep)
 
@@ -141,7 +141,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         break
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
-                images = draw(host, lorafile.state_dict(state.lora, dtype), state.step, run, control) or images
+                images = draw(host, state.shown(dtype), state.step, run, control) or images
     except BaseException:
         if state.losses and run.saved_steps < state.step:
             try:
@@ -152,15 +152,15 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if run.saved_steps < state.step:
         save()
     if recipe.previews.prompts and had_ended:
-        images = draw(host, lorafile.state_dict(state.lora, dtype), state.step, run, control)
-    return Result(lorafile.state_dict(state.lora, dtype), state.losses, images, state.step, state.seconds / state.step)
+        images = draw(host, state.shown(dtype), state.step, run, control)
+    return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 
 def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     """The state to go on from: the newest checkpoint's, or an untrained LoRA."""
     lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
-    options = recipe.optimizer
-    state = State(lora, torch.optim.AdamW(lowrank.parameters(lora), lr=options.learning_rate, weight_decay=options.weight_decay))
+    average = {name: Factors(f.A.detach().clone(), f.B.detach().clone(), f.scale) for name, f in lora.items()} if recipe.optimizer.ema else {}
+    state = State(lora, optimizers.build(recipe.optimizer, lowrank.parameters(lora)), average)
     saved = run.newest_checkpoint()
     if saved is not None:
         state.take(*saved)
@@ -183,30 +183,49 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
 
 def one_step(recipe: Recipe, batches: Batches, latents, state: State, velocity: Velocity, device) -> dict:
     """One optimizer step; the state moves on by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
-    started, step = time.perf_counter(), state.step
-    numbers = batches.at(step)
-    x0 = torch.stack([latents[i] for i in numbers])
-    random = flow.generator(recipe.seed, "step", step)
-    sigma = flow.sample_sigma(recipe.timesteps, len(numbers), random)
-    eps = torch.randn(x0.shape, generator=random)
-    x0, eps, sigma = x0.to(device), eps.to(device), sigma.to(device)
-    v = velocity(flow.add_noise(x0, eps, sigma), sigma, numbers)
-    loss = flow.velocity_loss(v, flow.velocity_target(x0, eps), flow.loss_weight(recipe.timesteps, sigma))
+    started, step, options = time.perf_counter(), state.step, recipe.optimizer
+    rate = optimizers.learning_rate(options, step, recipe.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    limit = recipe.optimizer.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(lowrank.parameters(state.lora), limit)
-    value = loss.item()  # the one point where a step waits for the device
+    total, sigmas = torch.zeros((), device=device), []
+    for place in range(step * options.accumulation, (step + 1) * options.accumulation):
+        loss, sigma = one_loss(recipe, place, batches.at(place), latents, velocity, device)
+        (loss / options.accumulation).backward()
+        total += loss.detach() / options.accumulation
+        sigmas.append(sigma)
+    parameters = lowrank.parameters(state.lora)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
+    value = total.item()  # the one point where a step waits for the device
     if not math.isfinite(value) or not math.isfinite(norm.item()):
         raise TrainingError(
             f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm. "
             f"Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
         )
     state.optimizer.step()
+    if state.average:
+        torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - options.ema)
     state.losses.append(value)
     seconds = time.perf_counter() - started
     state.seconds += seconds
-    return {"step": step + 1, "loss": value, "lr": recipe.optimizer.learning_rate, "grad_norm": norm.item(), "sigma": sigma.mean().item(), "seconds": round(seconds, 4)}
+    return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4)}
+
+
+def one_loss(recipe: Recipe, place: int, numbers: tuple[int, ...], latents, velocity: Velocity, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and sigmas [B] of batch `place` (counted over the whole run)."""
+    x0 = torch.stack([latents[i] for i in numbers])
+    random = flow.generator(recipe.seed, "step", place)
+    options = recipe.timesteps
+    sigma = flow.sample_sigma(options.density, len(numbers), random, options.mean, options.std)
+    sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
+    eps = torch.randn(x0.shape, generator=random)
+    x0, eps, noise = x0.to(device), eps.to(device), sigma.to(device)
+    v = velocity(flow.add_noise(x0, eps, noise), noise, numbers)
+    target = flow.velocity_target(x0, eps)
+    if recipe.loss.guidance > 1:
+        target = flow.guided_target(v, target, recipe.loss.guidance)
+    delta = recipe.loss.huber_delta if recipe.loss.kind == "huber" else None
+    return flow.velocity_loss(v, target, flow.loss_weight(options.density, noise), delta), sigma
 
 
 def save_due(recipe: Recipe, state: State, run: RunFolder) -> bool:

@@ -5,13 +5,13 @@ import tomllib
 
 from zturbo import recipe
 from zturbo.errors import ZTurboError
-from zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe
+from zturbo.recipe import Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps
 
 
 def test_toml_round_trip_is_exact():
     given = Recipe(
-        name="my cat", steps=7, network=Network(4, 2.5), optimizer=Optimizer(1e-5), compute=Compute("fp32", False, "branch"),
-        previews=Previews(('say "hi"\nü', "two"), every=0),
+        name="my cat", steps=7, network=Network(4, 2.5), optimizer=Optimizer(learning_rate=1e-5), compute=Compute("fp32", False, "branch"), timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9),
+        loss=Loss("huber", 0.2, 3.0), saving=Saving(7, 3, "fp16"), previews=Previews(('say "hi"\nü', "two"), every=0),
     )  # fmt: skip
     text = recipe.to_toml(given)
     assert recipe.from_toml(text) == given
@@ -23,7 +23,15 @@ def test_toml_round_trip_is_exact():
     [
         (lambda: Recipe(steps=0), "steps is 0; it must be at least 1"),
         (lambda: Recipe(batch_size=-1), "batch_size is -1"),
-        (lambda: Recipe(timesteps="gauss"), "timesteps is 'gauss'; choose one of weighted"),
+        (lambda: Recipe(timesteps=Timesteps("gauss")), "density is 'gauss'; choose one of weighted"),
+        (lambda: Recipe(timesteps=Timesteps(min_sigma=0.6, max_sigma=0.5)), "min_sigma is 0.6 and max_sigma 0.5"),
+        (lambda: Recipe(timesteps=Timesteps(std=0)), "std is 0"),
+        (lambda: Recipe(loss=Loss("l1")), "loss is 'l1'; choose one of mse, huber"),
+        (lambda: Recipe(optimizer=Optimizer("sgd")), "optimizer is 'sgd'; choose one of adamw"),
+        (lambda: Recipe(optimizer=Optimizer(schedule="step")), "schedule is 'step'; choose one of constant"),
+        (lambda: Recipe(optimizer=Optimizer(ema=1.0)), "ema is 1.0"),
+        (lambda: Recipe(optimizer=Optimizer(accumulation=0)), "accumulation is 0"),
+        (lambda: Recipe(saving=Saving(every=0)), "save_every is 0"),
         (lambda: Recipe(network=Network(rank=0)), "rank is 0"),
         (lambda: Recipe(optimizer=Optimizer(learning_rate=float("nan"))), "learning_rate is nan"),
         (lambda: Recipe(compute=Compute(dtype="fp8")), "dtype is 'fp8'; choose one of bf16, fp32"),

@@ -11,7 +11,7 @@ from torch import nn
 from zturbo import dataset, lorafile, lowrank, runfolder, trainer
 from zturbo.errors import TrainingError
 from zturbo.lorafile import module_targets
-from zturbo.recipe import Optimizer, Previews, Recipe, Saving
+from zturbo.recipe import Optimizer, Previews, Recipe, Saving, Timesteps
 from zturbo.runfolder import RunFolder
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
@@ -76,7 +76,7 @@ def go(tmp_path, recipe, host=None, control=None):
 
 
 def recipe(**changes):
-    return Recipe(**{"steps": 40, "batch_size": 2, "saving": Saving(dtype="fp32"), "timesteps": "sigmoid", "optimizer": Optimizer(1e-2), **changes})
+    return Recipe(**{"steps": 40, "batch_size": 2, "saving": Saving(dtype="fp32"), "timesteps": Timesteps("sigmoid"), "optimizer": Optimizer(learning_rate=1e-2), **changes})
 
 
 def test_loss_goes_down_and_file_events_and_result_agree(tmp_path):

@@ -1,0 +1,135 @@
+"""Optimizers by name, the learning rate's course, accumulation, the moving average."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from test_resume import PowerCut, final, logged, same, train
+from test_trainer import Nobody, go, recipe
+
+from zturbo import lorafile, optimizers
+from zturbo.errors import TrainingError
+from zturbo.recipe import OPTIMIZERS, Loss, Optimizer, Saving, Timesteps
+from zturbo.runfolder import RunFolder
+
+RATES = {"prodigy": 1.0, "lion": 3e-3}
+
+
+def options(name, **changes):
+    return Optimizer(name, RATES.get(name, 1e-2), **changes)
+
+
+def there(name):
+    try:
+        optimizers.build(options(name), [torch.nn.Parameter(torch.zeros(2, 3))])
+        return True
+    except TrainingError as error:
+        assert "needs the package" in str(error)
+        return False
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_learns_and_resumes_to_the_bit(name, tmp_path):
+    if not there(name):
+        pytest.skip(f"{name} needs a package of its own")
+    given = recipe(steps=120, optimizer=options(name, schedule="cosine", warmup=5), saving=Saving(50, 2, "fp32"))
+    whole = RunFolder.new(tmp_path / "whole", given)
+    result = train(whole, given)
+    assert sum(result.losses[-20:]) < sum(result.losses[:20])
+    run = RunFolder.new(tmp_path / "cut", given)
+    for at in (31, 77):
+        with pytest.raises(KeyboardInterrupt):
+            train(RunFolder(run.path), given, Nobody(cancel_after=at))
+    train(RunFolder(run.path), given)
+    assert same(final(run), final(whole)) and logged(run) == logged(whole)
+    assert run.lora.read_bytes() == whole.lora.read_bytes()
+
+
+def test_a_missing_library_gets_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(TrainingError, match="pip install pytorch-optimizer"):
+        optimizers.build(options("lion"), [])
+
+
+def test_schedule_free_previews_change_nothing(tmp_path):
+    if not there("schedule_free"):
+        pytest.skip("schedule_free needs pytorch-optimizer")
+    plain = go(tmp_path, recipe(optimizer=options("schedule_free")))[0]
+    often = go(tmp_path, recipe(optimizer=options("schedule_free"), saving=Saving(1, 1, "fp32")))[0]
+    assert plain.losses == often.losses and all(torch.equal(plain.state[key], often.state[key]) for key in plain.state)
+
+
+@pytest.mark.parametrize(
+    "given, at, expected",
+    [
+        (Optimizer(learning_rate=2.0), 50, 2.0),
+        (Optimizer(learning_rate=2.0, warmup=10), 0, 0.2),
+        (Optimizer(learning_rate=2.0, warmup=10), 9, 2.0),
+        (Optimizer(learning_rate=2.0, schedule="linear"), 25, 1.5),
+        (Optimizer(learning_rate=2.0, schedule="cosine"), 50, 1.0),
+        (Optimizer(learning_rate=2.0, schedule="cosine"), 25, 1 + math.cos(math.pi / 4)),
+        (Optimizer(learning_rate=2.0, schedule="cosine", warmup=20), 60, 1.0),
+        (Optimizer(learning_rate=2.0, schedule="cosine_restarts", restarts=4), 25, 2.0),
+        (Optimizer(learning_rate=2.0, schedule="cosine_restarts", restarts=2), 75, 1.0),
+        (Optimizer(learning_rate=2.0, decay=20), 79, 2.0),
+        (Optimizer(learning_rate=2.0, decay=20), 90, 1.0),
+        (Optimizer(learning_rate=2.0, decay=20), 99, 0.1),
+    ],
+)
+def test_the_learning_rates_course_over_100_steps(given, at, expected):
+    assert optimizers.learning_rate(given, at, 100) == pytest.approx(expected)
+
+
+def test_two_batches_of_two_are_one_of_four(tmp_path):
+    """Same pictures, mean of means: the first step's loss and gradient agree up to what noise each place draws."""
+    single = recipe(steps=1, batch_size=1, optimizer=Optimizer(learning_rate=1e-2))
+    both = recipe(steps=1, batch_size=1, optimizer=Optimizer(learning_rate=1e-2, accumulation=3))
+    accumulated, _, host, _ = go(tmp_path, both)
+    assert len(host.seen) == 3
+    longer = go(tmp_path, recipe(steps=3, batch_size=1, optimizer=Optimizer(learning_rate=1e-12)))[0]  # three steps that hardly move
+    assert accumulated.losses[0] == pytest.approx(sum(longer.losses) / 3, rel=1e-5)
+    assert go(tmp_path, single)[0].losses[0] == pytest.approx(longer.losses[0], rel=1e-6)
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path):
+    """mean <- ema * mean + (1 - ema) * LoRA, step by step, from the states that checkpoints hold."""
+    given = recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2, ema=0.7), saving=Saving(1, 9, "fp32"))
+    result, run, _, _ = go(tmp_path, given)
+    raw = go(tmp_path, recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2), saving=Saving(1, 9, "fp32")))[1]
+    from zturbo import checkpoint
+
+    name = "layers.0.feed_forward.w1"
+    mean = torch.zeros(16, 16)
+    for file in sorted(raw.checkpoint_files()):
+        mean = 0.7 * mean + 0.3 * checkpoint.read(file)[0][f"lora.{name}.B"]
+    assert torch.allclose(lorafile.parse(result.state)[0][name].B, mean, atol=1e-7)
+    assert result.losses == go(tmp_path, recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2)))[0].losses
+
+
+def test_the_moving_average_survives_a_power_cut(tmp_path):
+    given = recipe(steps=9, optimizer=Optimizer(learning_rate=1e-2, ema=0.9), saving=Saving(4, 2, "fp32"))
+    whole = RunFolder.new(tmp_path / "whole", given)
+    train(whole, given)
+
+    class Cut(Nobody):
+        def check(self):
+            if self.steps == 6:
+                raise PowerCut
+
+    run = RunFolder.new(tmp_path / "cut", given)
+    with pytest.raises(PowerCut):
+        train(run, given, Cut())
+    train(RunFolder(run.path), given)
+    assert same(final(run), final(whole))
+
+
+def test_sigma_stays_in_its_range_and_huber_and_guidance_change_the_loss(tmp_path):
+    plain = go(tmp_path, recipe(steps=20))[1]
+    narrow = go(tmp_path, recipe(steps=20, timesteps=Timesteps("sigmoid", min_sigma=0.4, max_sigma=0.5)))[1]
+    assert all(0.4 <= event["sigma"] <= 0.5 for event in logged(narrow)) and not all(0.4 <= event["sigma"] <= 0.5 for event in logged(plain))
+    first = [logged(go(tmp_path, recipe(steps=1, loss=loss))[1])[0]["loss"] for loss in (Loss(), Loss("huber", 0.1), Loss("huber", 1e3), Loss(guidance=3.0))]
+    assert first[1] < first[0] and first[2] == pytest.approx(first[0]) and first[3] == pytest.approx(9 * first[0], rel=1e-5)

@@ -1,0 +1,67 @@
+"""Optimizers by name, from the libraries that keep them, and the learning rate's course over a run."""
+
+import importlib
+import math
+from contextlib import contextmanager
+
+import torch
+
+from .errors import TrainingError
+from .recipe import Optimizer
+
+# name -> (module, class, options beside learning rate and weight decay)
+KNOWN: dict[str, tuple[str, str, dict]] = {
+    "adamw": ("torch.optim", "AdamW", {}),
+    "adafactor": ("torch.optim", "Adafactor", {}),
+    "muon": ("torch.optim", "Muon", {"adjust_lr_fn": "match_rms_adamw"}),  # AdamW's learning rates fit
+    "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
+    "prodigy": ("pytorch_optimizer", "Prodigy", {"safeguard_warmup": True}),
+    "schedule_free": ("pytorch_optimizer", "ScheduleFreeAdamW", {}),
+    "lion": ("pytorch_optimizer", "Lion", {}),
+    "came": ("pytorch_optimizer", "CAME", {}),
+}
+PACKAGES = {"pytorch_optimizer": "pytorch-optimizer", "bitsandbytes.optim": "bitsandbytes"}
+
+
+def build(options: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe. Raises TrainingError, with the command to install it, where its library is missing."""
+    module, name, more = KNOWN[options.name]
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, OSError) as error:
+        package = PACKAGES.get(module, "torch")
+        raise TrainingError(f"The optimizer {options.name} needs the package {package} ({error}). Install it into ComfyUI's Python (pip install {package}), or choose adamw.") from error
+    return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, **more)
+
+
+def learning_rate(options: Optimizer, step: int, total: int) -> float:
+    """The learning rate of step `step` (from 0) of `total`: warm-up, then the schedule, then the decay at the end."""
+    warm = min(1.0, (step + 1) / options.warmup) if options.warmup else 1.0
+    course = max(0, step - options.warmup) / max(1, total - options.warmup)  # 0 to 1 behind the warm-up
+    if options.schedule == "linear":
+        shape = 1 - course
+    elif options.schedule == "cosine":
+        shape = (1 + math.cos(math.pi * course)) / 2
+    elif options.schedule == "cosine_restarts":
+        shape = (1 + math.cos(math.pi * (course * options.restarts % 1))) / 2
+    else:
+        shape = 1.0
+    tail = min(1.0, (total - step) / options.decay) if options.decay else 1.0
+    return options.learning_rate * warm * shape * tail
+
+
+@contextmanager
+def averaged(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]):
+    """While open, the parameters are what a schedule-free optimizer would hand out; afterwards they are, to the bit, what they were."""
+    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
+        yield
+        return
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before):
+                parameter.copy_(value)
