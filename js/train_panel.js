@@ -48,10 +48,14 @@ class Panel {
     this.root = element("div", "zturbo-panel");
     const row = element("div", "zturbo-row", this.root);
     this.status = element("span", "zturbo-status", row);
+    this.save = element("button", "zturbo-save", row);
+    this.save.textContent = "Save now";
+    this.save.title = "Write the LoRA and a checkpoint after this step, and go on.";
+    this.save.addEventListener("click", () => this.ask("save", "Saving after this step…"));
     this.stop = element("button", "zturbo-stop", row);
     this.stop.textContent = "Stop and keep";
     this.stop.title = "End training after this step and hand the LoRA so far to the next node.";
-    this.stop.addEventListener("click", () => this.askStop());
+    this.stop.addEventListener("click", () => this.ask("stop", "Stopping after this step…"));
     this.adapter = element("div", "zturbo-adapter", this.root);
     this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.chart.setAttribute("viewBox", "0 0 300 90");
@@ -71,7 +75,7 @@ class Panel {
     this.stopping = false;
     this.previews.replaceChildren();
     this.chart.replaceChildren();
-    this.stop.disabled = true; // until there is something to keep
+    this.stop.disabled = this.save.disabled = true; // until there is something to keep
     this.adapter.textContent = this.adapter.title = adapter;
     this.say(run ? "Preparing pictures…" : "");
   }
@@ -86,7 +90,7 @@ class Panel {
     this.drawCurve();
     const now = this.points.at(-1);
     if (!now) return;
-    this.stop.disabled = this.stopping;
+    this.stop.disabled = this.save.disabled = this.stopping;
     const recent = this.points.slice(-50);
     const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
     this.say(`Step ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
@@ -123,21 +127,24 @@ class Panel {
 
   /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
   end(how, saved) {
-    this.stopping = this.stop.disabled = true;
+    this.stopping = this.stop.disabled = this.save.disabled = true;
     const done = this.points.at(-1)?.step ?? 0;
     const words = { finished: "Finished", stopped: "Stopped, LoRA kept", cancelled: "Cancelled", failed: "Ended with an error", died: "ComfyUI went away" };
     const kept = saved === done ? "" : saved ? ` The run folder has the LoRA of step ${saved}.` : " No LoRA is in the run folder.";
     this.say(`${words[how] ?? how} at step ${done} of ${this.total}.${how === "died" ? "" : kept}`);
   }
 
-  async askStop() {
-    this.stopping = this.stop.disabled = true;
+  /** wish: stop or save. */
+  async ask(wish, text) {
+    const before = this.stopping;
+    this.stopping ||= wish === "stop";
+    this.stop.disabled = this.save.disabled = this.stopping;
     try {
-      const answer = await api.fetchApi("/zturbo/stop", { method: "POST", body: JSON.stringify({ run: this.run }), headers: { "Content-Type": "application/json" } });
+      const answer = await api.fetchApi(`/zturbo/${wish}`, { method: "POST", body: JSON.stringify({ run: this.run }), headers: { "Content-Type": "application/json" } });
       if (!answer.ok) throw new Error(answer.statusText);
-      this.say("Stopping after this step…");
+      this.say(text);
     } catch {
-      this.stopping = this.stop.disabled = false;
+      this.stopping = this.stop.disabled = this.save.disabled = before;
       this.say("The run could not be reached. Try again.");
     }
   }

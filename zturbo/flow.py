@@ -85,8 +85,6 @@ def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, h
 
     The error is the mean square, or with `huber_delta` the Huber loss, doubled and so the square where it is small.
     """
-    if huber_delta is None:
-        error = (v.float() - target.float()).square()
-    else:
-        error = 2 * F.huber_loss(v.float(), target.float(), reduction="none", delta=huber_delta)
+    v, target = v.float(), target.float()
+    error = (v - target).square() if huber_delta is None else 2 * F.huber_loss(v, target, reduction="none", delta=huber_delta)
     return (error.mean(dim=(1, 2, 3)) * weight).mean()

@@ -7,7 +7,10 @@ import os
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-IDS = ["ZTurboDeDistillAdapter", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboSampler", "ZTurboSaveLoRA", "ZTurboTrainLoRA"]
+IDS = [
+    "ZTurboDeDistillAdapter", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboLossOptions", "ZTurboOptimizerOptions",
+    "ZTurboSampler", "ZTurboSaveLoRA", "ZTurboSavingOptions", "ZTurboTrainLoRA",
+]  # fmt: skip
 LOCALE = os.path.join(ROOT, "locales", "en", "nodeDefs.json")
 
 
