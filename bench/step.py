@@ -47,23 +47,23 @@ def measure(rounds: int, batch: int) -> dict[str, list[float]]:
     from zturbo.recipe import Compute, Network, Recipe
 
     clip, vae = comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
-    pictures = dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), 128, "zsmile")
+    pictures = dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), (128,), "zsmile")
     adapter = lorafile.read(comfy_tiny.ADAPTER)
     x, sigma = torch.randn(batch, 16, 16, 16), torch.rand(batch)
-    numbers = tuple(range(batch))
+    numbers = tuple(n for (n, *_) in pictures.captions().of[:batch])
     contenders = {}
     contexts = []
     for way in ("branch", "merged"):
         recipe = Recipe(network=Network(RANK, RANK), compute=Compute("fp32", False, way))
         host = ComfyHost(comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), adapter, "tiny", 1.0), clip, vae, recipe)
-        host.encode(pictures)
+        host.encode(pictures, pictures.captions())
         lora = lowrank.create(host.targets, RANK, RANK, 0)
         context = host.training(lora)
         contexts.append(context)
         contenders[way] = (context.__enter__(), lowrank.parameters(lora))
     twin = diffusers_twin.build(host.dit, comfy_tiny.config()["unet_config"])  # the merged weights: W + A
     twin.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"))
-    captions = [host.caption(n)[0] for n in range(batch)]
+    captions = [host.features[n][0] for n in numbers]
     contenders["diffusers + peft"] = (lambda x, s, _: diffusers_twin.velocity(twin, x, s, captions), [p for p in twin.parameters() if p.requires_grad])
     counts = {name: sum(p.numel() for p in parameters) for name, (_, parameters) in contenders.items()}
     assert len(set(counts.values())) == 1, counts

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..zturbo import dataset, plots
 from ..zturbo.hosts import comfy_paths
+from ..zturbo.recipe import Data
 from .screen import say
 from .types import CATEGORY, TrainingSet
 
@@ -37,6 +38,22 @@ class ZTurboImageDataset(io.ComfyNode):
                     step=16,
                     tooltip="Pixels. Each picture is trained at this area (side x side) in its own aspect ratio, never enlarged. Usual: 512 to 1024; memory and time grow with its square.",
                 ),
+                io.String.Input(
+                    "more_resolutions",
+                    default="",
+                    tooltip="Pixels, with commas between (512, 768): each picture is trained at these areas too, where it is large enough. Empty: only at resolution.",
+                ),
+                io.Float.Input(
+                    "caption_dropout",
+                    default=0.05,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of batches whose captions shrink to the trigger word, 0 to 1: ties what is learnt to that word. Usual: 0.05.",
+                ),
+                io.Boolean.Input("shuffle_tags", default=False, tooltip="For captions that are lists of tags with commas between: show them in changing order."),
+                io.Int.Input("keep_tags", default=1, min=0, max=50, tooltip="First tags that stay in front when tags are shuffled; the trigger word is one of them."),
+                io.Boolean.Input("flip", default=False, tooltip="Show pictures mirrored too. Not for faces, letters, or anything with a left and a right."),
                 io.Image.Input("images", optional=True, tooltip="Pictures from the graph instead of a folder; all of one size."),
                 io.String.Input("captions", multiline=True, default="", optional=True, tooltip="For connected images: one caption a line, in order, or one line for all."),
             ],
@@ -44,13 +61,15 @@ class ZTurboImageDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, folder, trigger, resolution, images=None, captions="") -> io.NodeOutput:
+    def execute(cls, folder, trigger, resolution, more_resolutions, caption_dropout, shuffle_tags, keep_tags, flip, images=None, captions="") -> io.NodeOutput:
+        options = Data(caption_dropout, shuffle_tags, keep_tags, flip)
+        sides = (resolution, *dataset.read_sides(more_resolutions))
         if images is None:
-            found = dataset.from_folder(comfy_paths.dataset_folder(folder), resolution, trigger)
+            found = dataset.from_folder(comfy_paths.dataset_folder(folder), sides, trigger, options)
         else:
             lines = [line.strip() for line in captions.splitlines() if line.strip()]
             arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for image in images]  # BHWC, 0..1
-            found = dataset.from_arrays(arrays, lines, resolution, trigger)
+            found = dataset.from_arrays(arrays, lines, sides, trigger, options)
         say(cls, found.report())
         return io.NodeOutput(found, found.report(), ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
 

@@ -58,6 +58,22 @@ def pack(comfyui):
     return module
 
 
+@pytest.fixture(scope="session")
+def schemas(pack):
+    """Schemas of the pack's nodes by id."""
+    import asyncio
+
+    import comfy_api.latest  # noqa: F401  registers io before the nodes ask for it
+    from server import PromptServer
+
+    loop = asyncio.new_event_loop()
+    if getattr(PromptServer, "instance", None) is None:
+        PromptServer(loop)
+    extension = loop.run_until_complete(pack.comfy_entrypoint())
+    nodes = loop.run_until_complete(extension.get_node_list())
+    return {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
+
+
 @pytest.fixture
 def tiny(comfyui):
     """(MODEL, CLIP, VAE) of the bundled tiny turbo, freshly loaded, as a loader node gives them: under inference mode."""

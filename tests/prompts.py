@@ -16,7 +16,8 @@ def adapter(model, direction="+1 de-distill", strength=1.0, name=TINY, declared=
 
 
 def dataset(folder="bundled: smiley", trigger="zsmile", resolution=128) -> dict:
-    return node("ZTurboImageDataset", folder=folder, trigger=trigger, resolution=resolution)
+    options = {"more_resolutions": "", "caption_dropout": 0.0, "shuffle_tags": False, "keep_tags": 1, "flip": False}
+    return node("ZTurboImageDataset", folder=folder, trigger=trigger, resolution=resolution, **options)
 
 
 def train(model, dataset, **changes) -> dict:

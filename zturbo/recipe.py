@@ -60,6 +60,16 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Data:
+    """What training does with pictures and captions; the pictures themselves come from the dataset."""
+
+    caption_dropout: float = 0.05  # share of batches whose captions shrink to the trigger word, 0 to 1
+    shuffle_tags: bool = False  # captions are lists of tags with commas between, in any order
+    keep_tags: int = 1  # first tags that stay in front when tags are shuffled
+    flip: bool = False  # show pictures mirrored, every other time by chance
+
+
+@dataclass(frozen=True)
 class Compute:
     """How a step is computed; no effect on what is learnt beyond rounding."""
 
@@ -98,6 +108,7 @@ class Recipe:
     steps: int = 2000  # optimizer steps
     batch_size: int = 1  # pictures a step
     seed: int = 0
+    data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     optimizer: Optimizer = field(default_factory=Optimizer)
     timesteps: Timesteps = field(default_factory=Timesteps)
@@ -119,6 +130,9 @@ class Recipe:
         one_of(("mse", "huber"), loss=self.loss.kind)
         if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
             raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
+        if not 0 <= self.data.caption_dropout <= 1:
+            raise ZTurboError(f"caption_dropout is {self.data.caption_dropout}; it must be between 0 and 1.")
+        at_least(0, keep_tags=self.data.keep_tags)
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
@@ -186,7 +200,7 @@ def _build(kind, values: dict, where: str):
     for key in values:
         if key not in known:
             raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
-    nested = {"network": Network, "optimizer": Optimizer, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "previews": Previews, "saving": Saving}
+    nested = {"network": Network, "optimizer": Optimizer, "data": Data, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "previews": Previews, "saving": Saving}
     built = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -18,7 +18,7 @@ import torch
 
 from . import flow, lorafile, lowrank, optimizers
 from .checkpoint import State
-from .dataset import Dataset
+from .dataset import Captions, Dataset, Encoded
 from .errors import TrainingError
 from .lowrank import Factors, Target
 from .recipe import Recipe
@@ -34,12 +34,12 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]
 
-    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[int]]:
-        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens, one a picture. Keeps the captions."""
+    def encode(self, dataset: Dataset, captions: Captions) -> Encoded:
+        """Latents of the pictures, lengths of the captions. Keeps the captions themselves."""
         ...
 
     def training(self, lora: dict[str, Factors]) -> AbstractContextManager[Velocity]:
-        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], picture numbers)."""
+        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], caption numbers)."""
         ...
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -96,11 +96,35 @@ class Batches:
         return batches[int(torch.randperm(len(batches), generator=random)[place])]
 
 
-def group_pictures(latents: list[torch.Tensor], lengths: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Pictures of the same latent shape and caption length together: NextDiT has no caption mask."""
+@dataclass(frozen=True)
+class Pictures:
+    """What a batch is made of."""
+
+    encoded: Encoded
+    captions: Captions
+    batches: Batches
+
+    def at(self, recipe: Recipe, place: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Latents [B, 16, h, w] and caption numbers of batch `place`: which mirrored, which tag order, whether the captions are dropped."""
+        numbers = self.batches.at(place)
+        random = flow.generator(recipe.seed, "look", place)
+        latents = [self.encoded.latents[n] for n in numbers]
+        x0 = torch.stack([views[torch.randint(len(views), (), generator=random)] for views in latents])
+        drop = torch.rand((), generator=random).item() < recipe.data.caption_dropout
+        if drop and self.captions.dropped is not None:
+            return x0, (self.captions.dropped,) * len(numbers)
+        texts = [self.captions.of[n] for n in numbers]
+        chosen = tuple(variants[torch.randint(len(variants), (), generator=random)] for variants in texts)
+        if len({self.encoded.lengths[n] for n in chosen}) > 1:  # an order of tags that falls into another padding block
+            chosen = tuple(variants[0] for variants in texts)
+        return x0, chosen
+
+
+def group_pictures(encoded: Encoded, captions: Captions, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Pictures of the same latent shape and caption length together: NextDiT has no caption mask. A picture stands there as often as it is shown in an epoch."""
     groups: dict[tuple, list[int]] = {}
-    for number, (latent, length) in enumerate(zip(latents, lengths)):
-        groups.setdefault((tuple(latent.shape), length), []).append(number)
+    for number, (views, variants) in enumerate(zip(encoded.latents, captions.of)):
+        groups.setdefault((tuple(views.shape[1:]), encoded.lengths[variants[0]]), []).extend([number] * repeats[number])
     return tuple(tuple(groups[key]) for key in sorted(groups))
 
 
@@ -112,8 +136,10 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     TrainingError (a loss that is no number), on anything else. Stopping waits for the first step; a preview that
     cannot be drawn is said and costs nothing else.
     """
-    latents, lengths = host.encode(dataset)
-    batches = Batches(group_pictures(latents, lengths), recipe.batch_size, recipe.seed)
+    captions = dataset.captions()
+    encoded = host.encode(dataset, captions)
+    repeats = [item.repeats for item in dataset.items]
+    pictures = Pictures(encoded, captions, Batches(group_pictures(encoded, captions, repeats), recipe.batch_size, recipe.seed))
     state = begin(recipe, host, run)
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
@@ -131,7 +157,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 while not finished(recipe, state, control):
                     control.check()
                     whole = False
-                    event = one_step(recipe, batches, latents, state, velocity, host.device)
+                    event = one_step(recipe, pictures, state, velocity, host.device)
                     whole = True
                     run.event(**event)
                     control.step(event)
@@ -181,7 +207,7 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     return images
 
 
-def one_step(recipe: Recipe, batches: Batches, latents, state: State, velocity: Velocity, device) -> dict:
+def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Velocity, device) -> dict:
     """One optimizer step; the state moves on by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps)
@@ -190,7 +216,7 @@ def one_step(recipe: Recipe, batches: Batches, latents, state: State, velocity: 
     state.optimizer.zero_grad(set_to_none=True)
     total, sigmas = torch.zeros((), device=device), []
     for place in range(step * options.accumulation, (step + 1) * options.accumulation):
-        loss, sigma = one_loss(recipe, place, batches.at(place), latents, velocity, device)
+        loss, sigma = one_loss(recipe, place, pictures, velocity, device)
         (loss / options.accumulation).backward()
         total += loss.detach() / options.accumulation
         sigmas.append(sigma)
@@ -211,9 +237,9 @@ def one_step(recipe: Recipe, batches: Batches, latents, state: State, velocity: 
     return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4)}
 
 
-def one_loss(recipe: Recipe, place: int, numbers: tuple[int, ...], latents, velocity: Velocity, device) -> tuple[torch.Tensor, torch.Tensor]:
+def one_loss(recipe: Recipe, place: int, pictures: "Pictures", velocity: Velocity, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and sigmas [B] of batch `place` (counted over the whole run)."""
-    x0 = torch.stack([latents[i] for i in numbers])
+    x0, numbers = pictures.at(recipe, place)
     random = flow.generator(recipe.seed, "step", place)
     options = recipe.timesteps
     sigma = flow.sample_sigma(options.density, len(numbers), random, options.mean, options.std)

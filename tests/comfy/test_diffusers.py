@@ -28,7 +28,8 @@ def scene(tiny):
     model, clip, vae = tiny
     with torch.inference_mode(False):
         host = ComfyHost(model, clip, vae, Recipe(network=Network(4, 4), compute=Compute("fp32", False)))
-        host.encode(dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), 128, "zsmile"))
+        pictures = dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), (128,), "zsmile")
+        host.encode(pictures, pictures.captions())
         twin = diffusers_twin.build(host.dit, comfy_tiny.config()["unet_config"])
     x = torch.randn(2, 16, 18, 14, generator=torch.Generator().manual_seed(0))  # not square, and padded to 64 tokens
     return host, twin, x, torch.tensor([0.9, 0.3])
@@ -44,7 +45,7 @@ def a_lora(host, rank, alpha):
 def test_velocity_is_diffusers_velocity(scene):
     host, twin, x, sigma = scene
     with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
-        assert relative(velocity(x, sigma, (0, 1)), diffusers_twin.velocity(twin, x, sigma, [host.caption(n)[0] for n in (0, 1)])) < TOLERANCE
+        assert relative(velocity(x, sigma, (0, 1)), diffusers_twin.velocity(twin, x, sigma, [host.features[n][0] for n in (0, 1)])) < TOLERANCE
 
 
 @pytest.mark.parametrize("rank, alpha", [(4, 4.0), (8, 2.0)])
@@ -59,7 +60,7 @@ def test_lora_velocity_and_gradients_are_those_of_diffusers_with_peft(scene, ran
             parameter.requires_grad_(True)
         with host.training(lora) as velocity:
             ours = velocity(x, sigma, (0, 1))
-            theirs = diffusers_twin.velocity(twin, x, sigma, [host.caption(n)[0] for n in (0, 1)])
+            theirs = diffusers_twin.velocity(twin, x, sigma, [host.features[n][0] for n in (0, 1)])
             assert relative(ours, theirs) < TOLERANCE
             target = torch.randn_like(ours)
             got = dict(zip(sorted(lora), zip(*[iter(torch.autograd.grad((ours - target).square().mean(), lowrank.parameters(lora)))] * 2)))
@@ -81,12 +82,12 @@ def test_core_loader_diffusers_and_the_branch_agree_on_one_file(scene, tiny, cap
     diffusers_twin.load_lora(twin, state)
     with torch.inference_mode(False), torch.no_grad():
         merged = ComfyHost(patched, *tiny[1:], host.recipe)
-        merged.features, merged.caption_of = host.features, host.caption_of
+        merged.features = host.features
         with merged.training({}) as velocity:
             by_core = velocity(x, sigma, (0, 1))
         with host.training(lorafile.parse(state)[0]) as velocity:
             by_branch = velocity(x, sigma, (0, 1))
-        by_diffusers = diffusers_twin.velocity(twin.float(), x, sigma, [host.caption(n)[0] for n in (0, 1)])
+        by_diffusers = diffusers_twin.velocity(twin.float(), x, sigma, [host.features[n][0] for n in (0, 1)])
     assert relative(by_branch, by_core) < TOLERANCE
     assert relative(by_diffusers, by_core) < TOLERANCE
 
@@ -94,12 +95,14 @@ def test_core_loader_diffusers_and_the_branch_agree_on_one_file(scene, tiny, cap
 def test_captions_share_a_batch_when_their_padded_lengths_agree(scene):
     """NextDiT has no caption mask, but pads each caption by itself: each picture's velocity is what it is alone."""
     host, _, x, sigma = scene
-    arrays = [np.zeros((64, 64, 3), np.uint8)] * 3
+    pictures = dataset.from_arrays([np.zeros((64, 64, 3), np.uint8)] * 3, ["zsmile", "a large zsmile on a blue background", "a very " * 20], (64,))
+    captions = pictures.captions()
     with torch.inference_mode(False):
-        _, lengths = host.encode(dataset.from_arrays(arrays, ["zsmile", "a large zsmile on a blue background", "a very " * 20], 64))
-    assert host.caption(0).shape[1] != host.caption(1).shape[1] and lengths[:2] == [32, 32] and lengths[2] == 64
+        lengths = host.encode(pictures, captions).lengths
+    order = [captions.texts.index(text) for text in ("zsmile", "a large zsmile on a blue background", ("a very " * 20).strip())]
+    assert [lengths[n] for n in order] == [32, 32, 64] and host.features[order[0]].shape[1] != host.features[order[1]].shape[1]
     with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
-        both = velocity(x, sigma, (0, 1))
-        alone = torch.cat([velocity(x[i : i + 1], sigma[i : i + 1], (i,)) for i in range(2)])
+        both = velocity(x, sigma, tuple(order[:2]))
+        alone = torch.cat([velocity(x[i : i + 1], sigma[i : i + 1], (order[i],)) for i in range(2)])
     assert relative(both, alone) < TOLERANCE
     assert comfy_adapter.carried(host.model) is None

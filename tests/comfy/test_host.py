@@ -3,6 +3,7 @@
 import hashlib
 
 import comfy.model_management
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from zturbo import dataset, flow, lorafile, lowrank
 from zturbo.errors import ModelError
 from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
-from zturbo.recipe import Compute, Network, Recipe
+from zturbo.recipe import Compute, Data, Network, Recipe
 
 
 def recipe(way="merged", checkpointing=False, dtype="fp32", **changes):
@@ -31,19 +32,24 @@ def de_distilled(model):
 
 
 def pictures():
-    return dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), 128, "zsmile")
+    return dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), (128,), "zsmile")
+
+
+def encode(host, given=None):
+    given = given or pictures()
+    return host.encode(given, given.captions())
 
 
 def velocity_and_gradients(model, clip, vae, given, seed=0):
     """(velocity, gradients of a random LoRA) of one fixed batch."""
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(model, clip, vae, given)
-        latents, _ = host.encode(pictures())
+        latents = encode(host).latents
         lora = lowrank.create(host.targets, 4, 4, 0)
         for part in lora.values():
             part.B.data = torch.randn(part.B.shape, generator=flow.generator("B", *part.B.shape)) * 0.02
         numbers = (0, 3)
-        x0 = torch.stack([latents[n] for n in numbers])
+        x0 = torch.stack([latents[n][0] for n in numbers])
         eps, sigma = torch.randn(x0.shape, generator=flow.generator(seed)), torch.tensor([0.8, 0.3])
         with host.training(lora) as velocity:
             v = velocity(flow.add_noise(x0, eps, sigma), sigma, numbers)
@@ -99,7 +105,7 @@ def test_weights_are_clean_after_training_and_after_an_error_inside(tiny, way):
     velocity_and_gradients(de_distilled(model), clip, vae, recipe(way))
     assert fingerprint(model) == before
     host = ComfyHost(de_distilled(model), clip, vae, recipe(way))
-    host.encode(pictures())
+    encode(host)
     with pytest.raises(RuntimeError, match="inside"), host.training({}):
         raise RuntimeError("inside")
     assert fingerprint(model) == before
@@ -112,7 +118,7 @@ def test_lora_of_seed_zero_trains_from_nothing(tiny):
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(model, clip, vae, recipe())
-        host.encode(pictures())
+        encode(host)
         lora = lowrank.create(host.targets, 4, 4, 0)
         x, sigma = torch.randn(1, 16, 16, 16), torch.tensor([0.5])
         with host.training(lora) as velocity:
@@ -136,12 +142,24 @@ def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(de_distilled(model), clip, vae, recipe())
-        host.encode(pictures())
+        encode(host)
         for _ in range(2):
             with host.training({}):
                 first = list(map(id, host.captions))
-        assert len(host.captions) == len({item.caption for item in pictures().items}) < len(pictures().items)
+        assert len(host.captions) == len(pictures().captions().texts) < len(pictures().items)
         assert first == list(map(id, host.captions))
+
+
+def test_flips_are_the_mirrored_pictures_latents(tiny):
+    model, clip, vae = tiny
+    folder = comfy_paths.dataset_folder(comfy_paths.BUNDLED)
+    with torch.inference_mode(False), torch.no_grad():
+        host = ComfyHost(model, clip, vae, recipe())
+        both = encode(host, dataset.from_folder(folder, (128,), "zsmile", Data(flip=True))).latents[0]
+        item = pictures().items[0]
+        mirrored = np.ascontiguousarray(item.pixels()[:, ::-1])
+        assert both.shape[0] == 2 and torch.equal(both[0], host._latent(item.pixels())) and torch.equal(both[1], host._latent(mirrored))
+        assert not torch.equal(both[0], both[1])
 
 
 def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
@@ -150,7 +168,7 @@ def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
     host.dit.cap_embedder[1].in_features = 2560
     try:
         with pytest.raises(ModelError, match="gives 64 numbers a token; this Z-Image needs 2560"):
-            host.encode(pictures())
+            encode(host)
     finally:
         host.dit.cap_embedder[1].in_features = 64
     with pytest.raises(ModelError, match="not Z-Image"):

@@ -17,7 +17,7 @@ import diffusers_twin
 import prompts
 
 import dev
-from zturbo import lorafile, runfolder
+from zturbo import lorafile, recipe, runfolder
 from zturbo.hosts import comfy_draw, comfy_tiny
 
 PROMPT = "a large zsmile on a blue background"
@@ -179,6 +179,57 @@ def test_a_run_whose_process_died_is_told_from_a_live_one(server):
     whole = (run / "events.jsonl").read_text().splitlines()
     (run / "events.jsonl").write_text("\n".join(whole[:-1]) + "\n")
     assert server.get("/zturbo/run?name=died")["how"] == "died"
+
+
+def test_options_reach_the_run_and_its_file(server):
+    graph = prompts.training(name="options", steps=9, preview_prompts="", timesteps="logit_normal")
+    graph["optimizer"] = prompts.node("ZTurboOptimizerOptions", optimizer="muon", weight_decay=0.01, max_grad_norm=0.5, schedule="linear", warmup=2, restarts=1, decay=3, accumulation=2, ema=0.5)
+    graph["loss"] = prompts.node("ZTurboLossOptions", mean=0.3, std=0.8, min_sigma=0.2, max_sigma=0.9, loss="huber", huber_delta=0.2, guidance=2.0)
+    graph["saving"] = prompts.node("ZTurboSavingOptions", every=2, keep=3, dtype="fp32")
+    graph["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "loss_options": ["loss", 0], "saving_options": ["saving", 0]}
+    graph["dataset"]["inputs"] |= {"caption_dropout": 0.5, "shuffle_tags": True, "keep_tags": 2, "flip": True, "more_resolutions": "96"}
+    server.run(graph)
+    run = newest_run(server, "options")
+    written = recipe.read(run / "recipe.toml")
+    assert written.optimizer == recipe.Optimizer("muon", 2e-3, 0.01, 0.5, "linear", 2, 1, 3, 2, 0.5)
+    assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss("huber", 0.2, 2.0)
+    assert written.saving == recipe.Saving(2, 3, "fp32") and written.data == recipe.Data(0.5, True, 2, True)
+    file = lorafile.read(run / "lora.safetensors")
+    assert file.dtypes == ["float32"] and "[optimizer]" in file.metadata["zturbo.recipe"]
+    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == ["step_000006", "step_000008", "step_000009"]
+    assert all(0.2 <= event["sigma"] <= 0.9 for event in events(run) if "sigma" in event)
+
+
+def test_cancelled_and_queued_again_is_the_run_that_was_never_cancelled(server):
+    settings = dict(steps=300, preview_prompts="", learning_rate=1e-3)
+    whole, cut = prompts.training(name="uncut", **settings), prompts.training(name="cut", **settings)
+    server.run(whole)
+    for at in (40, 120):
+        prompt_id = server.queue(cut)
+        run = wait_for_step(server, "cut", at)
+        server.post("/interrupt", {})
+        assert dev.error_message(server.wait(prompt_id)) == "interrupted"
+    server.run(cut)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("cut*")] == ["cut"]
+    other = newest_run(server, "uncut")
+    bits, same = load_file(run / "lora.safetensors"), load_file(other / "lora.safetensors")
+    assert all(torch.equal(bits[key], same[key]) for key in same)
+    assert [(e["step"], e["loss"]) for e in events(run) if "loss" in e] == [(e["step"], e["loss"]) for e in events(other) if "loss" in e]
+
+
+def test_resume_new_and_from_a_named_checkpoint(server):
+    settings = dict(preview_prompts="", learning_rate=1e-3)
+    server.run(prompts.training(name="first", steps=6, **settings))
+    server.run(prompts.training(name="first", steps=6, seed=0, resume="new", **settings))
+    folders = server.base / "output" / "zturbo"
+    assert sorted(path.name for path in folders.glob("first*")) == ["first", "first_2"]
+    server.run(prompts.training(name="longer", steps=10, resume="first_2", **settings))
+    assert [event["step"] for event in events(folders / "longer") if "loss" in event] == list(range(1, 11))
+    server.run(prompts.training(name="from_nothing", steps=10, resume="new", **settings))
+    ours, theirs = (load_file(folders / name / "lora.safetensors") for name in ("longer", "from_nothing"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert "no run 'nobody'" in failure(server, prompts.training(name="x", resume="nobody", **settings))
+    assert "has no checkpoint 'step_000099'" in failure(server, prompts.training(name="x", resume="first/step_000099", **settings))
 
 
 def test_cancel_saves_what_was_learnt_and_leaves_the_model_clean(server):

@@ -1,6 +1,5 @@
 """Every node has what a user sees of it: id, name, tooltips, help page, locale entry, a place in a workflow."""
 
-import asyncio
 import json
 import os
 
@@ -17,19 +16,6 @@ LOCALE = os.path.join(ROOT, "locales", "en", "nodeDefs.json")
 def read(*parts) -> str:
     with open(os.path.join(ROOT, *parts), encoding="utf-8") as file:
         return file.read()
-
-
-@pytest.fixture(scope="module")
-def schemas(pack):
-    import comfy_api.latest  # noqa: F401  registers io before the nodes ask for it
-    from server import PromptServer
-
-    loop = asyncio.new_event_loop()
-    if getattr(PromptServer, "instance", None) is None:
-        PromptServer(loop)
-    extension = loop.run_until_complete(pack.comfy_entrypoint())
-    nodes = loop.run_until_complete(extension.get_node_list())
-    return {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
 
 
 def test_ids_are_the_permanent_ones(schemas):

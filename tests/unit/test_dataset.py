@@ -6,6 +6,7 @@ from PIL import Image
 
 from zturbo import dataset
 from zturbo.errors import DatasetError
+from zturbo.recipe import Data
 
 
 def save(folder, name, image, caption="a thing", **options):
@@ -23,7 +24,7 @@ def left_red(width=160, height=80):
 
 
 def one(folder):
-    return dataset.from_folder(folder, 128).items[0]
+    return dataset.from_folder(folder, (128,)).items[0]
 
 
 def test_sixteen_bit_is_scaled_and_not_cut(tmp_path):
@@ -64,7 +65,7 @@ def test_unreadable_and_tiny_pictures_are_named_before_the_run(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     save(tmp_path, "dot.png", Image.new("RGB", (20, 20)))
     with pytest.raises(DatasetError) as error:
-        dataset.from_folder(tmp_path, 128)
+        dataset.from_folder(tmp_path, (128,))
     assert "3 of 4 pictures cannot be used" in str(error.value)
     for name in ("cut.png", "text.jpg", "dot.png", "at least 32 pixels"):
         assert name in str(error.value)
@@ -72,42 +73,42 @@ def test_unreadable_and_tiny_pictures_are_named_before_the_run(tmp_path):
 
 def test_empty_and_missing_folders_get_a_sentence(tmp_path):
     with pytest.raises(DatasetError, match="has no pictures"):
-        dataset.from_folder(tmp_path, 128)
+        dataset.from_folder(tmp_path, (128,))
     with pytest.raises(DatasetError, match="does not exist"):
-        dataset.from_folder(tmp_path / "nowhere", 128)
+        dataset.from_folder(tmp_path / "nowhere", (128,))
 
 
 def test_pictures_without_words_need_a_trigger(tmp_path):
     save(tmp_path, "a.png", left_red(), caption=None)
     save(tmp_path, "b.png", left_red(), caption="  \n")
     with pytest.raises(DatasetError, match="2 of 2 pictures have no caption.*a.png"):
-        dataset.from_folder(tmp_path, 128)
-    assert {item.caption for item in dataset.from_folder(tmp_path, 128, "zvk").items} == {"zvk"}
+        dataset.from_folder(tmp_path, (128,))
+    assert {item.caption for item in dataset.from_folder(tmp_path, (128,), "zvk").items} == {"zvk"}
 
 
 def test_a_caption_without_picture_is_reported_not_fatal(tmp_path):
     save(tmp_path, "a.png", left_red())
     (tmp_path / "lost.txt").write_text("nobody")
-    assert "lost.txt" in dataset.from_folder(tmp_path, 128).report()
+    assert "lost.txt" in dataset.from_folder(tmp_path, (128,)).report()
 
 
 def test_files_that_are_not_read_are_named(tmp_path):
     save(tmp_path, "a.png", left_red())
     (tmp_path / "b.heic").write_bytes(b"a phone's picture")
-    assert "1 files are not read: b.heic" in dataset.from_folder(tmp_path, 128).report()
+    assert "1 files are not read: b.heic" in dataset.from_folder(tmp_path, (128,)).report()
 
 
 def test_a_place_for_a_trigger_needs_one(tmp_path):
     save(tmp_path, "a.png", left_red(), caption="a [trigger] here")
     with pytest.raises(DatasetError, match=r"\[trigger\].*no trigger word"):
-        dataset.from_folder(tmp_path, 128)
+        dataset.from_folder(tmp_path, (128,))
 
 
 def test_a_caption_that_is_no_text_is_named(tmp_path):
     save(tmp_path, "a.png", left_red(), caption=None)
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(DatasetError, match="a.txt cannot be read as UTF-8"):
-        dataset.from_folder(tmp_path, 128)
+        dataset.from_folder(tmp_path, (128,))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,61 @@ def test_pixels_are_the_bucket_in_zero_to_one(tmp_path):
 
 def test_arrays_take_one_caption_each_or_one_for_all():
     images = [np.zeros((64, 64, 3), np.uint8)] * 3
-    assert [i.caption for i in dataset.from_arrays(images, ["a", "b", "c"], 64).items] == ["a", "b", "c"]
-    assert [i.caption for i in dataset.from_arrays(images, ["a"], 64).items] == ["a"] * 3
+    assert [i.caption for i in dataset.from_arrays(images, ["a", "b", "c"], (64,)).items] == ["a", "b", "c"]
+    assert [i.caption for i in dataset.from_arrays(images, ["a"], (64,)).items] == ["a"] * 3
     with pytest.raises(DatasetError, match="3 pictures and 2 captions"):
-        dataset.from_arrays(images, ["a", "b"], 64)
+        dataset.from_arrays(images, ["a", "b"], (64,))
+
+
+def test_sub_folders_with_repeats_and_metadata(tmp_path):
+    for folder in ("10_cat", "plain", "3_x/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    save(tmp_path / "10_cat", "a.png", left_red(), caption="from the text file")
+    save(tmp_path / "10_cat", "b.png", left_red(), caption=None)
+    save(tmp_path / "plain", "c.png", left_red(), caption=None)
+    save(tmp_path / "3_x/deep", "d.png", left_red(), caption="deep")
+    (tmp_path / "10_cat" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "not this"}\n\n{"file_name": "b.png", "text": "listed"}\n{"file_name": "gone.png", "text": "x"}\n')
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "plain/c.png", "caption": "from above"}\n')
+    found = dataset.from_folder(tmp_path, (128,))
+    assert {(item.name.replace("\\", "/"), item.caption, item.repeats) for item in found.items} == {
+        ("10_cat/a.png", "from the text file", 10),
+        ("10_cat/b.png", "listed", 10),
+        ("plain/c.png", "from above", 1),
+        ("3_x/deep/d.png", "deep", 3),
+    }
+    assert "1 pictures of metadata.jsonl are not there: gone.png" in found.report() and "4 pictures, 24 an epoch" in found.report()
+
+
+@pytest.mark.parametrize("line", ["no json", '["a"]', '{"text": "x"}', '{"file_name": "a.png", "text": 3}'])
+def test_a_metadata_line_that_is_none_is_named(tmp_path, line):
+    save(tmp_path, "a.png", left_red())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "fine"}\n' + line)
+    with pytest.raises(DatasetError, match="Line 2 of metadata.jsonl"):
+        dataset.from_folder(tmp_path, (128,))
+
+
+def test_several_resolutions_where_the_picture_is_large_enough(tmp_path):
+    save(tmp_path, "big.png", left_red(400, 200))
+    save(tmp_path, "small.png", left_red(64, 64))
+    found = dataset.from_folder(tmp_path, (128, 256))
+    assert sorted(item.size for item in found.items) == [(64, 64), (176, 96), (368, 176)]
+    assert dataset.read_sides(" 512, 768,") == (512, 768) and dataset.read_sides("") == ()
+    for wrong in ("512px", "12", "1e3", "-512"):
+        with pytest.raises(DatasetError, match="is no resolution"):
+            dataset.read_sides(wrong)
+
+
+def test_orders_of_tags_keep_the_first_and_lose_none():
+    orders = dataset.tag_orders("zvk, red, round, small, old", 1)
+    assert orders[0] == "zvk, red, round, small, old" and 4 <= len(orders) == len(set(orders)) <= dataset.ORDERS
+    assert all(order.split(", ")[0] == "zvk" and sorted(order.split(", ")) == sorted(orders[0].split(", ")) for order in orders)
+    assert orders == dataset.tag_orders("zvk, red, round, small, old", 1)
+    assert dataset.tag_orders("one sentence without a list", 1) == ("one sentence without a list",)
+
+
+def test_captions_hold_every_text_once_and_the_trigger_for_dropped_ones():
+    images = [np.zeros((64, 64, 3), np.uint8)] * 3
+    plain = dataset.from_arrays(images, ["a, b", "a, b", "c"], (64,), "zvk", Data(caption_dropout=0.5)).captions()
+    assert plain.texts == ("zvk", "zvk, a, b", "zvk, c") and plain.of == ((1,), (1,), (2,)) and plain.dropped == 0
+    shuffled = dataset.from_arrays(images, ["a, b, c", "x", "y"], (64,), "zvk", Data(caption_dropout=0, shuffle_tags=True)).captions()
+    assert len(shuffled.of[0]) > 3 and shuffled.of[1:] == ((shuffled.texts.index("zvk, x"),), (shuffled.texts.index("zvk, y"),)) and shuffled.dropped is None

@@ -38,6 +38,11 @@ def test_densities_have_the_mean_of_their_formula(density, mean):
     assert sigma.min() > 0 and sigma.max() < 1.0001
 
 
+def test_logit_normal_has_its_mean_and_spread():
+    logits = torch.logit(flow.sample_sigma("logit_normal", 200_000, flow.generator(0), 0.7, 0.5))
+    assert abs(logits.mean().item() - 0.7) < 0.01 and abs(logits.std().item() - 0.5) < 0.01
+
+
 def test_unknown_density_is_named():
     with pytest.raises(ValueError, match="'gauss'.*weighted"):
         flow.sample_sigma("gauss", 1, flow.generator(0))

@@ -84,6 +84,18 @@ def test_the_learning_rates_course_over_100_steps(given, at, expected):
     assert optimizers.learning_rate(given, at, 100) == pytest.approx(expected)
 
 
+def test_weight_decay_and_clipping_are_those_of_the_recipe(tmp_path):
+    """AdamW's second step from zero gradients' start: with decay d at rate r every weight is (1 - r d) times what it is without; a tiny clip leaves Adam's steps, and the logged norm, alone."""
+    plain, decayed = (go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-2, weight_decay=decay)))[0].state for decay in (0.0, 0.5))
+    first = lorafile.parse(plain)[0]["layers.0.feed_forward.w1"].A
+    start = go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-30)))[0].state
+    start = lorafile.parse(start)[0]["layers.0.feed_forward.w1"].A
+    moved = lorafile.parse(decayed)[0]["layers.0.feed_forward.w1"].A
+    assert torch.allclose(moved, first - 1e-2 * 0.5 * start, atol=1e-7) and not torch.allclose(moved, first, atol=1e-4)
+    clipped, free = (go(tmp_path, recipe(steps=30, optimizer=Optimizer(learning_rate=1e-2, max_grad_norm=norm)))[0] for norm in (1e-9, 0.0))
+    assert clipped.losses[0] == free.losses[0] and clipped.losses[-1] > free.losses[-1]  # gradients near Adam's epsilon hardly move it
+
+
 def test_two_batches_of_two_are_one_of_four(tmp_path):
     """Same pictures, mean of means: the first step's loss and gradient agree up to what noise each place draws."""
     single = recipe(steps=1, batch_size=1, optimizer=Optimizer(learning_rate=1e-2))

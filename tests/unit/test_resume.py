@@ -9,9 +9,9 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parent))
-from test_trainer import LinearHost, Nobody, recipe
+from test_trainer import PICTURES, LinearHost, Nobody, recipe
 
-from zturbo import checkpoint, dataset, runfolder, trainer
+from zturbo import checkpoint, runfolder, trainer
 from zturbo.errors import CheckpointError
 from zturbo.recipe import Network, Saving
 from zturbo.runfolder import RunFolder
@@ -26,7 +26,7 @@ def run_recipe(**changes):
 
 
 def train(run, given, control=None):
-    return trainer.train(given, dataset.Dataset(()), LinearHost(), run, control or Nobody(), {})
+    return trainer.train(given, PICTURES, LinearHost(), run, control or Nobody(), {})
 
 
 def logged(run):

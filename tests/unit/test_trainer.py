@@ -9,12 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zturbo import dataset, lorafile, lowrank, runfolder, trainer
+from zturbo.dataset import Captions, Encoded
 from zturbo.errors import TrainingError
 from zturbo.lorafile import module_targets
-from zturbo.recipe import Optimizer, Previews, Recipe, Saving, Timesteps
+from zturbo.recipe import Data, Optimizer, Previews, Recipe, Saving, Timesteps
 from zturbo.runfolder import RunFolder
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
+
+
+PICTURES = dataset.from_arrays([np.zeros((32, 32, 3), np.uint8)] * 6, list("abcdef"), (64,), options=Data(caption_dropout=0))  # caption n is picture n's
 
 
 class LinearHost:
@@ -28,8 +32,8 @@ class LinearHost:
         self.latents = [torch.randn(SHAPES[i % 2]) for i in range(pictures)]
         self.drawn, self.seen, self.fail_at = 0, [], None
 
-    def encode(self, _dataset):
-        return self.latents, [8] * len(self.latents)
+    def encode(self, _dataset, captions):
+        return Encoded([latent[None] for latent in self.latents], [8] * len(captions.texts))
 
     @contextmanager
     def training(self, lora):
@@ -72,7 +76,7 @@ class Nobody:
 def go(tmp_path, recipe, host=None, control=None):
     host, control = host or LinearHost(), control or Nobody()
     run = RunFolder.new(tmp_path, recipe)
-    return trainer.train(recipe, dataset.Dataset(()), host, run, control, {"a": "b"}), run, host, control
+    return trainer.train(recipe, PICTURES, host, run, control, {"a": "b"}), run, host, control
 
 
 def recipe(**changes):
@@ -137,7 +141,7 @@ def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
 
     control = PowerCut()
     run = RunFolder.new(tmp_path, recipe(saving=Saving(5, dtype="fp32")))
-    trainer.train(recipe(saving=Saving(5, dtype="fp32")), dataset.Dataset(()), LinearHost(), run, control, {})
+    trainer.train(recipe(saving=Saving(5, dtype="fp32")), PICTURES, LinearHost(), run, control, {})
     whole, _, _, _ = go(tmp_path, recipe(steps=10))
     assert all(torch.equal(control.seen[key], whole.state[key]) for key in whole.state)
 
@@ -168,7 +172,7 @@ def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_pat
                 raise RuntimeError("device lost")
 
     with pytest.raises(RuntimeError, match="^device lost$"):
-        trainer.train(recipe(saving=Saving(2, dtype="fp32")), dataset.Dataset(()), LinearHost(), run, Dying(), {})
+        trainer.train(recipe(saving=Saving(2, dtype="fp32")), PICTURES, LinearHost(), run, Dying(), {})
     monkeypatch.setattr(lorafile, "state_dict", good)
     assert run.saved_steps == 2 and "The LoRA of step 2 is saved as" in run.kept()
 
@@ -176,7 +180,7 @@ def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_pat
 def test_cancel_saves_and_raises(tmp_path):
     run = RunFolder.new(tmp_path, recipe())
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(cancel_after=3), {})
+        trainer.train(recipe(), PICTURES, LinearHost(), run, Nobody(cancel_after=3), {})
     whole, _, _, _ = go(tmp_path, recipe(steps=3))
     saved = load_file(run.lora)
     assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
@@ -187,14 +191,15 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_lora(tmp_path):
     host.fail_at = 4
     run = RunFolder.new(tmp_path, recipe())
     with pytest.raises(TrainingError, match="nan at step 4; training was stopped before"):
-        trainer.train(recipe(), dataset.Dataset(()), host, run, Nobody(), {})
+        trainer.train(recipe(), PICTURES, host, run, Nobody(), {})
     whole, _, _, _ = go(tmp_path, recipe(steps=3))
     saved = load_file(run.lora)
     assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
 
 
 def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
-    groups = trainer.group_pictures([torch.zeros(SHAPES[i % 2]) for i in range(7)], [8, 8, 8, 8, 8, 8, 40])
+    encoded = Encoded([torch.zeros(1, *SHAPES[i % 2]) for i in range(7)], [8, 40])
+    groups = trainer.group_pictures(encoded, Captions(("a", "long"), ((0,),) * 6 + ((1,),), None), [1] * 7)
     batches = trainer.Batches(groups, 2, seed=3)
     for epoch in range(3):
         shown = [batches.at(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
@@ -210,7 +215,7 @@ def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeyp
 
     run = RunFolder.new(tmp_path, recipe())
     monkeypatch.setattr("os.fsync", full)
-    result = trainer.train(recipe(), dataset.Dataset(()), LinearHost(), run, Nobody(), {})
+    result = trainer.train(recipe(), PICTURES, LinearHost(), run, Nobody(), {})
     assert result.steps == 40 and len(result.state) == 2 and not run.lora.exists()
     assert "No space left on device" in run.kept()
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 
 from .. import lowrank
-from ..dataset import Dataset
+from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
 from ..lowrank import Factors
 from ..recipe import Recipe
@@ -40,7 +40,6 @@ class ComfyHost:
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
         self.features: list[torch.Tensor] = []  # one a caption
-        self.caption_of: list[int] = []  # one a picture: which of the captions
         self.captions: list[torch.Tensor] = []  # `features` as the layers see them, once they were needed
         self.image_tokens = 0  # of the largest picture
         self.prompts: list = []
@@ -61,17 +60,19 @@ class ComfyHost:
             return "No de-distill adapter on the model: training straight on it."
         return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}, carried as {self.way}."
 
-    def encode(self, dataset: Dataset) -> tuple[list[torch.Tensor], list[int]]:
-        """Latents [16, h, w] in model space (fp32, CPU) and caption lengths in tokens as the layers see them, one a picture."""
+    def encode(self, dataset: Dataset, captions: Captions) -> Encoded:
+        """See `trainer.Host.encode`."""
         with torch.no_grad():
-            captions = sorted({item.caption for item in dataset.items})
-            self.features = [self._features(caption) for caption in captions]
-            self.caption_of = [captions.index(item.caption) for item in dataset.items]
+            self.features = [self._features(text) for text in captions.texts]
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
-            latents = [self._latent(item.pixels()) for item in dataset.items]
-        self.image_tokens = max(latent.shape[1] * latent.shape[2] for latent in latents) // self.dit.patch_size**2
+            latents = [self._views(item.pixels(), dataset.options.flip) for item in dataset.items]
+        self.image_tokens = max(views.shape[2] * views.shape[3] for views in latents) // self.dit.patch_size**2
         block = self.dit.pad_tokens_multiple
-        return latents, [-(-self.features[n].shape[1] // block) * block for n in self.caption_of]
+        return Encoded(latents, [-(-features.shape[1] // block) * block for features in self.features])
+
+    def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
+        views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
+        return torch.stack([self._latent(view) for view in views])
 
     def _latent(self, pixels: np.ndarray) -> torch.Tensor:
         latent = self.vae.encode(torch.from_numpy(pixels)[None])
@@ -106,12 +107,8 @@ class ComfyHost:
                     self.captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)).cpu() for f in self.features]
             yield self._velocity
 
-    def caption(self, number: int) -> torch.Tensor:
-        """Caption features [1, L, C] of a picture."""
-        return self.features[self.caption_of[number]]
-
     def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...]) -> torch.Tensor:
-        caption = torch.cat([self.captions[self.caption_of[n]] for n in numbers]).to(self.device)
+        caption = torch.cat([self.captions[n] for n in numbers]).to(self.device)
         run_layer = checkpointed if self.recipe.compute.checkpointing else None
         return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.float(), caption, run_layer).float()
 

@@ -27,7 +27,7 @@ def folder_fingerprint(name: str) -> str:
     """Changes when a file in the dataset folder comes, goes or changes."""
     try:
         folder = dataset_folder(name)
-        files = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.iterdir())]
+        files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*")) if path.is_file()]
     except (DatasetError, OSError) as error:
         return str(error)
     return str(files)

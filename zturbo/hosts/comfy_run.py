@@ -1,7 +1,7 @@
 """One training run inside ComfyUI, from the node's inputs to what it hands on."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.model_management
@@ -43,6 +43,7 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
     with torch.inference_mode(False), torch.enable_grad():
+        recipe = replace(recipe, data=dataset.options)
         host = ComfyHost(model, clip, vae, recipe, preview_model)
         inputs = f"{dataset.digest()}-{host.digest()}"
         run = choose_run(recipe, inputs, resume)
