@@ -29,6 +29,7 @@ class State:
     average: dict[str, Factors] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    whole: bool = True  # False while the optimizer moves the weights
 
     @property
     def step(self) -> int:

@@ -144,11 +144,10 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
-    whole = True  # False while a step is being taken
 
     def save():
         run.save(state.step, state.shown(dtype), metadata)
-        if whole:
+        if state.whole:
             run.checkpoint(state, recipe.saving.keep)
 
     try:
@@ -156,9 +155,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             with host.training(state.lora) as velocity:
                 while not finished(recipe, state, control):
                     control.check()
-                    whole = False
                     event = one_step(recipe, pictures, state, velocity, host.device)
-                    whole = True
                     run.event(**event)
                     control.step(event)
                     if save_due(recipe, state, run):
@@ -228,10 +225,12 @@ def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Veloc
             f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm. "
             f"Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
         )
+    state.whole = False
     state.optimizer.step()
     if state.average:
         torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - options.ema)
     state.losses.append(value)
+    state.whole = True
     seconds = time.perf_counter() - started
     state.seconds += seconds
     return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4)}

@@ -57,6 +57,6 @@ def test_a_disk_that_is_full_from_the_start_is_said_before_anything_is_trained(r
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ZTurboError, match="No space left on device"):
         run()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,12 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     canvas.wait_step(13)
     canvas.wait_preview()
     assert canvas.curve() >= 12  # also what ran before the reload
+    canvas.page.locator(".zturbo-save").first.evaluate("(button) => button.click()")
+    checkpoints = server.base / "output" / "zturbo" / name / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.glob("step_*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert list(checkpoints.glob("step_*.safetensors"))
     canvas.page.locator(".zturbo-stop").first.evaluate("(button) => button.click()")
     canvas.wait_status("Stopped, LoRA kept")
     entry = server.wait(server.get("/queue")["queue_running"][0][1])

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,34 @@ def test_a_step_that_was_cut_in_two_is_not_taken_for_whole(whole, tmp_path, monk
     assert same(final(run), final(uncut))
 
 
-@pytest.mark.parametrize("damage, said", [(lambda b: b[:-100], "cannot be read"), (lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "checksum")])
+def test_cancelled_in_the_middle_of_a_forward_pass_loses_no_step(whole, tmp_path):
+    """Core looks for Cancel inside the model too; the weights have not moved then."""
+    _, uncut = whole
+
+    class Interrupted(LinearHost):
+        @contextmanager
+        def training(self, lora):
+            with super().training(lora) as velocity:
+
+                def cancelled(*args):
+                    if len(self.seen) == 6:
+                        raise KeyboardInterrupt
+                    return velocity(*args)
+
+                yield cancelled
+
+    run = RunFolder.new(tmp_path, run_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(run_recipe(), PICTURES, Interrupted(), run, Nobody(), {})
+    assert [path.stem for path in run.checkpoint_files()] == ["step_000006", "step_000004"]
+    train(RunFolder(run.path), run_recipe())
+    assert same(final(run), final(uncut)) and logged(run) == logged(uncut)
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [(lambda b: b[:-100], "cannot be read"), (lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], "checksum")],
+)
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, damage, said):
     _, uncut = whole
     run = RunFolder.new(tmp_path, run_recipe())
