@@ -85,8 +85,8 @@ class Panel {
   }
 
   add(steps) {
-    const last = this.points.at(-1)?.step ?? 0;
-    this.points.push(...steps.filter(({ step }) => step > last));
+    const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
+    this.points = [...this.points.filter(({ step }) => step < first), ...steps];
     this.drawCurve();
     const now = this.points.at(-1);
     if (!now) return;

@@ -29,6 +29,7 @@ class State:
     average: dict[str, Factors] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    setbacks: int = 0  # times that the run went back to a checkpoint with half the learning rate
     whole: bool = True  # False while the optimizer moves the weights
 
     @property
@@ -53,7 +54,7 @@ class State:
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        facts = {"format": FORMAT, "seconds": repr(self.seconds), "optimizer": json.dumps(optimizer)}
+        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer)}
         return save(tensors, {**facts, "sha256": _sha256(tensors, facts)})
 
     def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
@@ -71,7 +72,7 @@ class State:
             for key, tensor in parts.items():
                 tensor.copy_(tensors[key])
         self.losses = tensors["losses"].tolist()
-        self.seconds = float(facts["seconds"])
+        self.seconds, self.setbacks = float(facts["seconds"]), int(facts["setbacks"])
 
 
 def write(path: Path, state: State):
@@ -94,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
-    if facts.get("format") != FORMAT or not {"optimizer", "seconds"} <= facts.keys() or "losses" not in tensors:
+    if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks"} <= facts.keys() or "losses" not in tensors:
         raise CheckpointError(f"{path.name} is not a checkpoint of this version.")
     if facts.pop("sha256", None) != _sha256(tensors, facts):
         raise CheckpointError(f"The checkpoint {path.name} is damaged: its checksum is another.")

@@ -23,3 +23,11 @@ class ModelError(ZTurboError):
 
 class TrainingError(ZTurboError):
     """Training had to end. What was learnt so far has been saved where the message says."""
+
+
+class LossError(TrainingError):
+    """The loss is no number any more, or many times what it was. loss: its value."""
+
+    def __init__(self, sentence: str, loss: float):
+        super().__init__(sentence)
+        self.loss = loss

@@ -91,6 +91,12 @@ class RunFolder:
                 log.warning("%s An older one is used.", error)
         return None
 
+    def forget_checkpoints(self, after: int):
+        """Delete the checkpoints behind a step: they have learnt what is to be undone."""
+        for path in self.checkpoint_files():
+            if int(path.stem.removeprefix("step_")) > after:
+                path.unlink(missing_ok=True)
+
     def rewind(self, step: int):
         """Forget what was logged after `step`: it will be done again, to the same bits."""
         kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end"]

@@ -19,12 +19,14 @@ import torch
 from . import flow, lorafile, lowrank, optimizers
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
-from .errors import TrainingError
+from .errors import LossError
 from .lowrank import Factors, Target
 from .recipe import Recipe
 from .runfolder import RunFolder
 
 log = logging.getLogger("zturbo")
+WINDOW = 50  # steps
+EXPLOSION = 5  # times
 Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 
@@ -133,8 +135,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
     Must be called outside inference mode, with gradients enabled. Writes a checkpoint and `run.lora` every
     `recipe.saving.every` steps, at the end, and before it raises: on cancel (whatever `control.check` raises), on
-    TrainingError (a loss that is no number), on anything else. Stopping waits for the first step; a preview that
-    cannot be drawn is said and costs nothing else.
+    anything else. A loss that is no number, or has exploded, sends the run back to the last good checkpoint with half
+    the learning rate, once; then it raises LossError. Stopping waits for the first step; a preview that cannot be
+    drawn is said and costs nothing else.
     """
     captions = dataset.captions()
     encoded = host.encode(dataset, captions)
@@ -152,21 +155,27 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
     try:
         while not finished(recipe, state, control):
-            with host.training(state.lora) as velocity:
-                while not finished(recipe, state, control):
-                    control.check()
-                    event = one_step(recipe, pictures, state, velocity, host.device)
-                    run.event(**event)
-                    control.step(event)
-                    if save_due(recipe, state, run):
-                        save()
-                    if preview_due(recipe, state):
-                        break
+            try:
+                with host.training(state.lora) as velocity:
+                    while not finished(recipe, state, control):
+                        control.check()
+                        event = one_step(recipe, pictures, state, velocity, host.device)
+                        run.event(**event)
+                        control.step(event)
+                        if save_due(recipe, state, run):
+                            save()
+                        if preview_due(recipe, state):
+                            break
+            except LossError as error:
+                if state.setbacks:
+                    raise
+                state = step_back(recipe, host, run, state, error)
+                continue
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
                 images = draw(host, state.shown(dtype), state.step, run, control) or images
     except BaseException:
-        if state.losses and run.saved_steps < state.step:
+        if state.losses and run.saved_steps < state.step and (state.whole or not run.saved_steps):
             try:
                 save()
             except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
@@ -192,6 +201,18 @@ def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     return state
 
 
+def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, error: LossError) -> State:
+    """The state of the last good checkpoint, or of the beginning, to go on from with half the learning rate."""
+    run.forget_checkpoints(after=state.step - 2 * WINDOW if math.isfinite(error.loss) else state.step)
+    failed = state.step + 1
+    state = begin(recipe, host, run)
+    state.setbacks += 1
+    run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
+    log.warning("%s Going back to step %d with half the learning rate.", error, state.step)
+    run.event(event="step back", step=state.step, failed=failed, error=str(error))
+    return state
+
+
 def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, control: Control) -> list[np.ndarray]:
     """Draw, keep and show the previews of a step. None, with a warning, when drawing fails: training is worth more."""
     try:
@@ -207,7 +228,7 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
 def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Velocity, device) -> dict:
     """One optimizer step; the state moves on by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
-    rate = optimizers.learning_rate(options, step, recipe.steps)
+    rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
@@ -221,10 +242,10 @@ def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Veloc
     norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
     value = total.item()  # the one point where a step waits for the device
     if not math.isfinite(value) or not math.isfinite(norm.item()):
-        raise TrainingError(
-            f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm. "
-            f"Try a lower learning rate than {recipe.optimizer.learning_rate:g}, or fp32."
-        )
+        sentence = f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm."
+        raise LossError(f"{sentence} Try a lower learning rate than {rate:g}, or fp32.", math.nan)
+    if exploded([*state.losses, value]):
+        raise LossError(f"The loss of the last {WINDOW} steps before step {step + 1} is more than {EXPLOSION} times what it was. Try a lower learning rate than {rate:g}.", value)
     state.whole = False
     state.optimizer.step()
     if state.average:
@@ -234,6 +255,14 @@ def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Veloc
     seconds = time.perf_counter() - started
     state.seconds += seconds
     return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4)}
+
+
+def exploded(losses: list[float]) -> bool:
+    """Looked at every WINDOW steps: is the mean of the last so many more than EXPLOSION times the lowest one before?"""
+    if len(losses) % WINDOW or len(losses) < 2 * WINDOW:
+        return False
+    means = [sum(losses[i : i + WINDOW]) / WINDOW for i in range(0, len(losses), WINDOW)]
+    return means[-1] > EXPLOSION * min(means[:-1])
 
 
 def one_loss(recipe: Recipe, place: int, pictures: "Pictures", velocity: Velocity, device) -> tuple[torch.Tensor, torch.Tensor]:

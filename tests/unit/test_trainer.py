@@ -10,7 +10,7 @@ from torch import nn
 
 from zturbo import dataset, lorafile, lowrank, runfolder, trainer
 from zturbo.dataset import Captions, Encoded
-from zturbo.errors import TrainingError
+from zturbo.errors import LossError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Data, Optimizer, Previews, Recipe, Saving, Timesteps
 from zturbo.runfolder import RunFolder
@@ -30,7 +30,7 @@ class LinearHost:
         self.linear = nn.Linear(16, 16, bias=False).requires_grad_(False)
         self.targets = [module_targets("layers.0.feed_forward.w1", 16, 16)]
         self.latents = [torch.randn(SHAPES[i % 2]) for i in range(pictures)]
-        self.drawn, self.seen, self.fail_at = 0, [], None
+        self.drawn, self.seen, self.fail_at = 0, [], ()
 
     def encode(self, _dataset, captions):
         return Encoded([latent[None] for latent in self.latents], [8] * len(captions.texts))
@@ -41,7 +41,7 @@ class LinearHost:
 
         def velocity(x, sigma, numbers):
             self.seen.append(numbers)
-            if self.fail_at == len(self.seen):
+            if len(self.seen) in self.fail_at:
                 return self.linear(x.movedim(1, -1)).movedim(-1, 1) * float("nan")
             return self.linear(x.movedim(1, -1)).movedim(-1, 1)
 
@@ -186,15 +186,48 @@ def test_cancel_saves_and_raises(tmp_path):
     assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
 
 
-def test_a_loss_that_is_no_number_stops_before_it_spoils_the_lora(tmp_path):
+def test_a_loss_that_is_no_number_goes_back_once_with_half_the_learning_rate(tmp_path):
+    host, given = LinearHost(), recipe(steps=20, saving=Saving(4, 2, "fp32"))
+    host.fail_at = (11,)
+    run = RunFolder.new(tmp_path, given)
+    result = trainer.train(given, PICTURES, host, run, Nobody(), {})
+    steps = [(event["step"], event["lr"]) for event in runfolder.read_events(run.events) if "loss" in event]
+    assert steps == [(n, 1e-2 if n <= 8 else 5e-3) for n in range(1, 21)]
+    back = next(event for event in runfolder.read_events(run.events) if event.get("event") == "step back")
+    assert back["step"] == 8 and back["failed"] == 11 and "nan" in back["error"]
+    assert result.steps == 20 and all(torch.isfinite(value).all() for value in result.state.values())
+
+
+def test_a_loss_that_is_no_number_twice_stops_before_it_spoils_the_lora(tmp_path):
     host = LinearHost()
-    host.fail_at = 4
+    host.fail_at = (4, 8)
     run = RunFolder.new(tmp_path, recipe())
-    with pytest.raises(TrainingError, match="nan at step 4; training was stopped before"):
+    with pytest.raises(LossError, match="nan at step 4; training was stopped before"):
         trainer.train(recipe(), PICTURES, host, run, Nobody(), {})
-    whole, _, _, _ = go(tmp_path, recipe(steps=3))
+    whole, _, _, _ = go(tmp_path, recipe(steps=3, optimizer=Optimizer(learning_rate=5e-3)))
     saved = load_file(run.lora)
     assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
+
+
+def test_an_explosion_is_told_from_noise():
+    quiet = [1.0 + 0.3 * (n % 3) for n in range(150)]
+    assert not any(trainer.exploded(quiet[:n]) for n in range(151))
+    assert trainer.exploded([*quiet, *[8.0] * 50]) and not trainer.exploded([*quiet, *[8.0] * 49]) and not trainer.exploded([*quiet, 400.0, *quiet[:49]][:200][:151])
+
+
+def test_an_explosion_goes_back_before_it_began(tmp_path):
+    class Exploding(LinearHost):
+        @contextmanager
+        def training(self, lora):
+            with super().training(lora) as velocity:
+                yield lambda *args: velocity(*args) * (50.0 if 230 < len(self.seen) + 1 <= 250 else 1.0)
+
+    given = recipe(steps=320, saving=Saving(40, 9, "fp32"))
+    run = RunFolder.new(tmp_path, given)
+    trainer.train(given, PICTURES, Exploding(), run, Nobody(), {})
+    back = next(event for event in runfolder.read_events(run.events) if event.get("event") == "step back")
+    assert back["step"] == 120 and back["failed"] == 250 and "more than 5 times" in back["error"]
+    assert [event["step"] for event in runfolder.read_events(run.events) if "loss" in event] == list(range(1, 321))
 
 
 def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
