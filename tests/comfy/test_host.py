@@ -9,7 +9,7 @@ import torch
 
 from zturbo import dataset, flow, lorafile, lowrank
 from zturbo.errors import ModelError
-from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
+from zturbo.hosts import comfy_adapter, comfy_draw, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Data, Network, Recipe
 
@@ -148,6 +148,19 @@ def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
                 first = list(map(id, host.captions))
         assert len(host.captions) == len(pictures().captions().texts) < len(pictures().items)
         assert first == list(map(id, host.captions))
+
+
+def test_the_digest_tells_models_adapters_and_loras_apart(tiny):
+    model, clip, vae = tiny
+    lora = lowrank.create(ComfyHost(model, clip, vae, recipe()).targets, 4, 4, 0)
+    other = lowrank.create(ComfyHost(model, clip, vae, recipe()).targets, 4, 4, 1)
+    with_one, with_other = (comfy_draw.with_lora(model, lorafile.state_dict(given, torch.float32)) for given in (lora, other))
+    half = comfy_tiny.load_model(comfy_tiny.MODEL, torch.bfloat16)
+    half_strength = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 0.5)
+    models = [model, de_distilled(model), half_strength, with_one, with_other, half]
+    digests = [ComfyHost(given, clip, vae, recipe()).digest() for given in models]
+    assert len(set(digests)) == len(models)
+    assert digests == [ComfyHost(given, clip, vae, recipe()).digest() for given in models]
 
 
 def test_flips_are_the_mirrored_pictures_latents(tiny):

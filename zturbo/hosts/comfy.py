@@ -45,10 +45,16 @@ class ComfyHost:
         self.prompts: list = []
 
     def digest(self) -> str:
-        """Tells models apart at a glance: by their norms and biases, which no LoRA patches, by the adapter, and by what else is patched on."""
-        patched = sorted((str(key), [entry[0] for entry in entries]) for key, entries in self.model.patches.items())
+        """Tells models apart at a glance: by dtypes, norms and biases, which no LoRA patches, by the adapter, and by a corner of what else is patched on."""
         carried = None if self.tag is None else (self.tag.sha256, self.tag.net, self.way)
-        total = hashlib.sha256(repr((patched, carried)).encode())
+        dtypes = [str(module.weight.dtype) for module in comfy_adapter.linears(self.dit).values()]
+        total = hashlib.sha256(repr((carried, dtypes)).encode())
+        for key, entries in sorted(self.model.patches.items(), key=lambda item: str(item[0])):
+            for strength, patch, *_ in entries:
+                total.update(repr((str(key), strength)).encode())
+                for tensor in getattr(patch, "weights", ()):
+                    if isinstance(tensor, torch.Tensor):
+                        total.update(tensor.detach().reshape(-1)[:64].float().cpu().numpy().tobytes())
         for name, parameter in sorted(self.dit.named_parameters()):
             if parameter.ndim == 1:
                 total.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
