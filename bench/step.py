@@ -41,7 +41,7 @@ def measure(rounds: int, batch: int) -> dict[str, list[float]]:
     import diffusers_twin
     from peft import LoraConfig
 
-    from zturbo import dataset, lorafile, lowrank
+    from zturbo import dataset, lorafile, lowrank, network
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_paths, comfy_tiny
     from zturbo.hosts.comfy import ComfyHost
     from zturbo.recipe import Compute, Network, Recipe
@@ -57,7 +57,7 @@ def measure(rounds: int, batch: int) -> dict[str, list[float]]:
         recipe = Recipe(network=Network(RANK, RANK), compute=Compute("fp32", False, way))
         host = ComfyHost(comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), adapter, "tiny", 1.0), clip, vae, recipe)
         host.encode(pictures, pictures.captions())
-        lora = lowrank.create(host.targets, RANK, RANK, 0)
+        lora = network.create(host.targets, Network(RANK, RANK), 0)
         context = host.training(lora)
         contexts.append(context)
         contenders[way] = (context.__enter__(), lowrank.parameters(lora))

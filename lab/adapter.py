@@ -42,10 +42,11 @@ def main(argv: list[str]):
     device = use_comfy()
     import comfy.model_management
 
-    from zturbo import lorafile, lowrank
+    from zturbo import lorafile, lowrank, network
     from zturbo.hosts import comfy_adapter, comfy_tiny
     from zturbo.hosts.comfy import fetcher
     from zturbo.hosts.comfy_forward import velocity
+    from zturbo.recipe import Network
 
     generator = torch.Generator().manual_seed(args.seed)
     comfy.model_management.in_training = True
@@ -54,7 +55,7 @@ def main(argv: list[str]):
     turbo.load_state_dict({name: value.float() for name, value in load_file(TINY / "z_image_turbo_tiny.safetensors").items()})
     drawn = turbo_pictures(turbo, data, args.pictures, 64, args.seed, device)
     targets = comfy_adapter.targets(turbo, ("layers.",))
-    lora = lowrank.create(targets, args.rank, args.rank, args.seed, device)
+    lora = network.create(targets, Network(args.rank, args.rank), args.seed, device)
     linears = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(turbo).items()}
     optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=args.lr, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, 50)

@@ -5,7 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .dataset import ZTurboImageDataset
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
-from .options import ZTurboLossOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
+from .options import ZTurboAdapterSchedule, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
 from .sample import ZTurboSampler
 from .save import ZTurboSaveLoRA
 from .train import ZTurboTrainLoRA
@@ -15,9 +15,11 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboDeDistillAdapter,
     ZTurboImageDataset,
     ZTurboTrainLoRA,
+    ZTurboNetworkOptions,
     ZTurboOptimizerOptions,
     ZTurboLossOptions,
     ZTurboSavingOptions,
+    ZTurboAdapterSchedule,
     ZTurboSampler,
     ZTurboSaveLoRA,
 ]

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..zturbo import dataset, plots
 from ..zturbo.hosts import comfy_paths
-from ..zturbo.recipe import Data
+from ..zturbo.recipe import MASKS, Data
 from .screen import say
 from .types import CATEGORY, TrainingSet
 
@@ -54,6 +54,36 @@ class ZTurboImageDataset(io.ComfyNode):
                 io.Boolean.Input("shuffle_tags", default=False, tooltip="For captions that are lists of tags with commas between: show them in changing order."),
                 io.Int.Input("keep_tags", default=1, min=0, max=50, tooltip="First tags that stay in front when tags are shuffled; the trigger word is one of them."),
                 io.Boolean.Input("flip", default=False, tooltip="Show pictures mirrored too. Not for faces, letters, or anything with a left and a right."),
+                io.Boolean.Input("upscale", default=False, tooltip="Enlarge pictures that are smaller than resolution. Off: they are trained at their own size."),
+                io.Combo.Input(
+                    "masks",
+                    options=list(MASKS),
+                    default="files",
+                    tooltip="Which part of a picture counts. files: cat.mask.png beside cat.png, white where it counts. files and alpha: also the transparency of pictures that have one. off: none.",
+                ),
+                io.Float.Input(
+                    "outside", default=0.1, min=0.0, max=1.0, step=0.05, tooltip="How much the loss counts outside a mask, against 1 inside. Usual: 0.1; at 0 the surroundings may become anything."
+                ),
+                io.String.Input(
+                    "regularisation_folder",
+                    default="",
+                    tooltip="A folder inside ComfyUI's input folder with pictures of the kind at large (cats, not your cat) and captions without the trigger word, so that the kind is not forgotten. Empty: none.",
+                ),
+                io.Float.Input("regularisation_weight", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Factor on the loss of regularisation pictures, 0 to 10. Usual: 1."),
+                io.Float.Input(
+                    "validation",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.05,
+                    tooltip="Share of the pictures that is not trained on but only looked at: when their loss rises again, the LoRA has begun to learn by heart. 0: none. Usual: 0.1 with 20 pictures or more.",
+                ),
+                io.Int.Input("validation_every", default=100, min=1, max=100000, tooltip="Steps between two such looks; each takes as long as about ten steps."),
+                io.Boolean.Input(
+                    "cache",
+                    default=True,
+                    tooltip="Keep encoded pictures and captions in output/zturbo/.cache, so that the next run with them starts at once. The run's log says how much room it takes.",
+                ),
                 io.Image.Input("images", optional=True, tooltip="Pictures from the graph instead of a folder; all of one size."),
                 io.String.Input("captions", multiline=True, default="", optional=True, tooltip="For connected images: one caption a line, in order, or one line for all."),
             ],
@@ -61,11 +91,15 @@ class ZTurboImageDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, folder, trigger, resolution, more_resolutions, caption_dropout, shuffle_tags, keep_tags, flip, images=None, captions="") -> io.NodeOutput:
-        options = Data(caption_dropout, shuffle_tags, keep_tags, flip)
+    def execute(
+        cls, folder, trigger, resolution, more_resolutions, caption_dropout, shuffle_tags, keep_tags, flip, upscale, masks, outside,
+        regularisation_folder, regularisation_weight, validation, validation_every, cache, images=None, captions="",
+    ) -> io.NodeOutput:  # fmt: skip
+        options = Data(caption_dropout, shuffle_tags, keep_tags, flip, upscale, masks, outside, regularisation_weight, validation, validation_every, cache)
         sides = (resolution, *dataset.read_sides(more_resolutions))
         if images is None:
-            found = dataset.from_folder(comfy_paths.dataset_folder(folder), sides, trigger, options)
+            regularisation = comfy_paths.dataset_folder(regularisation_folder) if regularisation_folder.strip() else None
+            found = dataset.from_folder(comfy_paths.dataset_folder(folder), sides, trigger, options, regularisation)
         else:
             lines = [line.strip() for line in captions.splitlines() if line.strip()]
             arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for image in images]  # BHWC, 0..1
@@ -74,6 +108,6 @@ class ZTurboImageDataset(io.ComfyNode):
         return io.NodeOutput(found, found.report(), ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, folder, **given):
+    def fingerprint_inputs(cls, folder, regularisation_folder, **given):
         """Core gives None for what other nodes will bring."""
-        return "" if folder is None or "images" in given else comfy_paths.folder_fingerprint(folder)
+        return "" if "images" in given else str([comfy_paths.folder_fingerprint(name) for name in (folder, regularisation_folder) if name])

@@ -1,9 +1,77 @@
 """Settings of a run that most people leave alone: small nodes that plug into Train LoRA."""
 
+import folder_paths
 from comfy_api.latest import io
 
-from ..zturbo.recipe import OPTIMIZERS, SCHEDULES, Loss, Optimizer, Saving, Timesteps
-from .types import CATEGORY, LossOptions, OptimizerOptions, SavingOptions
+from ..zturbo.flow import WEIGHTINGS
+from ..zturbo.hosts import comfy_load
+from ..zturbo.recipe import NETWORKS, OPTIMIZERS, SCHEDULES, AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps
+from .types import CATEGORY, AdapterSchedule, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions
+
+NOTHING = "nothing"
+
+
+class ZTurboNetworkOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZTurboNetworkOptions",
+            display_name="Network Options",
+            category=CATEGORY,
+            description="What Train LoRA trains: LoRA, DoRA, LoKr or LoHa, on which parts of the model, at which rank, and from which numbers it starts. Without this node: LoRA on every Linear of the 30 layers, from nothing.",
+            search_aliases=["dora", "lokr", "loha", "lycoris", "target modules", "continue lora", "rank per layer"],
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=list(NETWORKS),
+                    default="lora",
+                    tooltip="lora: read everywhere. dora: with a length for each column, slower; read by ComfyUI. lokr: small files; read by ComfyUI and diffusers. loha: read by ComfyUI; slow, as it builds whole matrices.",
+                ),
+                io.Int.Input("factor", default=8, min=1, max=64, tooltip="Of lokr only: size of its small matrix. Lower is a larger file. Usual: 4 to 16."),
+                io.String.Input(
+                    "targets",
+                    default="",
+                    tooltip="Which parts are trained, with commas between: attention, feed_forward, adaln, or a pattern such as *.to_q. With :rank for a rank of its own (attention:32, feed_forward:8); the last that fits counts. Empty: all at the trainer's rank.",
+                ),
+                io.String.Input("layers", default="", tooltip="Which of the 30 layers are trained, for example 0-9, 20. Empty: all."),
+                io.Combo.Input(
+                    "start_from",
+                    options=[NOTHING, *folder_paths.get_filename_list("loras")],
+                    default=NOTHING,
+                    tooltip="A LoRA for Z-Image from models/loras to go on from, of any trainer. Its rank may be at most the trainer's.",
+                ),
+            ],
+            outputs=[NetworkOptions.Output(display_name="network_options")],
+        )
+
+    @classmethod
+    def execute(cls, kind, factor, targets, layers, start_from) -> io.NodeOutput:
+        return io.NodeOutput(Network(kind=kind, factor=factor, targets=targets.strip(), layers=layers.strip(), start="" if start_from == NOTHING else start_from))
+
+    @classmethod
+    def fingerprint_inputs(cls, start_from, **_):
+        return "" if start_from in (None, NOTHING) else comfy_load.fingerprint(folder_paths.get_full_path("loras", start_from))
+
+
+class ZTurboAdapterSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZTurboAdapterSchedule",
+            display_name="Adapter Schedule",
+            category=CATEGORY,
+            description="Lets the de-distill adapter grow weaker or stronger while Train LoRA runs. Without this node: the same strength from the first step to the last.",
+            search_aliases=["adapter strength", "fade adapter"],
+            inputs=[
+                io.Float.Input("start", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Factor on the adapter's strength at the first step, 0 to 4. Usual: 1."),
+                io.Float.Input("end", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Factor on the adapter's strength at the last step, 0 to 4; in between it changes evenly. Usual: 1."),
+            ],
+            outputs=[AdapterSchedule.Output(display_name="adapter_schedule")],
+        )
+
+    @classmethod
+    def execute(cls, start, end) -> io.NodeOutput:
+        return io.NodeOutput(AdapterCourse(start, end))
 
 
 class ZTurboOptimizerOptions(io.ComfyNode):
@@ -86,13 +154,19 @@ class ZTurboLossOptions(io.ComfyNode):
                     step=0.5,
                     tooltip="Differential guidance: the target is set this many times as far away. 0: off. Usual, when on: 3; learns faster and rougher.",
                 ),
+                io.Combo.Input(
+                    "weighting",
+                    options=list(WEIGHTINGS),
+                    default="auto",
+                    tooltip="How much each noise level counts in the loss. auto: as timesteps says. none: all alike. weighted: the reference trainer's curve. cosmap: the middle more. x0: by the square of the noise level, as core's trainer does.",
+                ),
             ],
             outputs=[LossOptions.Output(display_name="loss_options")],
         )
 
     @classmethod
-    def execute(cls, mean, std, min_sigma, max_sigma, loss, huber_delta, guidance) -> io.NodeOutput:
-        return io.NodeOutput((Timesteps(mean=mean, std=std, min_sigma=min_sigma, max_sigma=max_sigma), Loss(loss, huber_delta, guidance)))
+    def execute(cls, mean, std, min_sigma, max_sigma, loss, huber_delta, guidance, weighting) -> io.NodeOutput:
+        return io.NodeOutput((Timesteps(mean=mean, std=std, min_sigma=min_sigma, max_sigma=max_sigma), Loss(loss, huber_delta, guidance, weighting)))
 
 
 class ZTurboSavingOptions(io.ComfyNode):

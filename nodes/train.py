@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..zturbo.flow import DENSITIES
 from ..zturbo.hosts import comfy_run
-from ..zturbo.recipe import Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, bad_name
-from .types import CATEGORY, LoraModel, LossMap, LossOptions, OptimizerOptions, SavingOptions, TrainingSet
+from ..zturbo.recipe import AdapterCourse, Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, bad_name
+from .types import CATEGORY, AdapterSchedule, LoraModel, LossMap, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions, TrainingSet
 
 
 class ZTurboTrainLoRA(io.ComfyNode):
@@ -71,9 +71,11 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     tooltip="auto: a run of the same settings and pictures that was cancelled or cut off goes on where it was, to the same bits. new: always from the beginning. Or a run's name from output/zturbo (my_lora_2, or my_lora_2/step_000500 for one checkpoint): a new run goes on from there, for instance with more steps.",
                 ),
                 io.Model.Input("preview_model", optional=True, tooltip="What previews are drawn with. Not connected: the same model without the adapter."),
+                NetworkOptions.Input("network_options", optional=True, tooltip="From Network Options. Not connected: LoRA on every Linear of the 30 layers."),
                 OptimizerOptions.Input("optimizer_options", optional=True, tooltip="From Optimizer Options. Not connected: AdamW at a constant learning rate."),
                 LossOptions.Input("loss_options", optional=True, tooltip="From Timestep and Loss Options. Not connected: all noise levels, mean square error."),
                 SavingOptions.Input("saving_options", optional=True, tooltip="From Saving Options. Not connected: a checkpoint every 250 steps, two stay."),
+                AdapterSchedule.Input("adapter_schedule", optional=True, tooltip="From Adapter Schedule. Not connected: the adapter stays as strong as it is."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora"),
@@ -87,7 +89,8 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, name, steps, learning_rate, rank, alpha, batch_size, seed, timesteps, compute_dtype, gradient_checkpointing,
-        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume, preview_model=None, optimizer_options=None, loss_options=None, saving_options=None,
+        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume,
+        preview_model=None, network_options=None, optimizer_options=None, loss_options=None, saving_options=None, adapter_schedule=None,
     ) -> io.NodeOutput:  # fmt: skip
         timestep_options, loss = loss_options or (Timesteps(), Loss())
         recipe = Recipe(
@@ -95,12 +98,13 @@ class ZTurboTrainLoRA(io.ComfyNode):
             steps=steps,
             batch_size=batch_size,
             seed=seed,
-            network=Network(rank, alpha),
+            network=replace(network_options or Network(), rank=rank, alpha=alpha),
             optimizer=replace(optimizer_options or Optimizer(), learning_rate=learning_rate),
             timesteps=replace(timestep_options, density=timesteps),
             loss=loss,
             saving=saving_options or Saving(),
             compute=Compute(compute_dtype, gradient_checkpointing, adapter_way),
+            adapter=adapter_schedule or AdapterCourse(),
             previews=Previews(lines(preview_prompts), preview_every, preview_width, preview_height, seed=preview_seed),
         )
         trained = comfy_run.train(recipe, dataset, model, clip, vae, preview_model, cls.hidden.unique_id, resume.strip())

@@ -75,7 +75,16 @@ def schemas(pack):
 
 
 @pytest.fixture
-def tiny(comfyui):
+def output(comfyui, tmp_path, monkeypatch):
+    """ComfyUI's output folder, empty and for one test."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def tiny(output):
     """(MODEL, CLIP, VAE) of the bundled tiny turbo, freshly loaded, as a loader node gives them: under inference mode."""
     import torch
 

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from . import files, lorafile, lowrank, optimizers
 from .errors import CheckpointError
-from .lowrank import Factors
+from .lowrank import Difference
 
 FORMAT = "1"
 
@@ -24,9 +24,9 @@ FORMAT = "1"
 class State:
     """A run after `len(losses)` steps. seconds: spent in steps."""
 
-    lora: dict[str, Factors]
+    lora: dict[str, Difference]
     optimizer: torch.optim.Optimizer
-    average: dict[str, Factors] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
+    average: dict[str, Difference] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     setbacks: int = 0  # times that the run went back to a checkpoint with half the learning rate
@@ -45,9 +45,9 @@ class State:
             return lorafile.state_dict(self.lora, dtype)
 
     def parts(self) -> dict[str, torch.Tensor]:
-        """A and B of the LoRA and of its average, by their names in the file."""
+        """The trained numbers of the LoRA and of its average, by their names in the file."""
         sets = {"lora": self.lora, "average": self.average}
-        return {f"{kind}.{name}.{letter}": getattr(f, letter) for kind, factors in sets.items() for name, f in factors.items() for letter in "AB"}
+        return {f"{kind}.{name}.{part}": tensor for kind, lora in sets.items() for name, one in lora.items() for part, tensor in one.tensors.items()}
 
     def to_bytes(self) -> bytes:
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ CAPTIONS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 PLACE = "[trigger]"  # where the trigger word goes in a caption
+MASK = ".mask.png"  # beside cat.jpg: cat.mask.png
+LISTED = 20  # most pictures that a report names
+LATENT = 8  # pixels a side of a latent
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
 
@@ -33,14 +36,25 @@ class Item:
     source: Path | np.ndarray
     caption: str
     size: tuple[int, int]
-    cropped: float  # share of the picture's area that the bucket cuts away, 0 to 1
+    cropped: float = 0.0  # share of the picture's area that the bucket cuts away, 0 to 1
     repeats: int = 1  # times that it is shown in an epoch
+    regularisation: bool = False  # a picture of the kind at large, shown so that it is not forgotten
+    dropout: float | None = None  # its own caption dropout, 0 to 1; None: the dataset's
+    mask_file: Path | None = None  # white: what counts; the picture itself where its transparency is the mask
 
     def pixels(self) -> np.ndarray:
         """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket."""
         image = load_picture(self.source) if isinstance(self.source, Path) else Image.fromarray(self.source)
-        fitted = ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
-        return np.asarray(fitted, dtype=np.float32) / 255.0
+        return np.asarray(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
+
+    def mask(self, outside: float) -> torch.Tensor | None:
+        """[1, H/8, W/8] weights of the loss, of mean 1: `outside` where the mask is black against 1 where it is white. None without a mask."""
+        if self.mask_file is None:
+            return None
+        fitted = ImageOps.fit(load_mask(self.mask_file), self.size, Image.Resampling.LANCZOS)
+        small = fitted.resize((self.size[0] // LATENT, self.size[1] // LATENT), Image.Resampling.BOX)
+        weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
+        return weight / weight.mean().clamp_min(1e-6)
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,23 @@ class Dataset:
             counts[item.size] = counts.get(item.size, 0) + 1
         return dict(sorted(counts.items()))
 
+    def held_out(self) -> set[int]:
+        """Numbers of the pictures that are only looked at: the validation share, at least one where there is a share, a function of the names."""
+        names = sorted({item.name for item in self.items if not item.regularisation}, key=lambda name: hashlib.sha256(name.encode()).digest())
+        count = min(max(1, round(self.options.validation * len(names))), len(names) - 1) if self.options.validation else 0
+        chosen = set(names[: max(0, count)])
+        return {number for number, item in enumerate(self.items) if item.name in chosen and not item.regularisation}
+
+    def dropout(self, number: int) -> float:
+        """Chance that picture `number` is shown with its caption dropped."""
+        item = self.items[number]
+        return 0.0 if item.regularisation else self.options.caption_dropout if item.dropout is None else item.dropout
+
     def captions(self) -> "Captions":
         """Every caption that training may show."""
         options = self.options
         shown = [tag_orders(item.caption, options.keep_tags) if options.shuffle_tags else (item.caption,) for item in self.items]
-        dropped = (self.trigger,) if options.caption_dropout else ()
+        dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
         texts = sorted({text for variants in (*shown, dropped) for text in variants})
         number = {text: n for n, text in enumerate(texts)}
         return Captions(tuple(texts), tuple(tuple(number[text] for text in variants) for variants in shown), number[self.trigger] if dropped else None)
@@ -72,15 +98,28 @@ class Dataset:
         """sha256 over what is trained on: captions, sizes, and the bytes of the pictures."""
         total = hashlib.sha256()
         for item in self.items:
-            total.update(repr((item.caption, item.size, item.repeats)).encode())
+            total.update(repr((item.caption, item.size, item.repeats, item.regularisation, item.dropout)).encode())
             total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
+            total.update(b"" if item.mask_file is None else item.mask_file.read_bytes())
         return total.hexdigest()[:32]
 
     def report(self) -> str:
+        """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
-        shown = sum(item.repeats for item in self.items)
-        worst = max(self.items, key=lambda item: item.cropped)
-        lines = [f"{len(self.items)} pictures, {shown} an epoch. Buckets: {buckets}.", f"Most cropped: {worst.name}, {worst.cropped:.0%} of its area."]
+        shown = sum(item.repeats for number, item in enumerate(self.items) if number not in self.held_out())
+        lines = [f"{len(self.items)} pictures, {shown} an epoch. Buckets: {buckets}."]
+        special = {
+            "masked": sum(item.mask_file is not None for item in self.items),
+            "for regularisation": sum(item.regularisation for item in self.items),
+            "held out for validation": len(self.held_out()),
+        }
+        lines += [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."] if any(special.values()) else []
+        cropped = sorted((item for item in self.items if item.cropped >= 0.005), key=lambda item: -item.cropped)
+        lines += (
+            ["Cropped: " + ", ".join(f"{item.name} {item.cropped:.0%}" for item in cropped[:LISTED]) + (f" and {len(cropped) - LISTED} more" if len(cropped) > LISTED else "") + "."]
+            if cropped
+            else ["Nothing is cropped."]
+        )
         return "\n".join([*lines, *self.notes])
 
 
@@ -116,15 +155,16 @@ def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(orders))
 
 
-def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """The size to train at: the picture's aspect ratio at an area of resolution², multiples of 16, never enlarged.
+def bucket(width: int, height: int, resolution: int, upscale: bool = False) -> tuple[int, int]:
+    """The size to train at: the picture's aspect ratio at an area of resolution², multiples of 16, enlarged only where `upscale` says so.
 
     Raises ValueError when the shorter side would fall under 32 pixels.
     """
-    scale = min(1.0, resolution / math.sqrt(width * height))
-    fit = lambda side: max(GRAIN, round(side * scale / GRAIN) * GRAIN)  # noqa: E731
+    scale = resolution / math.sqrt(width * height)
+    fit = lambda side: max(GRAIN, round(side * (scale if upscale else min(1.0, scale)) / GRAIN) * GRAIN)  # noqa: E731
     size = fit(width), fit(height)
-    size = tuple(min(s, side // GRAIN * GRAIN) for s, side in zip(size, (width, height)))
+    if not upscale:
+        size = min(size[0], width // GRAIN * GRAIN), min(size[1], height // GRAIN * GRAIN)
     if min(size) < SMALLEST:
         raise ValueError(f"{width}x{height} pixels is too small")
     return size
@@ -149,6 +189,34 @@ def load_picture(path: Path) -> Image.Image:
             return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path.name} cannot be read as a picture ({error}). Repair it or take it out of the folder.") from error
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            turned = ImageOps.exif_transpose(opened)
+            return turned.convert("L") if path.name.endswith(MASK) else turned.convert("RGBA").getchannel("A")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"The mask {path.name} cannot be read as a picture ({error}). Repair it or take it out of the folder.") from error
+
+
+def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:
+    """Where the mask of a picture of this size is: a file beside it, or the picture itself. Raises DatasetError for a mask of another shape."""
+    if masks == "off":
+        return None
+    beside = path.with_name(path.stem + MASK)
+    if beside.is_file():
+        mask = load_mask(beside)
+        if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
+            raise DatasetError(f"The mask {beside.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike.")
+        return beside
+    if masks == "files and alpha":
+        with Image.open(path) as opened:
+            clear = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
+        return path if clear and np.asarray(load_mask(path)).min() < 255 else None
+    return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -186,45 +254,68 @@ def read_caption(picture: Path) -> str:
     return ""
 
 
-def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger: str = "", options: Data = Data()) -> Dataset:  # noqa: B008
-    """Every picture of a folder and of its sub-folders, with its caption.
+def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger: str = "", options: Data = Data(), regularisation: str | os.PathLike | None = None) -> Dataset:  # noqa: B008
+    """Every picture of a folder and of its sub-folders, with its caption and mask; and those of a regularisation folder, without the trigger word.
 
-    Captions come from a text file of the same name, or from a `metadata.jsonl` (Hugging Face's imagefolder:
-    file_name, and text or caption). A sub-folder named `10_name` is shown ten times an epoch. resolutions: sides in
-    pixels of the squares whose areas the buckets have; each picture is trained at each of them that it is large
-    enough for, and at the smallest at any rate. Raises DatasetError, naming the files, for no pictures, pictures that
-    cannot be read or are too small, and pictures left without any words.
+    Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
+    small, and pictures left without any words.
     """
-    folder = Path(folder)
+    items, notes = _read_folder(Path(folder), resolutions, trigger, options, False)
+    if regularisation is not None:
+        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, True)
+        items, notes = items + more, notes + more_notes
+    _need_words(items)
+    return Dataset(tuple(items), trigger, options, tuple(notes))
+
+
+def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, regularisation: bool) -> tuple[list[Item], list[str]]:
+    """Items and notes."""
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder inside ComfyUI's input folder and give its name.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    pictures = [path for path in files if path.suffix.lower() in PICTURES and not path.name.endswith(MASK)]
     if not pictures:
         raise DatasetError(f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.")
-    items, faults, notes = [], [], []
-    listed = {path: text for file in files if file.name == METADATA for path, text in read_metadata(file).items()}
+    items, faults = [], []
+    listed = {path: row for file in files if file.name == METADATA for path, row in read_metadata(file).items()}
     for path in pictures:
         try:
-            caption = apply_trigger(read_caption(path) or listed.get(path, ""), trigger)
-            size, repeats = load_picture(path).size, repeats_of(path.parent, folder)
-            items += _items(str(path.relative_to(folder)), path, size, caption, resolutions, repeats)
+            row = listed.get(path, Row())
+            size = load_picture(path).size
+            one = Item(
+                str(path.relative_to(folder)) if not regularisation else f"{folder.name}/{path.relative_to(folder)}",
+                path,
+                apply_trigger(read_caption(path) or row.caption, trigger),
+                size,
+                repeats=repeats_of(path.parent, folder),
+                regularisation=regularisation,
+                dropout=row.caption_dropout,
+                mask_file=find_mask(path, size, options.masks),
+            )
+            items += _fitted(one, resolutions, options.upscale)
         except DatasetError as error:
             faults.append(str(error))
     if faults:
         raise DatasetError(f"{len(faults)} of {len(pictures)} pictures cannot be used. " + " ".join(faults[:5]))
-    _need_words(items)
-    stems = {path.with_suffix("") for path in pictures}
+    return items, _notes(files, pictures, list(listed))
+
+
+def _notes(files: list[Path], pictures: list[Path], listed: list[Path]) -> list[str]:
+    """What of a folder is not used."""
+    stems, notes = {path.with_suffix("") for path in pictures}, []
     lonely = [path.name for path in files if path.suffix.lower() in CAPTIONS and path.with_suffix("") not in stems]
     if lonely:
         notes.append(f"{len(lonely)} captions have no picture and are not used: {', '.join(lonely[:3])}.")
+    alone = [path.name for path in files if path.name.endswith(MASK) and path.with_name(path.name.removesuffix(MASK)) not in stems]
+    if alone:
+        notes.append(f"{len(alone)} masks have no picture and are not used: {', '.join(alone[:3])}.")
     absent = [path.name for path in listed if path not in pictures]
     if absent:
         notes.append(f"{len(absent)} pictures of {METADATA} are not there: {', '.join(absent[:3])}.")
     strange = [path.name for path in files if path.suffix.lower() not in PICTURES + CAPTIONS and path.name != METADATA]
     if strange:
         notes.append(f"{len(strange)} files are not read: {', '.join(strange[:3])}. Pictures end in {', '.join(PICTURES)}.")
-    return Dataset(tuple(items), trigger, options, tuple(notes))
+    return notes
 
 
 def read_sides(text: str) -> tuple[int, ...]:
@@ -248,9 +339,17 @@ def repeats_of(folder: Path, root: Path) -> int:
     return 1
 
 
-def read_metadata(file: Path) -> dict[Path, str]:
+@dataclass(frozen=True)
+class Row:
+    """What a `metadata.jsonl` says of a picture. caption_dropout: its own, 0 to 1."""
+
+    caption: str = ""
+    caption_dropout: float | None = None
+
+
+def read_metadata(file: Path) -> dict[Path, Row]:
     """Captions of a `metadata.jsonl` by picture. Raises DatasetError, naming the line, for what is not that."""
-    captions = {}
+    rows = {}
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
@@ -260,11 +359,13 @@ def read_metadata(file: Path) -> dict[Path, str]:
             continue
         try:
             row = json.loads(line)
-            text = row.get("text", row.get("caption", ""))
-            captions[file.parent / row["file_name"]] = text.strip()
+            text, dropout = row.get("text", row.get("caption", "")), row.get("caption_dropout")
+            if dropout is not None and not 0 <= dropout <= 1:
+                raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
+            rows[file.parent / row["file_name"]] = Row(text.strip(), dropout)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DatasetError(f'Line {number} of {file.name} is not {{"file_name": …, "text": …}} in JSON ({error}). Mend or delete the line.') from error
-    return captions
+    return rows
 
 
 def from_arrays(images: list[np.ndarray], captions: list[str], resolutions: tuple[int, ...], trigger: str = "", options: Data = Data()) -> Dataset:  # noqa: B008
@@ -275,25 +376,20 @@ def from_arrays(images: list[np.ndarray], captions: list[str], resolutions: tupl
     captions = captions * len(images) if len(captions) == 1 else captions
     items = []
     for number, (image, caption) in enumerate(zip(images, captions)):
-        items += _items(f"picture {number + 1}", image, (image.shape[1], image.shape[0]), apply_trigger(caption, trigger), resolutions, 1)
+        items += _fitted(Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), (image.shape[1], image.shape[0])), resolutions, options.upscale)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
     return Dataset(tuple(items), trigger, options)
 
 
-def _items(name: str, source, size: tuple[int, int], caption: str, resolutions: tuple[int, ...], repeats: int) -> list[Item]:
-    """One picture at each resolution; those for which it would have to be enlarged fall together."""
-    items = {item.size: item for item in (_item(name, source, size, caption, resolution, repeats) for resolution in sorted(resolutions))}
-    return list(items.values())
-
-
-def _item(name: str, source, size: tuple[int, int], caption: str, resolution: int, repeats: int) -> Item:
+def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Item]:
+    """A picture (whose size is still its own) at each resolution; those that come out alike fall together. Raises DatasetError for one that is too small."""
     try:
-        fitted = bucket(*size, resolution)
+        sizes = dict.fromkeys(bucket(*item.size, resolution, upscale) for resolution in sorted(resolutions))
     except ValueError as error:
-        raise DatasetError(f"{name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture.") from error
-    return Item(name, source, caption, fitted, cropped_share(*size, fitted), repeats)
+        raise DatasetError(f"{item.name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture.") from error
+    return [replace(item, size=size, cropped=cropped_share(*item.size, size)) for size in sizes]
 
 
 def _need_words(items: list[Item]):

@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, content: bytes):
-    """Replace `path` by a file of this content. An older one stays whole until the new one is. Raises OSError."""
-    beside = path.with_name(path.name + ".part")
+def write(path: Path, content: bytes, own: str = ""):
+    """Replace `path` by a file of this content. An older one stays whole until the new one is. Raises OSError.
+
+    own: a word that no other writer of the same file has, where there may be several at once.
+    """
+    beside = path.with_name(path.name + own + ".part")
     try:
         with open(beside, "wb") as file:
             file.write(content)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 SHIFT = 3.0
 DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style", "logit_normal")
 
+WEIGHTINGS = ("auto", "none", "weighted", "cosmap", "x0")
+
 # ostris/ai-toolkit's "weighted" loss curve over i = (1 - sigma) * 1000, mean 1.
 _WEIGHT_INDEX = (0, 50, 100, 124, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800, 850, 900, 950, 975, 990, 999)
 _WEIGHT_VALUE = (.906, 1.375, 1.507, 1.523, 1.507, 1.441, 1.355, 1.264, 1.172, 1.083, 1.000, .925, .860, .805, .762, .731, .715, .716, .729, .716, .582, .493, .452, .447)  # fmt: skip
@@ -52,9 +54,18 @@ def sample_sigma(density: str, count: int, random: torch.Generator, mean: float 
     raise ValueError(f"Unknown timestep choice {density!r}; choose one of {', '.join(DENSITIES)}.")
 
 
-def loss_weight(density: str, sigma: torch.Tensor) -> torch.Tensor:
-    """[B] factors on the loss: the reference's curve for "weighted", 1 otherwise."""
-    if density != "weighted":
+def loss_weight(density: str, sigma: torch.Tensor, weighting: str = "auto") -> torch.Tensor:
+    """[B] factors on the loss at sigma [B], by name.
+
+    auto: the reference's curve for the density "weighted", 1 otherwise. none: 1. weighted: the reference's curve.
+    cosmap: SD3's (arXiv 2403.03206), high in the middle. x0: sigma squared, the square error of the picture instead
+    of the velocity's, as core's trainer has it.
+    """
+    if weighting == "cosmap":
+        return 2 / (torch.pi * (1 - 2 * sigma + 2 * sigma**2))
+    if weighting == "x0":
+        return sigma**2
+    if weighting == "none" or (weighting == "auto" and density != "weighted"):
         return torch.ones_like(sigma)
     index = torch.tensor(_WEIGHT_INDEX, dtype=sigma.dtype, device=sigma.device)
     value = torch.tensor(_WEIGHT_VALUE, dtype=sigma.dtype, device=sigma.device)
@@ -80,11 +91,11 @@ def guided_target(v: torch.Tensor, target: torch.Tensor, scale: float) -> torch.
     return v.detach().float() + scale * (target.float() - v.detach().float())
 
 
-def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, huber_delta: float | None = None) -> torch.Tensor:
-    """Mean over the batch of weight * error per picture. v, target: [B, C, H, W]; weight: [B].
+def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, huber_delta: float | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """[B]: weight * error of each picture. v, target: [B, C, H, W]; weight: [B]; mask: [B, 1, H, W], of mean 1 in each picture.
 
     The error is the mean square, or with `huber_delta` the Huber loss, doubled and so the square where it is small.
     """
     v, target = v.float(), target.float()
     error = (v - target).square() if huber_delta is None else 2 * F.huber_loss(v, target, reduction="none", delta=huber_delta)
-    return (error.mean(dim=(1, 2, 3)) * weight).mean()
+    return (error if mask is None else error * mask).mean(dim=(1, 2, 3)) * weight

@@ -1,30 +1,41 @@
 """LoRA files: the ecosystem's dialects in, one dialect out.
 
-Inside the pack a LoRA is a dict from canonical name (`layers.0.attention.to_q`) to `Factors`. Out go
+Inside the pack a LoRA is a dict from canonical name (`layers.0.attention.to_q`) to a `lowrank.Difference`. Out go
 `diffusion_model.<name>.lora_A.weight` / `lora_B.weight` and, where the scale is not 1, `.alpha`: what core
-ComfyUI, diffusers and the reference trainer all read.
+ComfyUI, diffusers and the reference trainer all read. DoRA adds `.dora_scale`; LoKr and LoHa have LyCORIS's names.
 """
 
+import base64
 import hashlib
+import io
 import json
 import os
 import re
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from . import files
 from .errors import LoraFileError
-from .lowrank import Factors, Part, Target
+from .lowrank import Difference, Factors, Part, Target
+from .lycoris import LoHa, LoKr
 
 PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "model.diffusion_model.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-DOWN = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight")
-UP = (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight")
+ENDINGS = {  # our name of a part -> how a key with it may end
+    "lora_A.weight": (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight"),
+    "lora_B.weight": (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight"),
+    "alpha": (".alpha",),
+    "dora_scale": (".dora_scale",),
+} | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+THUMBNAIL = 256  # pixels on the longer side
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK_LEAVES = (
     "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
@@ -42,20 +53,20 @@ class LoraState(dict[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as read: factors by canonical name, the file's own metadata, and the keys that were not understood."""
+    """A LoRA as read: differences by canonical name, the file's own metadata, and the keys that were not understood."""
 
-    factors: dict[str, Factors]
+    factors: dict[str, Difference]
     metadata: dict[str, str]
     leftover: tuple[str, ...]
     sha256: str
 
     @property
     def ranks(self) -> list[int]:
-        return sorted({factors.rank for factors in self.factors.values()})
+        return sorted({one.rank for one in self.factors.values()})
 
     @property
     def dtypes(self) -> list[str]:
-        return sorted({str(factors.A.dtype).removeprefix("torch.") for factors in self.factors.values()})
+        return sorted({str(tensor.dtype).removeprefix("torch.") for one in self.factors.values() for tensor in one.tensors.values()})
 
 
 def module_targets(module: str, in_features: int, out_features: int) -> Target:
@@ -95,35 +106,95 @@ def _examples(keys) -> str:
     return ", ".join(sorted(keys)[:3])
 
 
-def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA") -> tuple[dict[str, Factors], list[str]]:
-    """(factors by canonical name, keys not understood). Raises LoraFileError for a pair that is not one."""
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA") -> tuple[dict[str, Difference], list[str]]:
+    """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
     leftover = []
     for key, tensor in tensors.items():
-        side, stem = _side(key)
+        kind, stem = _kind(key)
         name = canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
         else:
-            pairs.setdefault(name, {})[side] = tensor
-    factors: dict[str, Factors] = {}
-    for name, pair in pairs.items():
-        if "down" not in pair or "up" not in pair:
-            raise LoraFileError(f"{file} has only one half of {name} ({', '.join(pair)}): a LoRA needs a down and an up matrix.")
-        A, B = pair["down"], pair["up"]
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not A.is_floating_point() or not B.is_floating_point():
-            raise LoraFileError(f"{file}: the matrices of {name} do not fit each other: {tuple(A.shape)} and {tuple(B.shape)}.")
-        scale = pair["alpha"].item() / A.shape[0] if "alpha" in pair else 1.0
-        factors.update(_split_fused(name, Factors(A, B, scale)))
-    return factors, leftover
+            found.setdefault(name, {})[kind] = tensor
+    differences: dict[str, Difference] = {}
+    for name, parts in found.items():
+        differences.update(_split_fused(name, _difference(name, parts, file), file))
+    return differences, leftover
 
 
-def _side(key: str) -> tuple[str, str]:
-    for side, endings in (("down", DOWN), ("up", UP), ("alpha", (".alpha",))):
+def _kind(key: str) -> tuple[str, str]:
+    """(our name of the part, stem)."""
+    for kind, endings in ENDINGS.items():
         for ending in endings:
             if key.endswith(ending):
-                return side, key.removesuffix(ending)
+                return kind, key.removesuffix(ending)
     return "", ""
+
+
+def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
+    if wrong := next((tensor for tensor in parts.values() if not tensor.is_floating_point()), None):
+        raise LoraFileError(f"{file}: {name} holds {wrong.dtype} numbers; a LoRA has floating point ones.")
+    alpha = parts.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
+    kinds = parts.keys() - {"alpha", "dora_scale"}
+    family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
+    if family is None:
+        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing.")
+    if "dora_scale" in parts and family != "lora_":
+        raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
+    return FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
+
+
+def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...], file: str) -> list[torch.Tensor]:
+    missing = [kind for kind in kinds if kind not in parts]
+    if missing:
+        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: {', '.join(missing)} is missing.")
+    flat = [parts[kind].flatten(2).squeeze(2) if parts[kind].ndim > 2 and parts[kind].shape[2:].numel() == 1 else parts[kind] for kind in kinds]  # 1x1 convolutions
+    if any(tensor.ndim != 2 or not tensor.numel() for tensor in flat):
+        raise LoraFileError(f"{file}: the parts of {name} are no matrices: {', '.join(str(tuple(parts[kind].shape)) for kind in kinds)}.")
+    return flat
+
+
+def _fit(name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]], file: str):
+    for down, up in pairs:
+        if down.shape[0] != up.shape[1]:
+            raise LoraFileError(f"{file}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}.")
+
+
+def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> Factors:
+    A, B = _matrices(name, parts, ("lora_A.weight", "lora_B.weight"), file)
+    _fit(name, [(A, B)], file)
+    magnitude = parts.get("dora_scale")
+    if magnitude is not None and magnitude.shape not in ((1, A.shape[1]), (B.shape[0], 1)):
+        raise LoraFileError(f"{file}: the dora_scale of {name} has the shape {tuple(magnitude.shape)}; it must be (1, {A.shape[1]}) or ({B.shape[0]}, 1).")
+    return Factors(A, B, 1.0 if alpha is None else alpha / A.shape[0], magnitude)
+
+
+def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> LoKr:
+    if "lokr_w1" not in parts:
+        up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
+        _fit(name, [(down, up)], file)
+    w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
+    rank = None if "lokr_w1" in parts else down.shape[0]
+    if "lokr_w2" in parts:
+        (w2,) = _matrices(name, parts, ("lokr_w2",), file)
+        return LoKr(w1 if rank is None or alpha is None else w1 * (alpha / rank), (w2,))
+    w2_a, w2_b = _matrices(name, parts, ("lokr_w2_a", "lokr_w2_b"), file)
+    _fit(name, [(w2_b, w2_a)], file)
+    return LoKr(w1, (w2_a, w2_b), 1.0 if alpha is None else alpha / w2_b.shape[0])
+
+
+def _loha(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> LoHa:
+    w1_a, w1_b, w2_a, w2_b = _matrices(name, parts, ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), file)
+    _fit(name, [(w1_b, w1_a), (w2_b, w2_a)], file)
+    if (w1_a.shape[0], w1_b.shape) != (w2_a.shape[0], w2_b.shape):
+        raise LoraFileError(f"{file}: the two products of {name} do not fit each other.")
+    return LoHa(w1_a, w1_b, w2_a, w2_b, 1.0 if alpha is None else alpha / w1_b.shape[0])
+
+
+FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {"lora_": _lora, "lokr_": _lokr, "hada_": _loha}
 
 
 def canonical(stem: str) -> str | None:
@@ -154,12 +225,19 @@ def _leaf(block: str, leaf: str) -> str | None:
     return f"{block}.{'attention.to_out.0' if leaf == 'attention.out' else leaf}"
 
 
-def _split_fused(name: str, factors: Factors) -> dict[str, Factors]:
-    """A LoRA on the fused qkv is three with the same A. Others pass through."""
+def _split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
+    """A difference of the fused qkv is three, each with a third of the rows. Others pass through."""
     if not name.endswith("attention.qkv"):
-        return {name: factors}
+        return {name: whole}
+    by_rows = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
+    split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in by_rows}
+    magnitude = whole.tensors.get("dora_scale")
+    if magnitude is not None and magnitude.shape[0] > 1:
+        split["dora_scale"] = magnitude.chunk(3)
+    elif magnitude is not None or any(part.shape[0] * 3 != whole.tensors[key].shape[0] for key, parts in split.items() for part in parts):
+        raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Train it on to_q, to_k and to_v, or resize it to a LoRA in the tool that made it.")
     stem = name.removesuffix("qkv")
-    return {f"{stem}to_{letter}": Factors(factors.A, B, factors.scale) for letter, B in zip("qkv", factors.B.chunk(3))}
+    return {f"{stem}to_{letter}": whole.of({key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}) for i, letter in enumerate("qkv")}
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -167,14 +245,14 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=dtype).copy_(tensor.detach())
 
 
-def state_dict(factors: dict[str, Factors], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The one dialect out, on the CPU, in the given dtype."""
     state = {}
-    for name, f in sorted(factors.items()):
-        state[f"diffusion_model.{name}.lora_A.weight"] = _own(f.A, dtype)
-        state[f"diffusion_model.{name}.lora_B.weight"] = _own(f.B, dtype)
-        if f.scale != 1.0:
-            state[f"diffusion_model.{name}.alpha"] = torch.tensor(f.scale * f.rank, dtype=torch.float32)
+    for name, one in sorted(differences.items()):
+        for kind, tensor in one.tensors.items():
+            state[f"diffusion_model.{name}.{kind}"] = _own(tensor, dtype)
+        if one.alpha is not None:
+            state[f"diffusion_model.{name}.alpha"] = torch.tensor(one.alpha, dtype=torch.float32)
     return state
 
 
@@ -189,23 +267,33 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
     return path
 
 
-def check_fit(factors: dict[str, Factors], targets: list[Target], file: str):
+def thumbnail(images: list[np.ndarray]) -> dict[str, str]:
+    """The first picture [H, W, 3] uint8, small, as the metadata field that model browsers show (SAI modelspec 1.0.0). Nothing where there is none."""
+    if not images:
+        return {}
+    picture, content = Image.fromarray(images[0]), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(content, format="JPEG", quality=85)
+    return {"modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()}
+
+
+def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: str):
     """Raise LoraFileError, with counts and examples, unless every factor has a place of its shape in the model."""
-    places = {part.name: (target.in_features, part.size) for target in targets for part in target.parts}
+    places = {part.name: (part.size, target.in_features) for target in targets for part in target.parts}
     unknown = [name for name in factors if name not in places]
-    wrong = [name for name in factors if name in places and (factors[name].A.shape[1], factors[name].B.shape[0]) != places[name]]
+    wrong = [name for name in factors if name in places and factors[name].shape != places[name]]
     if not unknown and not wrong:
         return
     lines = [f"{file} does not fit this model: {len(factors) - len(unknown) - len(wrong)} of its {len(factors)} matrices do."]
     if unknown:
         lines.append(f"{len(unknown)} have no place in it (for example {_examples(unknown)}).")
     if wrong:
-        given, wanted = factors[wrong[0]], places[wrong[0]]
-        lines.append(f"{len(wrong)} have another size (for example {wrong[0]}: {given.A.shape[1]} in, {given.B.shape[0]} out; the model has {wanted[0]} in, {wanted[1]} out).")
+        given, wanted = factors[wrong[0]].shape, places[wrong[0]]
+        lines.append(f"{len(wrong)} have another size (for example {wrong[0]}: {given[1]} in, {given[0]} out; the model has {wanted[1]} in, {wanted[0]} out).")
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
 
 
-def need_all(factors: dict[str, Factors], leftover: list[str], file: str):
+def need_all(factors: Mapping[str, Difference], leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
         raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).")

@@ -12,6 +12,8 @@ from . import flow
 from .errors import ZTurboError
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
+NETWORKS = ("lora", "dora", "lokr", "loha")
+MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 
 
@@ -21,6 +23,11 @@ class Network:
 
     rank: int = 16  # width of the low-rank branch
     alpha: float = 16.0  # the branch is scaled by alpha / rank
+    kind: str = "lora"  # one of NETWORKS
+    factor: int = 8  # of LoKr: size of the small matrix
+    targets: str = ""  # what is trained, as globs or group names with ranks: "attention:32, *.w1"; empty: all
+    layers: str = ""  # which layers, "0-9, 20"; empty: all
+    start: str = ""  # a LoRA file in models/loras to start from; empty: from nothing
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class Loss:
     kind: str = "mse"  # mse or huber
     huber_delta: float = 0.1  # where the Huber loss turns from square to straight, in units of the velocity
     guidance: float = 0.0  # differential guidance: how many times the error the target lies away; 0 or 1: off
+    weighting: str = "auto"  # of noise levels, one of flow.WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,13 @@ class Data:
     shuffle_tags: bool = False  # captions are lists of tags with commas between, in any order
     keep_tags: int = 1  # first tags that stay in front when tags are shuffled
     flip: bool = False  # show pictures mirrored, every other time by chance
+    upscale: bool = False  # enlarge pictures that are smaller than the resolution
+    masks: str = "files"  # one of MASKS: where a picture's mask comes from
+    outside: float = 0.1  # weight of the loss outside a mask, 0 to 1
+    regularisation_weight: float = 1.0  # factor on the loss of regularisation pictures
+    validation: float = 0.0  # share of the pictures that is held out and only looked at, 0 to 0.5
+    validation_every: int = 100  # steps between two looks
+    cache: bool = True  # keep latents and text features on the disk for other runs
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,14 @@ class Compute:
     dtype: str = "bf16"  # of activations: bf16 or fp32; LoRA weights and optimizer are always fp32
     checkpointing: bool = True  # recompute each layer in backward: less memory, about a third more time
     adapter: str = "auto"  # how the de-distill adapter is carried: branch, merged, or auto
+
+
+@dataclass(frozen=True)
+class AdapterCourse:
+    """How strong the de-distill adapter is over a run, as factors on the strength that the model carries."""
+
+    start: float = 1.0  # at the first step
+    end: float = 1.0  # at the last step; in between along a straight line
 
 
 @dataclass(frozen=True)
@@ -114,6 +137,7 @@ class Recipe:
     timesteps: Timesteps = field(default_factory=Timesteps)
     loss: Loss = field(default_factory=Loss)
     compute: Compute = field(default_factory=Compute)
+    adapter: AdapterCourse = field(default_factory=AdapterCourse)
     previews: Previews = field(default_factory=Previews)
     saving: Saving = field(default_factory=Saving)
 
@@ -128,16 +152,24 @@ class Recipe:
         one_of(OPTIMIZERS, optimizer=self.optimizer.name)
         one_of(SCHEDULES, schedule=self.optimizer.schedule)
         one_of(("mse", "huber"), loss=self.loss.kind)
+        one_of(flow.WEIGHTINGS, weighting=self.loss.weighting)
+        one_of(NETWORKS, kind=self.network.kind)
+        one_of(MASKS, masks=self.data.masks)
+        at_least(1, factor=self.network.factor, validation_every=self.data.validation_every)
+        between(0, 1, caption_dropout=self.data.caption_dropout, outside=self.data.outside)
+        between(0, 0.5, validation=self.data.validation)
+        between(0, 10, regularisation_weight=self.data.regularisation_weight)
+        between(0, 4, adapter_start=self.adapter.start, adapter_end=self.adapter.end)
         if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
             raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
-        if not 0 <= self.data.caption_dropout <= 1:
-            raise ZTurboError(f"caption_dropout is {self.data.caption_dropout}; it must be between 0 and 1.")
         at_least(0, keep_tags=self.data.keep_tags)
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
+        if self.compute.adapter == "merged" and (self.network.kind == "dora" or (self.adapter.start, self.adapter.end) != (1, 1)):
+            raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
 
@@ -152,6 +184,12 @@ def above_zero(**values):
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ZTurboError(f"{name} is {value}; it must be a number above 0.")
+
+
+def between(low: float, high: float, **values):
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ZTurboError(f"{name} is {value}; it must be from {low} to {high}.")
 
 
 def one_of(choices: tuple[str, ...], **values):
@@ -200,7 +238,7 @@ def _build(kind, values: dict, where: str):
     for key in values:
         if key not in known:
             raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
-    nested = {"network": Network, "optimizer": Optimizer, "data": Data, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "previews": Previews, "saving": Saving}
+    nested = {"network": Network, "optimizer": Optimizer, "data": Data, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "adapter": AdapterCourse, "previews": Previews, "saving": Saving}
     built = {}
     for key, value in values.items():
         if isinstance(value, dict):

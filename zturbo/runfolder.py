@@ -99,7 +99,7 @@ class RunFolder:
 
     def rewind(self, step: int):
         """Forget what was logged after `step`: it will be done again, to the same bits."""
-        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end"]
+        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") != "validation")]
         with contextlib.suppress(OSError):
             files.write(self.events, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self.save_now.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ so nothing that happens between steps, a preview or a pause, can change what is 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,21 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from . import flow, lorafile, lowrank, optimizers
+from . import flow, lorafile, lowrank, network, optimizers
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
-from .lowrank import Factors, Target
+from .lowrank import Difference, Part, Target
 from .recipe import Recipe
 from .runfolder import RunFolder
 
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
 EXPLOSION = 5  # times
-Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
+LOOKED_AT = 6  # pictures of each kind in a validation
+FIXED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.Tensor]
+Lora = dict[str, Difference]
 
 
 class Host(Protocol):
@@ -40,8 +43,26 @@ class Host(Protocol):
         """Latents of the pictures, lengths of the captions. Keeps the captions themselves."""
         ...
 
-    def training(self, lora: dict[str, Factors]) -> AbstractContextManager[Velocity]:
-        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], caption numbers)."""
+    def start(self) -> Lora | None:
+        """The LoRA that the recipe starts from, where it names one."""
+        ...
+
+    def norms(self, target: Target, part: Part) -> torch.Tensor:
+        """[1, in] column norms of the clean weight's part, for DoRA."""
+        ...
+
+    def training(self, lora: Lora) -> AbstractContextManager[Velocity]:
+        """While open, the model is loaded with the adapter and `lora`: velocity(x_t [B,16,h,w], sigma [B], caption numbers, factor on the adapter's strength)."""
+        ...
+
+    def out_of_memory(self, error: Exception) -> bool: ...
+
+    def save_memory(self) -> None:
+        """From now on recompute instead of keep, whatever the recipe says."""
+        ...
+
+    def memory(self) -> float:
+        """GB that the process has in use where the model runs (the most so far, where that is known)."""
         ...
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -62,6 +83,10 @@ class Control(Protocol):
     def step(self, event: dict) -> None: ...
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]) -> None: ...
+
+    def say(self, sentence: str) -> None:
+        """Something that the person should know; training goes on."""
+        ...
 
 
 @dataclass
@@ -99,27 +124,60 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """x0: latents [B, 16, h, w]; captions: their numbers; weight: [B] on the loss; mask: [B, 1, h, w] of mean 1, or None where no picture has one."""
+
+    x0: torch.Tensor
+    captions: tuple[int, ...]
+    weight: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class Pictures:
-    """What a batch is made of."""
+    """What batches are made of; lists have an entry a picture. masks: [V, 1, h, w] of mean 1, or None; dropout: chance that its caption is dropped; weight: on its loss."""
 
     encoded: Encoded
     captions: Captions
     batches: Batches
+    masks: list[torch.Tensor | None]
+    dropout: list[float]
+    weight: list[float]
 
-    def at(self, recipe: Recipe, place: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """Latents [B, 16, h, w] and caption numbers of batch `place`: which mirrored, which tag order, whether the captions are dropped."""
+    def at(self, recipe: Recipe, place: int) -> Batch:
+        """Batch `place`: which pictures, which mirrored, in which tag order, whose captions are dropped."""
         numbers = self.batches.at(place)
         random = flow.generator(recipe.seed, "look", place)
-        latents = [self.encoded.latents[n] for n in numbers]
-        x0 = torch.stack([views[torch.randint(len(views), (), generator=random)] for views in latents])
-        drop = torch.rand((), generator=random).item() < recipe.data.caption_dropout
-        if drop and self.captions.dropped is not None:
-            return x0, (self.captions.dropped,) * len(numbers)
-        texts = [self.captions.of[n] for n in numbers]
-        chosen = tuple(variants[torch.randint(len(variants), (), generator=random)] for variants in texts)
-        if len({self.encoded.lengths[n] for n in chosen}) > 1:  # an order of tags that falls into another padding block
-            chosen = tuple(variants[0] for variants in texts)
-        return x0, chosen
+        views = [int(torch.randint(len(self.encoded.latents[n]), (), generator=random)) for n in numbers]
+        chosen = []
+        for n in numbers:
+            dropped = torch.rand((), generator=random).item() < self.dropout[n]
+            variants = self.captions.of[n]
+            text = variants[int(torch.randint(len(variants), (), generator=random))]
+            chosen.append(self.captions.dropped if dropped and self.captions.dropped is not None else text)
+        x0 = torch.stack([self.encoded.latents[n][view] for n, view in zip(numbers, views)])
+        masks = [self.masks[n] for n in numbers]
+        mask = None
+        if any(one is not None for one in masks):
+            mask = torch.stack([torch.ones_like(x0[0, :1]) if one is None else one[view] for one, view in zip(masks, views)])
+        return Batch(x0, tuple(chosen), torch.tensor([self.weight[n] for n in numbers]), mask)
+
+    def one(self, number: int) -> Batch:
+        """Picture `number` as it is, with its own caption, unmasked."""
+        return Batch(self.encoded.latents[number][:1], self.captions.of[number][:1], torch.ones(1), None)
+
+
+def pictures_of(recipe: Recipe, dataset: Dataset, host: Host) -> Pictures:
+    """Everything that steps are made of, encoded."""
+    captions = dataset.captions()
+    encoded = host.encode(dataset, captions)
+    masks = [item.mask(recipe.data.outside) for item in dataset.items]
+    views = [None if mask is None else torch.stack([mask, mask.flip(-1)][: len(encoded.latents[n])]) for n, mask in enumerate(masks)]
+    held = dataset.held_out()
+    repeats = [0 if n in held else item.repeats for n, item in enumerate(dataset.items)]
+    batches = Batches(group_pictures(encoded, captions, repeats), recipe.batch_size, recipe.seed)
+    weight = [recipe.data.regularisation_weight if item.regularisation else 1.0 for item in dataset.items]
+    return Pictures(encoded, captions, batches, views, [dataset.dropout(n) for n in range(len(dataset.items))], weight)
 
 
 def group_pictures(encoded: Encoded, captions: Captions, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -127,7 +185,7 @@ def group_pictures(encoded: Encoded, captions: Captions, repeats: list[int]) -> 
     groups: dict[tuple, list[int]] = {}
     for number, (views, variants) in enumerate(zip(encoded.latents, captions.of)):
         groups.setdefault((tuple(views.shape[1:]), encoded.lengths[variants[0]]), []).extend([number] * repeats[number])
-    return tuple(tuple(groups[key]) for key in sorted(groups))
+    return tuple(tuple(groups[key]) for key in sorted(groups) if groups[key])
 
 
 def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]) -> Result:
@@ -136,32 +194,37 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     Must be called outside inference mode, with gradients enabled. Writes a checkpoint and `run.lora` every
     `recipe.saving.every` steps, at the end, and before it raises: on cancel (whatever `control.check` raises), on
     anything else. A loss that is no number, or has exploded, sends the run back to the last good checkpoint with half
-    the learning rate, once; then it raises LossError. Stopping waits for the first step; a preview that cannot be
-    drawn is said and costs nothing else.
+    the learning rate, once; then it raises LossError. Memory that runs out is answered once: with recomputation and one
+    picture at a time. Stopping waits for the first step; a preview that cannot be drawn is said and costs nothing else.
     """
-    captions = dataset.captions()
-    encoded = host.encode(dataset, captions)
-    repeats = [item.repeats for item in dataset.items]
-    pictures = Pictures(encoded, captions, Batches(group_pictures(encoded, captions, repeats), recipe.batch_size, recipe.seed))
+    pictures = pictures_of(recipe, dataset, host)
     state = begin(recipe, host, run)
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
+    piece, thrifty = recipe.batch_size, False  # pictures that go through the model at once; whether memory ran out once
 
     def save():
-        run.save(state.step, state.shown(dtype), metadata)
+        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
         if state.whole:
             run.checkpoint(state, recipe.saving.keep)
 
     try:
+        if state.step == 0 and dataset.held_out():
+            with host.training(state.lora) as velocity:
+                look(dataset, pictures, state, velocity, host.device, run, recipe.seed)
         while not finished(recipe, state, control):
+            out_of_memory = False
             try:
                 with host.training(state.lora) as velocity:
                     while not finished(recipe, state, control):
                         control.check()
-                        event = one_step(recipe, pictures, state, velocity, host.device)
+                        event = one_step(recipe, pictures, state, velocity, host.device, piece)
+                        event["memory"] = host.memory()
                         run.event(**event)
                         control.step(event)
+                        if state.step % recipe.data.validation_every == 0:
+                            look(dataset, pictures, state, velocity, host.device, run, recipe.seed)
                         if save_due(recipe, state, run):
                             save()
                         if preview_due(recipe, state):
@@ -169,7 +232,15 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             except LossError as error:
                 if state.setbacks:
                     raise
-                state = step_back(recipe, host, run, state, error)
+                state = step_back(recipe, host, run, state, control, error)
+                continue
+            except Exception as error:
+                out_of_memory = state.whole and host.out_of_memory(error)
+                if not out_of_memory or thrifty or (piece == 1 and recipe.compute.checkpointing):
+                    raise
+            if out_of_memory:  # out here, where nothing of the failed step is held any more
+                piece, thrifty = 1, True
+                save_memory(host, run, state, control)
                 continue
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
@@ -181,17 +252,17 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
                 log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
-    if run.saved_steps < state.step:
-        save()
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
+    if run.saved_steps < state.step or images:  # with the last preview as its thumbnail
+        save()
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 
 def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     """The state to go on from: the newest checkpoint's, or an untrained LoRA."""
-    lora = lowrank.create(host.targets, recipe.network.rank, recipe.network.alpha, recipe.seed, host.device)
-    average = {name: Factors(f.A.detach().clone(), f.B.detach().clone(), f.scale) for name, f in lora.items()} if recipe.optimizer.ema else {}
+    lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, host.start())
+    average = network.frozen_copy(lora) if recipe.optimizer.ema else {}
     state = State(lora, optimizers.build(recipe.optimizer, lowrank.parameters(lora)), average)
     saved = run.newest_checkpoint()
     if saved is not None:
@@ -201,16 +272,56 @@ def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     return state
 
 
-def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, error: LossError) -> State:
+def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control, error: LossError) -> State:
     """The state of the last good checkpoint, or of the beginning, to go on from with half the learning rate."""
     run.forget_checkpoints(after=state.step - 2 * WINDOW if math.isfinite(error.loss) else state.step)
     failed = state.step + 1
     state = begin(recipe, host, run)
     state.setbacks += 1
     run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
-    log.warning("%s Going back to step %d with half the learning rate.", error, state.step)
+    control.say(f"{error} Going back to step {state.step} with half the learning rate.")
     run.event(event="step back", step=state.step, failed=failed, error=str(error))
     return state
+
+
+def save_memory(host: Host, run: RunFolder, state: State, control: Control):
+    """One picture at a time from now on, and every layer computed again in backward: the same LoRA but for rounding."""
+    host.save_memory()
+    control.say(f"There was not enough memory for step {state.step + 1}: it is done again with gradient checkpointing, one picture at a time. This takes longer.")
+    run.event(event="less memory", step=state.step)
+
+
+def look(dataset: Dataset, pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, seed: int):
+    """Log the loss at fixed noise levels and fixed noise on pictures held out, and on as many that are trained on: "validation" events."""
+    held = sorted(dataset.held_out())
+    if not held:
+        return
+    trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
+    run.event(
+        event="validation",
+        step=state.step,
+        held_out=fixed_loss(pictures, spread(held), velocity, device, seed),
+        trained=fixed_loss(pictures, spread(trained), velocity, device, seed),
+    )
+
+
+def spread(numbers: list[int]) -> list[int]:
+    """At most LOOKED_AT of them, evenly from first to last."""
+    return numbers if len(numbers) <= LOOKED_AT else [numbers[i * len(numbers) // LOOKED_AT] for i in range(LOOKED_AT)]
+
+
+def fixed_loss(pictures: Pictures, numbers: list[int], velocity: Velocity, device, seed: int) -> float:
+    """Mean square error of the velocity over these pictures at FIXED_SIGMAS, with noise that never changes."""
+    total = 0.0
+    with torch.no_grad():
+        for n in numbers:
+            batch = pictures.one(n)
+            for sigma in FIXED_SIGMAS:
+                eps = torch.randn(batch.x0.shape, generator=flow.generator(seed, "validation", n, sigma)).to(device)
+                x0, noise = batch.x0.to(device), torch.full((1,), sigma, device=device)
+                v = velocity(flow.add_noise(x0, eps, noise), noise, batch.captions, 1.0)
+                total += flow.velocity_loss(v, flow.velocity_target(x0, eps), torch.ones_like(noise)).item()
+    return total / (len(numbers) * len(FIXED_SIGMAS))
 
 
 def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, control: Control) -> list[np.ndarray]:
@@ -218,26 +329,27 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     try:
         images = host.draw(state)
     except Exception as error:
-        log.warning("The preview at step %d could not be drawn (%s: %s); training goes on.", step, type(error).__name__, error)
+        control.say(f"The preview at step {step} could not be drawn ({type(error).__name__}: {error}); training goes on.")
         run.event(event="preview failed", step=step, error=str(error))
         return []
     control.preview(step, images, [run.preview(step, number, image) for number, image in enumerate(images)])
     return images
 
 
-def one_step(recipe: Recipe, pictures: "Pictures", state: State, velocity: Velocity, device) -> dict:
-    """One optimizer step; the state moves on by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+def one_step(recipe: Recipe, pictures: Pictures, state: State, velocity: Velocity, device, piece: int) -> dict:
+    """One optimizer step; the state moves on by one. piece: pictures that go through the model at once. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
+    adapter = adapter_factor(recipe, step)
     total, sigmas = torch.zeros((), device=device), []
     for place in range(step * options.accumulation, (step + 1) * options.accumulation):
-        loss, sigma = one_loss(recipe, place, pictures, velocity, device)
-        (loss / options.accumulation).backward()
-        total += loss.detach() / options.accumulation
-        sigmas.append(sigma)
+        for loss, sigma in losses(recipe, place, pictures, velocity, device, piece, adapter):
+            (loss / options.accumulation).backward()
+            total += loss.detach() / options.accumulation
+            sigmas.append(sigma)
     parameters = lowrank.parameters(state.lora)
     norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
     value = total.item()  # the one point where a step waits for the device
@@ -265,21 +377,35 @@ def exploded(losses: list[float]) -> bool:
     return means[-1] > EXPLOSION * min(means[:-1])
 
 
-def one_loss(recipe: Recipe, place: int, pictures: "Pictures", velocity: Velocity, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and sigmas [B] of batch `place` (counted over the whole run)."""
-    x0, numbers = pictures.at(recipe, place)
+def adapter_factor(recipe: Recipe, step: int) -> float:
+    """How much of the adapter's strength there is at step `step` (from 0)."""
+    course = step / max(1, recipe.steps - 1)
+    return recipe.adapter.start + (recipe.adapter.end - recipe.adapter.start) * course
+
+
+def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, device, piece: int, adapter: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Loss and sigmas of each piece of batch `place` (counted over the whole run); the losses add up to the batch's mean."""
+    batch, options = pictures.at(recipe, place), recipe.timesteps
     random = flow.generator(recipe.seed, "step", place)
-    options = recipe.timesteps
-    sigma = flow.sample_sigma(options.density, len(numbers), random, options.mean, options.std)
+    size = len(batch.captions)
+    sigma = flow.sample_sigma(options.density, size, random, options.mean, options.std)
     sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
-    eps = torch.randn(x0.shape, generator=random)
-    x0, eps, noise = x0.to(device), eps.to(device), sigma.to(device)
-    v = velocity(flow.add_noise(x0, eps, noise), noise, numbers)
-    target = flow.velocity_target(x0, eps)
+    eps = torch.randn(batch.x0.shape, generator=random)
+    for rows in (slice(i, i + piece) for i in range(0, size, piece)):
+        part = Batch(batch.x0[rows].to(device), batch.captions[rows], batch.weight[rows].to(device), None if batch.mask is None else batch.mask[rows].to(device))
+        each = piece_loss(recipe, part, eps[rows].to(device), sigma[rows].to(device), velocity, adapter)
+        yield each.sum() / size, sigma[rows]
+
+
+def piece_loss(recipe: Recipe, batch: Batch, eps: torch.Tensor, sigma: torch.Tensor, velocity: Velocity, adapter: float) -> torch.Tensor:
+    """[B] losses of pictures that go through the model at once."""
+    v = velocity(flow.add_noise(batch.x0, eps, sigma), sigma, batch.captions, adapter)
+    target = flow.velocity_target(batch.x0, eps)
     if recipe.loss.guidance > 1:
         target = flow.guided_target(v, target, recipe.loss.guidance)
+    weight = flow.loss_weight(recipe.timesteps.density, sigma, recipe.loss.weighting) * batch.weight
     delta = recipe.loss.huber_delta if recipe.loss.kind == "huber" else None
-    return flow.velocity_loss(v, target, flow.loss_weight(options.density, noise), delta), sigma
+    return flow.velocity_loss(v, target, weight, delta, batch.mask)
 
 
 def save_due(recipe: Recipe, state: State, run: RunFolder) -> bool:

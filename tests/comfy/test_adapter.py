@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zturbo import lorafile, lowrank
+from zturbo import lorafile, network
 from zturbo.errors import LoraFileError
 from zturbo.hosts import comfy_adapter, comfy_draw, comfy_tiny
 from zturbo.lowrank import Factors
+from zturbo.recipe import Network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 
@@ -46,7 +47,7 @@ def same(a, b) -> bool:
 
 def some_lora(model, seed, rank=4):
     """A user's LoRA as a file's tensors."""
-    lora = lowrank.create(comfy_adapter.targets(model.model.diffusion_model, ("layers.",)), rank, rank, seed)
+    lora = network.create(comfy_adapter.targets(model.model.diffusion_model, ("layers.",)), Network(rank, rank), seed)
     for part in lora.values():
         part.B.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
     return lorafile.state_dict(lora, torch.float32)

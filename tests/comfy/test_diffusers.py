@@ -11,7 +11,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 import diffusers_twin
 
-from zturbo import dataset, lorafile, lowrank
+from zturbo import dataset, lorafile, lowrank, network
 from zturbo.hosts import comfy_adapter, comfy_draw, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Network, Recipe
@@ -36,7 +36,7 @@ def scene(tiny):
 
 
 def a_lora(host, rank, alpha):
-    lora = lowrank.create(host.targets, rank, alpha, 0)
+    lora = network.create(host.targets, Network(rank, alpha), 0)
     for part in lora.values():
         part.B.data = torch.randn(part.B.shape, generator=torch.Generator().manual_seed(part.B.numel())) * 0.05
     return lora

@@ -6,9 +6,10 @@ import comfy.supported_models
 import pytest
 import torch
 
-from zturbo import lorafile, lowrank
+from zturbo import lorafile, lowrank, network
 from zturbo.hosts import comfy_adapter
 from zturbo.lowrank import Factors
+from zturbo.recipe import Network
 
 FULL = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2,
@@ -35,7 +36,7 @@ def test_targets_cover_all_layers_and_count_2657280_a_rank(full):
     names = {part.name for target in targets for part in target.parts}
     leaves = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
     assert names == {f"layers.{layer}.{leaf}" for layer in range(30) for leaf in leaves}
-    assert lowrank.parameter_count(targets, 1) == 2_657_280
+    assert lowrank.count(network.create(targets, Network(1, 1), 0)) == 2_657_280
 
 
 def test_every_key_written_is_one_that_core_knows(full):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zturbo import dataset, flow, lorafile, lowrank
+from zturbo import dataset, flow, lorafile, lowrank, network
 from zturbo.errors import ModelError
 from zturbo.hosts import comfy_adapter, comfy_draw, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
@@ -45,7 +45,7 @@ def velocity_and_gradients(model, clip, vae, given, seed=0):
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(model, clip, vae, given)
         latents = encode(host).latents
-        lora = lowrank.create(host.targets, 4, 4, 0)
+        lora = network.create(host.targets, Network(4, 4), 0)
         for part in lora.values():
             part.B.data = torch.randn(part.B.shape, generator=flow.generator("B", *part.B.shape)) * 0.02
         numbers = (0, 3)
@@ -119,7 +119,7 @@ def test_lora_of_seed_zero_trains_from_nothing(tiny):
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(model, clip, vae, recipe())
         encode(host)
-        lora = lowrank.create(host.targets, 4, 4, 0)
+        lora = network.create(host.targets, Network(4, 4), 0)
         x, sigma = torch.randn(1, 16, 16, 16), torch.tensor([0.5])
         with host.training(lora) as velocity:
             v = velocity(x, sigma, (0,))
@@ -152,8 +152,8 @@ def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
 
 def test_the_digest_tells_models_adapters_and_loras_apart(tiny):
     model, clip, vae = tiny
-    lora = lowrank.create(ComfyHost(model, clip, vae, recipe()).targets, 4, 4, 0)
-    other = lowrank.create(ComfyHost(model, clip, vae, recipe()).targets, 4, 4, 1)
+    lora = network.create(ComfyHost(model, clip, vae, recipe()).targets, Network(4, 4), 0)
+    other = network.create(ComfyHost(model, clip, vae, recipe()).targets, Network(4, 4), 1)
     with_one, with_other = (comfy_draw.with_lora(model, lorafile.state_dict(given, torch.float32)) for given in (lora, other))
     half = comfy_tiny.load_model(comfy_tiny.MODEL, torch.bfloat16)
     half_strength = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 0.5)
@@ -171,7 +171,7 @@ def test_flips_are_the_mirrored_pictures_latents(tiny):
         both = encode(host, dataset.from_folder(folder, (128,), "zsmile", Data(flip=True))).latents[0]
         item = pictures().items[0]
         mirrored = np.ascontiguousarray(item.pixels()[:, ::-1])
-        assert both.shape[0] == 2 and torch.equal(both[0], host._latent(item.pixels())) and torch.equal(both[1], host._latent(mirrored))
+        assert both.shape[0] == 2 and torch.equal(both[:1], host._views("x", item.pixels(), False)) and torch.equal(both[1:], host._views("x", mirrored, False))
         assert not torch.equal(both[0], both[1])
 
 

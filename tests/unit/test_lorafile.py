@@ -73,7 +73,7 @@ def test_a_cut_off_file_gets_a_sentence(tmp_path):
 
 def test_half_a_pair_and_wrong_shapes_and_strangers_are_named(tmp_path):
     A, B = pair()
-    with pytest.raises(LoraFileError, match="one half of layers.3.attention.to_q"):
+    with pytest.raises(LoraFileError, match="only lora_A.weight of layers.3.attention.to_q: lora_B.weight is missing"):
         lorafile.parse({f"diffusion_model.{NAME}.lora_A.weight": A})
     with pytest.raises(LoraFileError, match="do not fit each other"):
         lorafile.parse({f"diffusion_model.{NAME}.lora_A.weight": A, f"diffusion_model.{NAME}.lora_B.weight": B[:, :1]})

@@ -5,9 +5,10 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from zturbo import lowrank
+from zturbo import lowrank, network
 from zturbo.lorafile import module_targets
 from zturbo.lowrank import Factors
+from zturbo.recipe import Network
 
 QKV = module_targets("layers.0.attention.qkv", 12, 36)
 
@@ -52,11 +53,11 @@ def test_a_part_without_lora_is_left_alone():
 
 
 def test_new_lora_changes_nothing_and_depends_on_seed_and_name_only():
-    one, two = lowrank.create([QKV], 4, 4, seed=5), lowrank.create([QKV], 4, 4, seed=5)
+    one, two = network.create([QKV], Network(4, 4), 5), network.create([QKV], Network(4, 4), 5)
     assert all(torch.equal(one[name].A, two[name].A) for name in one)
     assert all(factors.delta().abs().max() == 0 for factors in one.values())
     assert not torch.equal(one[QKV.parts[0].name].A, one[QKV.parts[1].name].A)
-    assert not torch.equal(one[QKV.parts[0].name].A, lowrank.create([QKV], 4, 4, seed=6)[QKV.parts[0].name].A)
+    assert not torch.equal(one[QKV.parts[0].name].A, network.create([QKV], Network(4, 4), 6)[QKV.parts[0].name].A)
 
 
 def test_nothing_is_left_after_the_context_even_when_it_ends_in_an_error():
@@ -84,4 +85,4 @@ def test_frozen_weight_made_under_inference_mode_still_gives_gradients():
 
 
 def test_parameter_count_is_rank_times_in_plus_rows():
-    assert lowrank.parameter_count([QKV], 2) == 2 * 3 * (12 + 12)
+    assert lowrank.count(network.create([QKV], Network(2, 2), 0)) == 2 * 3 * (12 + 12)

@@ -117,7 +117,7 @@ def test_the_moving_average_is_what_is_saved(tmp_path):
     name = "layers.0.feed_forward.w1"
     mean = torch.zeros(16, 16)
     for file in sorted(raw.checkpoint_files()):
-        mean = 0.7 * mean + 0.3 * checkpoint.read(file)[0][f"lora.{name}.B"]
+        mean = 0.7 * mean + 0.3 * checkpoint.read(file)[0][f"lora.{name}.lora_B.weight"]
     assert torch.allclose(lorafile.parse(result.state)[0][name].B, mean, atol=1e-7)
     assert result.losses == go(tmp_path, recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2)))[0].losses
 

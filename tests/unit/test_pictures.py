@@ -2,17 +2,19 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
 from zturbo import trainer
 from zturbo.dataset import Captions, Encoded
-from zturbo.recipe import Data, Recipe
+from zturbo.recipe import Recipe
 
 
-def made_of(captions, lengths, views=1, repeats=None, size=2):
+def made_of(captions, lengths, views=1, repeats=None, size=2, dropout=0.0, masks=None, weight=1.0):
     encoded = Encoded([torch.stack([torch.full((16, 2, 2), 10.0 * n + view) for view in range(views)]) for n in range(len(captions.of))], lengths)
     groups = trainer.group_pictures(encoded, captions, repeats or [1] * len(captions.of))
-    return trainer.Pictures(encoded, captions, trainer.Batches(groups, size, 0))
+    count = len(captions.of)
+    return trainer.Pictures(encoded, captions, trainer.Batches(groups, size, 0), masks or [None] * count, [dropout] * count, [weight] * count)
 
 
 def test_repeats_show_a_picture_that_often_an_epoch():
@@ -23,13 +25,11 @@ def test_repeats_show_a_picture_that_often_an_epoch():
         assert shown == {0: 1, 1: 5, 2: 2}
 
 
-def test_captions_are_dropped_for_whole_batches_at_the_given_rate():
-    pictures = made_of(Captions(("zvk", "zvk, a"), ((1,),) * 4, 0), [32, 64])
-    given = Recipe(data=Data(caption_dropout=0.25))
-    chosen = [pictures.at(given, place)[1] for place in range(2000)]
-    assert set(chosen) == {(0, 0), (1, 1)}
-    assert abs(chosen.count((0, 0)) / 2000 - 0.25) < 0.04
-    assert all(pictures.at(Recipe(data=Data(caption_dropout=0.0)), place)[1] == (1, 1) for place in range(50))
+def test_captions_are_dropped_a_picture_at_a_time_at_the_given_rate():
+    captions = Captions(("zvk", "zvk, a"), ((1,),) * 4, 0)
+    chosen = [caption for place in range(1000) for caption in made_of(captions, [32, 64], dropout=0.25).at(Recipe(), place).captions]
+    assert abs(chosen.count(0) / 2000 - 0.25) < 0.04
+    assert all(made_of(captions, [32, 64]).at(Recipe(), place).captions == (1, 1) for place in range(50))
 
 
 def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
@@ -37,13 +37,19 @@ def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
     given = Recipe()
     first = [pictures.at(given, place) for place in range(400)]
     again = [pictures.at(given, place) for place in range(400)]
-    assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(first, again))
-    seen = Counter((x0[i, 0, 0, 0].item(), captions[i]) for x0, captions in first for i in range(2))
+    assert all(torch.equal(a.x0, b.x0) and a.captions == b.captions for a, b in zip(first, again))
+    seen = Counter((batch.x0[i, 0, 0, 0].item(), batch.captions[i]) for batch in first for i in range(2))
     assert set(seen) == {(view, caption) for view in (0.0, 1.0) for caption in (0, 1, 2)} | {(view, caption) for view in (10.0, 11.0) for caption in (1, 2)}
     assert min(seen.values()) > 40
 
 
-def test_orders_of_unequal_padded_length_never_share_a_batch():
-    pictures = made_of(Captions(("a", "b", "long"), ((0, 2), (1, 2)), None), [32, 32, 64])
-    chosen = {pictures.at(Recipe(), place)[1] for place in range(200)}
-    assert chosen == {(0, 1), (1, 0), (2, 2)}
+def test_masks_follow_their_pictures_and_views_and_weights_their_pictures():
+    mask = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1.5)])
+    pictures = made_of(Captions(("a",), ((0,), (0,)), None), [32], views=2, masks=[None, mask], weight=0.3)
+    for place in range(20):
+        batch = pictures.at(Recipe(), place)
+        assert batch.weight.tolist() == pytest.approx([0.3, 0.3])
+        for x0, given in zip(batch.x0, batch.mask):
+            number, view = divmod(int(x0[0, 0, 0]), 10)
+            assert (given == (1.0 if number == 0 else mask[view])).all()
+    assert made_of(Captions(("a",), ((0,), (0,)), None), [32]).at(Recipe(), 0).mask is None

@@ -32,6 +32,21 @@ class LinearHost:
         self.latents = [torch.randn(SHAPES[i % 2]) for i in range(pictures)]
         self.drawn, self.seen, self.fail_at = 0, [], ()
 
+    def start(self):
+        return None
+
+    def norms(self, target, part):
+        return self.linear.weight[part.rows].norm(dim=0, keepdim=True)
+
+    def out_of_memory(self, error):
+        return isinstance(error, MemoryError)
+
+    def save_memory(self):
+        self.thrifty = True
+
+    def memory(self):
+        return 0.5
+
     def encode(self, _dataset, captions):
         return Encoded([latent[None] for latent in self.latents], [8] * len(captions.texts))
 
@@ -39,7 +54,7 @@ class LinearHost:
     def training(self, lora):
         fetch = lambda x: nullcontext((self.linear.weight, None))  # noqa: E731
 
-        def velocity(x, sigma, numbers):
+        def velocity(x, sigma, numbers, adapter=1.0):
             self.seen.append(numbers)
             if len(self.seen) in self.fail_at:
                 return self.linear(x.movedim(1, -1)).movedim(-1, 1) * float("nan")
@@ -71,6 +86,9 @@ class Nobody:
 
     def preview(self, step, images, paths):
         self.previews.append(step)
+
+    def say(self, sentence):
+        self.said = [*getattr(self, "said", []), sentence]
 
 
 def go(tmp_path, recipe, host=None, control=None):

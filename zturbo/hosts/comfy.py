@@ -1,23 +1,26 @@
 """The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
 
-import hashlib
 import logging
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
-from .. import lowrank
+from .. import lorafile, lowrank, network
+from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
-from ..lowrank import Factors
+from ..lowrank import Difference, Factors, Part, Target
 from ..recipe import Recipe
-from . import comfy_adapter, comfy_draw, comfy_forward
+from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward, comfy_paths
 
 log = logging.getLogger("zturbo")
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -35,95 +38,140 @@ class ComfyHost:
         self.dtype = COMPUTE[recipe.compute.dtype]
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
-        self.way = choose_way(model, recipe.compute.adapter)
+        beside = recipe.network.kind == "dora" or (recipe.adapter.start, recipe.adapter.end) != (1, 1)
+        self.way = choose_way(model, "branch" if beside else recipe.compute.adapter)
         self.model = comfy_adapter.without_adapter(model) if self.way == "branch" else model.clone()
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
         self.features: list[torch.Tensor] = []  # one a caption
         self.captions: list[torch.Tensor] = []  # `features` as the layers see them, once they were needed
         self.image_tokens = 0  # of the largest picture
+        self.cache = Cache(comfy_paths.cache() if recipe.data.cache else None)
+        self.checkpointing = recipe.compute.checkpointing
         self.prompts: list = []
 
     def digest(self) -> str:
-        """Tells models apart at a glance: by dtypes, norms and biases, which no LoRA patches, by the adapter, and by a corner of what else is patched on."""
+        """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
         carried = None if self.tag is None else (self.tag.sha256, self.tag.net, self.way)
         dtypes = [str(module.weight.dtype) for module in comfy_adapter.linears(self.dit).values()]
-        total = hashlib.sha256(repr((carried, dtypes)).encode())
-        for key, entries in sorted(self.model.patches.items(), key=lambda item: str(item[0])):
-            for strength, patch, *_ in entries:
-                total.update(repr((str(key), strength)).encode())
-                for tensor in getattr(patch, "weights", ()):
-                    if isinstance(tensor, torch.Tensor):
-                        total.update(tensor.detach().reshape(-1)[:64].float().cpu().numpy().tobytes())
-        for name, parameter in sorted(self.dit.named_parameters()):
-            if parameter.ndim == 1:
-                total.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-        return total.hexdigest()[:32]
+        start = "" if not self.recipe.network.start else lorafile.read(comfy_paths.lora_file(self.recipe.network.start)).sha256
+        return comfy_cache.fingerprint(self.model, (carried, dtypes, start))[:32]
 
     def describe(self) -> str:
         """One line for the log: what training runs on."""
+        course = self.recipe.adapter
         if self.tag is None or self.tag.net == 0:
             return "No de-distill adapter on the model: training straight on it."
-        return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}, carried as {self.way}."
+        fades = "" if (course.start, course.end) == (1, 1) else f", times {course.start:g} at the first step and {course.end:g} at the last"
+        return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}."
 
     def encode(self, dataset: Dataset, captions: Captions) -> Encoded:
         """See `trainer.Host.encode`."""
         with torch.no_grad():
-            self.features = [self._features(text) for text in captions.texts]
+            text_encoder, autoencoder = comfy_cache.of_clip(self.clip), comfy_cache.of_vae(self.vae)
+            self.features = [self._features(text_encoder, text) for text in captions.texts]
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
-            latents = [self._views(item.pixels(), dataset.options.flip) for item in dataset.items]
+            latents = [self._views(autoencoder, item.pixels(), dataset.options.flip) for item in dataset.items]
+        log.info("%s", self.cache.report())
         self.image_tokens = max(views.shape[2] * views.shape[3] for views in latents) // self.dit.patch_size**2
         block = self.dit.pad_tokens_multiple
         return Encoded(latents, [-(-features.shape[1] // block) * block for features in self.features])
 
-    def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
+    def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
-        return torch.stack([self._latent(view) for view in views])
+        latents = [self.cache.get(("latent", autoencoder, view.shape, view.tobytes()), partial(self._latent, view)) for view in views]
+        if latents[0].shape[0] != self.dit.in_channels:
+            raise ModelError(f"The VAE gives {latents[0].shape[0]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors).")
+        return self.model.model.process_latent_in(torch.stack(latents)).float()
 
     def _latent(self, pixels: np.ndarray) -> torch.Tensor:
-        latent = self.vae.encode(torch.from_numpy(pixels)[None])
-        if latent.shape[1] != self.dit.in_channels:
-            raise ModelError(f"The VAE gives {latent.shape[1]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors).")
-        return self.model.model.process_latent_in(latent)[0].float().cpu().clone()
+        return self.vae.encode(torch.from_numpy(pixels)[None])[0]
 
-    def _features(self, caption: str) -> torch.Tensor:
-        features = comfy_draw.encode_prompt(self.clip, caption)[0][0]
+    def _features(self, text_encoder: str, text: str) -> torch.Tensor:
+        features = self.cache.get(("features", text_encoder, text), lambda: comfy_draw.encode_prompt(self.clip, text)[0][0])
         width = self.dit.cap_embedder[1].in_features
         if features.shape[-1] != width:
             raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors).")
-        return features.float().cpu().clone()
+        return features.float()
+
+    def start(self) -> dict[str, Difference] | None:
+        """See `trainer.Host.start`."""
+        name = self.recipe.network.start
+        return network.read_start(comfy_paths.lora_file(name), self.targets) if name else None
+
+    def norms(self, target: Target, part: Part) -> torch.Tensor:
+        """See `trainer.Host.norms`."""
+        with self._loaded(0) as linears:
+            return lowrank.column_norms(None, linears[target.module][1], part.rows, torch.zeros(1, device=self.device, dtype=self.dtype)).cpu()
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """See `trainer.Host.out_of_memory`."""
+        return comfy.model_management.is_oom(error)
+
+    def save_memory(self):
+        """See `trainer.Host.save_memory`."""
+        self.checkpointing = True
+        comfy.model_management.soft_empty_cache()
+
+    def memory(self) -> float:
+        """See `trainer.Host.memory`. On a GPU the most since the run began, on a CPU what the process has now."""
+        used = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
+        return round(used / 1e9, 3)
 
     @contextmanager
-    def training(self, lora: dict[str, Factors]):
+    def training(self, lora: dict[str, Difference]):
         """See `trainer.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
-        branches = [lora]
-        if self.way == "branch" and self.tag is not None and self.tag.strength != 0:
-            branches.insert(0, scaled(self.tag.factors, self.tag.strength, self.device, self.dtype))
+        branches: lowrank.Branches = [lora]
+        adapter = scaled(self.tag.factors, self.tag.strength, self.device, self.dtype) if self.tag is not None and self.tag.strength and self.way == "branch" else {}
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            stack.callback(release, self.model)
-            comfy.model_management.load_models_gpu([self.model], memory_required=self._room())
+            linears = stack.enter_context(self._loaded(self._room(lora)))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
-            covered = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
-            stack.enter_context(lowrank.attached(covered, comfy_adapter.targets(self.dit), branches))
+            if adapter:
+                branches.insert(0, adapter)
+            stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
             if not self.captions:
                 with torch.no_grad():
                     self.captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)).cpu() for f in self.features]
-            yield self._velocity
+
+            def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
+                if adapter:
+                    branches[0] = {name: replace(f, scale=f.scale * factor) for name, f in adapter.items()} if factor != 1 else adapter
+                return self._velocity(x, sigma, numbers)
+
+            yield velocity
+
+    @contextmanager
+    def _loaded(self, room: int):
+        """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}. room: bytes to keep free beside the weights."""
+        for other in (self.clip.patcher, self.vae.patcher):
+            comfy.model_management.unload_model_and_clones(other)
+        with ExitStack() as stack:
+            stack.callback(release, self.model)
+            comfy.model_management.load_models_gpu([self.model], memory_required=room)
+            yield {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
 
     def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...]) -> torch.Tensor:
-        caption = torch.cat([self.captions[n] for n in numbers]).to(self.device)
-        run_layer = checkpointed if self.recipe.compute.checkpointing else None
-        return comfy_forward.velocity(self.dit, x.to(self.dtype), sigma.float(), caption, run_layer).float()
+        """Captions of other lengths go through apart: NextDiT has no caption mask."""
+        by_length: dict[int, list[int]] = {}
+        for row, number in enumerate(numbers):
+            by_length.setdefault(self.captions[number].shape[1], []).append(row)
+        run_layer = checkpointed if self.checkpointing else None
+        outputs, order = [], []
+        for rows in by_length.values():
+            caption = torch.cat([self.captions[numbers[row]] for row in rows]).to(self.device)
+            some = slice(None) if len(by_length) == 1 else rows
+            outputs.append(comfy_forward.velocity(self.dit, x[some].to(self.dtype), sigma[some].float(), caption, run_layer).float())
+            order += rows
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]
 
-    def _room(self) -> int:
+    def _room(self, lora: dict[str, Difference]) -> int:
         """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
         tokens = max(f.shape[1] for f in self.features) + self.image_tokens
-        layers = 4 if self.recipe.compute.checkpointing else len(self.dit.layers)
-        trained = lowrank.parameter_count(self.targets, self.recipe.network.rank)
-        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers) + 16 * trained  # fp32: weight, gradient, two moments
+        layers = 4 if self.checkpointing else len(self.dit.layers)
+        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""

@@ -85,7 +85,7 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
     if strength < 0 and _exact_zero(has + strength) < 0:
         raise LoraFileError(f"This model carries {file} at {has:+g}, so {-strength:g} of it cannot be taken away. Set strength to {has:g} for clean turbo weights.")
     if tag is None:
-        tag = Carried(file, adapter.sha256, adapter.factors, _core_patches(model, adapter), 0.0, baked)
+        tag = Carried(file, adapter.sha256, plain(adapter), _core_patches(model, adapter), 0.0, baked)
     changed = model.clone()
     _set_strength(changed, replace(tag, strength=_exact_zero(tag.strength + strength)))
     return changed
@@ -97,7 +97,14 @@ def check(model, adapter: LoraFile, file: str):
         raise LoraFileError(
             f"{len(adapter.leftover)} keys of {file} are not understood (for example {', '.join(adapter.leftover[:3])}); {len(adapter.factors)} are. An adapter must fit whole: choose the right file."
         )
+    if len(plain(adapter)) < len(adapter.factors):
+        raise LoraFileError(f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file.")
     lorafile.check_fit(adapter.factors, targets(diffusion_model(model)), file)
+
+
+def plain(adapter: LoraFile) -> dict[str, Factors]:
+    """What of the file is plain LoRA."""
+    return {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
 
 
 def clean(model):
@@ -121,7 +128,7 @@ def without_adapter(model):
 
 def _core_patches(model, adapter: LoraFile) -> dict:
     """Core's patch objects for the adapter: {weight key, or (key, slice): adapter}."""
-    state = lorafile.state_dict(adapter.factors, adapter.factors[next(iter(adapter.factors))].A.dtype)
+    state = lorafile.state_dict(adapter.factors, next(iter(plain(adapter).values())).A.dtype)
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
     if len(patches) != len(adapter.factors):
         raise LoraFileError(f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it.")

@@ -48,6 +48,10 @@ class ComfyControl:
         self.bar.update_absolute(step, preview=("JPEG", small, PREVIEW_SIZE))
         self.push("preview", step=step, files=[path.name for path in paths if path is not None])
 
+    def say(self, sentence: str):
+        log.warning("%s", sentence)
+        self.push("note", text=sentence)
+
 
 def sampling_progress(model, steps: int):
     """Core's own progress callback for drawing: the bar and the picture taking shape."""

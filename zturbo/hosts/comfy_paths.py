@@ -65,6 +65,19 @@ def checkpoint(name: str) -> Path:
     return found[step.removesuffix(".safetensors")] if step else next(iter(found.values()))
 
 
+def cache() -> Path:
+    """Where latents and text features are kept for all runs: output/zturbo/.cache, which no run can be named."""
+    return runs() / ".cache"
+
+
+def lora_file(name: str) -> Path:
+    """A LoRA file of models/loras by its name in ComfyUI's lists. Raises ZTurboError when it is not there."""
+    found = folder_paths.get_full_path("loras", name)
+    if found is None:
+        raise ZTurboError(f"There is no LoRA {name!r} in models/loras. Choose one from the list.")
+    return Path(found)
+
+
 def _parts(name: str) -> list[str]:
     return name.strip().removesuffix(".safetensors").split("/")
 

@@ -1,0 +1,46 @@
+"""What of ComfyUI's text encoder and VAE changes their results, as keys for the cache."""
+
+import hashlib
+
+import comfyui_version
+import torch
+
+SAMPLES = 64  # numbers of each tensor
+
+
+def of_clip(clip) -> str:
+    options = (
+        clip.layer_idx,
+        sorted(clip.tokenizer_options.items(), key=str),
+        type(clip.tokenizer).__name__,
+        clip.use_clip_schedule,
+        id(clip.apply_hooks_to_conds) if clip.apply_hooks_to_conds else None,
+    )
+    return fingerprint(clip.patcher, options)
+
+
+def of_vae(vae) -> str:
+    return fingerprint(vae.patcher, (str(vae.vae_dtype), vae.latent_channels))
+
+
+def fingerprint(patcher, options: tuple) -> str:
+    """sha256 over ComfyUI's version, the device, and of each tensor and each patch the name, shape, dtype and some numbers from all over it."""
+    total = hashlib.sha256(repr((comfyui_version.__version__, patcher.load_device.type, options)).encode())
+    for name, tensor in sorted({**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}.items()):
+        add(total, name, getattr(patcher.backup.get(name), "weight", tensor))  # the clean weight, where a patched one stands in the model
+    for key, entries in sorted(patcher.patches.items(), key=lambda item: str(item[0])):
+        for strength, patch, *_ in entries:
+            total.update(repr((str(key), strength)).encode())
+            for number, tensor in enumerate(getattr(patch, "weights", ())):
+                add(total, str(number), tensor)
+    return total.hexdigest()
+
+
+def add(total, name: str, tensor):
+    if not isinstance(tensor, torch.Tensor):
+        total.update(repr((name, tensor)).encode())
+        return
+    total.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+    stored = getattr(tensor, "_qdata", tensor).detach().reshape(-1)  # a quantised tensor's own numbers
+    if stored.device.type != "meta":
+        total.update(stored[:: max(1, stored.numel() // SAMPLES)][:SAMPLES].float().cpu().numpy().tobytes())

@@ -1,0 +1,145 @@
+"""What is trained where: which Linears, at which rank, in which form, and from which numbers it starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from . import lorafile, lowrank, lycoris
+from .errors import LoraFileError, ZTurboError
+from .lowrank import Difference, Factors, Part, Target
+from .recipe import Network
+
+GROUPS = {"attention": "*.attention.*", "feed_forward": "*.feed_forward.*", "adaln": "*.adaLN_modulation.*"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One difference to be made."""
+
+    target: Target
+    part: Part
+    rank: int
+
+
+def places(targets: list[Target], network: Network) -> list[Place]:
+    """The chosen parts of the chosen layers with their ranks. Raises ZTurboError when nothing is left, or a name fits nothing."""
+    patterns = read_targets(network.targets, network.rank)
+    layers = read_layers(network.layers)
+    chosen, used = [], set()
+    for target in targets:
+        for part in target.parts:
+            fits = [n for n, (pattern, _) in enumerate(patterns) if fnmatchcase(part.name, pattern)]
+            used.update(fits)
+            rank = patterns[fits[-1]][1] if fits else 0  # the last one that fits counts
+            if rank and (layers is None or layer_of(part.name) in layers):
+                chosen.append(Place(target, part, rank))
+    idle = [pattern for n, (pattern, _) in enumerate(patterns) if n not in used]
+    if idle:
+        raise ZTurboError(f"targets: {idle[0]!r} fits no part of the model. There are, in each layer: {', '.join(part_names(targets))}.")
+    if not chosen:
+        raise ZTurboError(f"Nothing is left to train: targets {network.targets!r} in layers {network.layers!r}. The model has the layers 0 to {max(layer_of(t.module) for t in targets)}.")
+    return chosen
+
+
+def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
+    """`attention:32, feed_forward, *.to_q:0` -> [(glob, rank)]; nothing means everything. Raises ZTurboError."""
+    patterns = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, number = word.partition(":")
+        if colon and not (number.strip().isdecimal() and int(number) <= 1024):
+            raise ZTurboError(f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024.")
+        patterns.append((GROUPS.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
+    return patterns or [("*", rank)]
+
+
+def read_layers(text: str) -> set[int] | None:
+    """`0-9, 20` -> layer numbers; nothing means all. Raises ZTurboError."""
+    layers: set[int] = set()
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = (part.strip() for part in word.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 999 or int(last or first) < int(first):
+            raise ZTurboError(f"layers: {word!r} is no layer number and no range. Write for example 0-9, 20.")
+        layers.update(range(int(first), int(last or first) + 1))
+    return layers or None
+
+
+def layer_of(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def part_names(targets: list[Target]) -> list[str]:
+    return list(dict.fromkeys(part.name.split(".", 2)[2] for target in targets for part in target.parts))
+
+
+def create(targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[Target, Part], torch.Tensor] | None = None, start: dict[str, Difference] | None = None):
+    """What a run trains, {name: Difference} in fp32 with gradients on `device`; a function of network, seed and name.
+
+    norms: gives the column norms [1, in] of the clean weight's part, for DoRA. start: a LoRA to go on from.
+    """
+    lora: dict[str, Difference] = {}
+    for place in places(targets, network):
+        lora[place.part.name] = begin(place, network, seed, norms)
+    if start is not None:
+        lora |= continued(start, lora)
+    return {name: trainable(one, device) for name, one in lora.items()}
+
+
+def begin(place: Place, network: Network, seed: int, norms=None) -> Difference:
+    name, rows, columns = place.part.name, place.part.size, place.target.in_features
+    alpha = network.alpha * place.rank / network.rank  # a group of another rank has the same scale
+    if network.kind == "lokr":
+        return lycoris.create_lokr(name, rows, columns, place.rank, alpha, network.factor, seed)
+    if network.kind == "loha":
+        return lycoris.create_loha(name, rows, columns, place.rank, alpha, seed)
+    plain = lowrank.create(name, rows, columns, place.rank, alpha, seed)
+    return plain if network.kind == "lora" else Factors(plain.A, plain.B, plain.scale, norms(place.target, place.part))
+
+
+def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict[str, Difference]:
+    """The starting LoRA's numbers in the run's form: the same difference; spare ranks begin untrained. Raises LoraFileError where something would be lost."""
+    lost = [name for name in start if name not in lora]
+    if lost:
+        raise LoraFileError(f"The LoRA to start from has {len(lost)} parts that this run does not train (for example {lost[0]}). Train them too: leave targets and layers empty.")
+    taken: dict[str, Difference] = {}
+    for name, given in start.items():
+        mine = lora[name]
+        if not (isinstance(given, Factors) and isinstance(mine, Factors)) or (given.magnitude is None) != (mine.magnitude is None):
+            raise LoraFileError(f"The LoRA to start from is a {form(given)}; this run trains a {form(mine)}. Choose the same network.")
+        if given.rank > mine.rank:
+            raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
+        if given.shape != mine.shape or [t.shape for t in given.tensors.values()][2:] != [t.shape for t in mine.tensors.values()][2:]:
+            raise LoraFileError(f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}.")
+        A = torch.cat((given.A.float(), mine.A[given.rank :]))
+        B = torch.cat((given.B.float() * (given.scale / mine.scale), mine.B[:, given.rank :]), dim=1)
+        taken[name] = Factors(A, B, mine.scale, given.magnitude)
+    return taken
+
+
+def form(one: Difference) -> str:
+    return "DoRA" if getattr(one, "magnitude", None) is not None else "LoRA" if isinstance(one, Factors) else type(one).__name__
+
+
+def trainable(one: Difference, device) -> Difference:
+    return one.of({name: tensor.detach().to(device, torch.float32, copy=True).requires_grad_(True) for name, tensor in one.tensors.items()})
+
+
+def frozen_copy(lora: dict[str, Difference]) -> dict[str, Difference]:
+    """The same numbers, apart and without gradients: where a moving average begins."""
+    return {name: one.of({key: tensor.detach().clone() for key, tensor in one.tensors.items()}) for name, one in lora.items()}
+
+
+def describe(lora: dict[str, Difference], kind: str) -> str:
+    """One line: how much is trained."""
+    ranks = sorted({one.rank for one in lora.values()})
+    name = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind]
+    return f"{name} of rank {', '.join(map(str, ranks))}: {lowrank.count(lora):,} numbers in {len(lora)} places."
+
+
+def read_start(path, targets: list[Target]) -> dict[str, Difference]:
+    """A LoRA file to go on from, of any dialect. Raises LoraFileError unless all of it is understood and fits."""
+    file = lorafile.read(path)
+    lorafile.need_all(file.factors, list(file.leftover), path.name)
+    lorafile.check_fit(file.factors, targets, path.name)
+    return file.factors
