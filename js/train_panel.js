@@ -72,16 +72,32 @@ class Panel {
     this.run = run;
     this.total = total;
     this.points = [];
+    this.looks = [];
+    this.notes = [];
     this.stopping = false;
     this.previews.replaceChildren();
     this.chart.replaceChildren();
     this.stop.disabled = this.save.disabled = true; // until there is something to keep
-    this.adapter.textContent = this.adapter.title = adapter;
+    this.note([adapter]);
     this.say(run ? "Preparing pictures…" : "");
   }
 
   say(text) {
     this.status.textContent = this.status.title = text;
+  }
+
+  /** What runs, and what happened to it: the newest is shown, all of them on hovering. */
+  note(texts) {
+    this.notes.push(...texts.filter(Boolean));
+    this.adapter.textContent = this.notes.at(-1) ?? "";
+    this.adapter.title = this.notes.join("\n");
+  }
+
+  /** Losses at fixed noise levels: of pictures held out, and of pictures that are trained on. */
+  look(looks) {
+    const first = looks[0]?.step ?? Infinity;
+    this.looks = [...this.looks.filter(({ step }) => step < first), ...looks];
+    this.drawCurve();
   }
 
   add(steps) {
@@ -97,7 +113,9 @@ class Panel {
   }
 
   drawCurve() {
-    const losses = this.points.map(({ loss }) => loss);
+    const series = (key) => this.looks.map((look) => ({ step: look.step, loss: look[key] }));
+    const [heldOut, trained] = [series("held_out"), series("trained")];
+    const losses = [...this.points, ...heldOut, ...trained].map(({ loss }) => loss);
     const top = Math.max(...losses);
     const bottom = Math.min(...losses, top - 1e-9);
     const place = ({ step, loss }) => `${((300 * step) / Math.max(this.total, 1)).toFixed(1)},${(86 - (82 * (loss - bottom)) / (top - bottom)).toFixed(1)}`;
@@ -110,7 +128,7 @@ class Panel {
       made.setAttribute("vector-effect", "non-scaling-stroke");
       return made;
     };
-    this.chart.replaceChildren(line(this.points, "#567", 1), line(smoothed(this.points), "#6cf", 2));
+    this.chart.replaceChildren(line(this.points, "#567", 1), line(smoothed(this.points), "#6cf", 2), line(trained, "#9c6", 1.5), line(heldOut, "#fa6", 1.5));
   }
 
   show(files) {
@@ -156,6 +174,8 @@ class Panel {
     if (!run.run || (this.run !== before && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
     const live = this.run === run.run ? this.points : [];
     this.begin(run);
+    this.note(run.notes);
+    this.look(run.looks);
     this.add(run.steps);
     this.add(live);
     this.show(run.files);
@@ -203,6 +223,8 @@ function follow(detail, act) {
 // At import and not in setup: after a reload in mid-run events arrive before the app is set up.
 api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
 api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
+api.addEventListener("zturbo.look", ({ detail }) => follow(detail, (panel) => panel.look(detail.looks)));
+api.addEventListener("zturbo.note", ({ detail }) => follow(detail, (panel) => panel.note(detail.notes)));
 api.addEventListener("zturbo.preview", ({ detail }) => follow(detail, (panel) => panel.show(detail.files)));
 api.addEventListener("zturbo.end", ({ detail }) => follow(detail, (panel) => panel.end(detail.how, detail.saved)));
 // Events of the time without a connection are lost: redraw from the run folders.

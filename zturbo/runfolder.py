@@ -99,7 +99,7 @@ class RunFolder:
 
     def rewind(self, step: int):
         """Forget what was logged after `step`: it will be done again, to the same bits."""
-        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") != "validation")]
+        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") not in ("validation", "note"))]
         with contextlib.suppress(OSError):
             files.write(self.events, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self.save_now.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def inputs_of(folder: Path) -> str | None:
 
 
 def summary(folder: Path, points: int) -> dict:
-    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, newest previews, its end event."""
+    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, validations, notes, newest previews, its end event."""
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
     start = next((event for event in events if event.get("event") == "start"), {})
@@ -190,6 +190,8 @@ def summary(folder: Path, points: int) -> dict:
         "total": start.get("total", 0),
         "adapter": start.get("adapter", ""),
         "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
+        "looks": [event for event in events if event.get("event") == "validation"],
+        "notes": [event["text"] for event in events if event.get("event") == "note"],
         "files": newest_previews(folder),
         "how": end.get("how"),
         "saved": end.get("saved", 0),

@@ -84,6 +84,8 @@ class Control(Protocol):
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]) -> None: ...
 
+    def look(self, event: dict) -> None: ...
+
     def say(self, sentence: str) -> None:
         """Something that the person should know; training goes on."""
         ...
@@ -199,6 +201,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     """
     pictures = pictures_of(recipe, dataset, host)
     state = begin(recipe, host, run)
+    if state.step == 0:
+        tell(run, control, 0, network.describe(state.lora, recipe.network.kind))
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
@@ -212,7 +216,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     try:
         if state.step == 0 and dataset.held_out():
             with host.training(state.lora) as velocity:
-                look(dataset, pictures, state, velocity, host.device, run, recipe.seed)
+                look(dataset, pictures, state, velocity, host.device, run, control, recipe.seed)
         while not finished(recipe, state, control):
             out_of_memory = False
             try:
@@ -224,7 +228,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         run.event(**event)
                         control.step(event)
                         if state.step % recipe.data.validation_every == 0:
-                            look(dataset, pictures, state, velocity, host.device, run, recipe.seed)
+                            look(dataset, pictures, state, velocity, host.device, run, control, recipe.seed)
                         if save_due(recipe, state, run):
                             save()
                         if preview_due(recipe, state):
@@ -279,30 +283,32 @@ def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, control:
     state = begin(recipe, host, run)
     state.setbacks += 1
     run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
-    control.say(f"{error} Going back to step {state.step} with half the learning rate.")
-    run.event(event="step back", step=state.step, failed=failed, error=str(error))
+    tell(run, control, state.step, f"{error} Going back from step {failed} to step {state.step} with half the learning rate.")
     return state
+
+
+def tell(run: RunFolder, control: Control, step: int, sentence: str):
+    """Say something on the screen and in the log."""
+    run.event(event="note", step=step, text=sentence)
+    control.say(sentence)
 
 
 def save_memory(host: Host, run: RunFolder, state: State, control: Control):
     """One picture at a time from now on, and every layer computed again in backward: the same LoRA but for rounding."""
     host.save_memory()
-    control.say(f"There was not enough memory for step {state.step + 1}: it is done again with gradient checkpointing, one picture at a time. This takes longer.")
-    run.event(event="less memory", step=state.step)
+    tell(run, control, state.step, f"There was not enough memory for step {state.step + 1}: it is done again with gradient checkpointing, one picture at a time. This takes longer.")
 
 
-def look(dataset: Dataset, pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, seed: int):
+def look(dataset: Dataset, pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, control: Control, seed: int):
     """Log the loss at fixed noise levels and fixed noise on pictures held out, and on as many that are trained on: "validation" events."""
     held = sorted(dataset.held_out())
     if not held:
         return
     trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
-    run.event(
-        event="validation",
-        step=state.step,
-        held_out=fixed_loss(pictures, spread(held), velocity, device, seed),
-        trained=fixed_loss(pictures, spread(trained), velocity, device, seed),
-    )
+    found = {kind: fixed_loss(pictures, spread(numbers), velocity, device, seed) for kind, numbers in (("held_out", held), ("trained", trained))}
+    event = {"event": "validation", "step": state.step, **found}
+    run.event(**event)
+    control.look(event)
 
 
 def spread(numbers: list[int]) -> list[int]:
@@ -329,8 +335,7 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     try:
         images = host.draw(state)
     except Exception as error:
-        control.say(f"The preview at step {step} could not be drawn ({type(error).__name__}: {error}); training goes on.")
-        run.event(event="preview failed", step=step, error=str(error))
+        tell(run, control, step, f"The preview at step {step} could not be drawn ({type(error).__name__}: {error}); training goes on.")
         return []
     control.preview(step, images, [run.preview(step, number, image) for number, image in enumerate(images)])
     return images

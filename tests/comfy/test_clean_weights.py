@@ -38,6 +38,10 @@ class Control:
 
     def preview(self, step, images, paths): ...
 
+    def look(self, event): ...
+
+    def say(self, sentence): ...
+
 
 def recipe(way):
     return Recipe(steps=4, batch_size=2, network=Network(4, 4), compute=Compute("fp32", True, way), previews=Previews(("a large zsmile on a blue background",), 2, 64, 64, seed=1))

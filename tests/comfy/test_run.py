@@ -21,7 +21,7 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(comfy_paths, "runs", lambda: tmp_path)
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     model, clip, vae = tiny
-    return lambda way="merged": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1")
+    return lambda way="merged", resume="auto": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1", resume)
 
 
 @pytest.mark.parametrize("at, kept", [(1, "Nothing had been learnt yet."), (4, "The LoRA of step 3 is saved as")])
@@ -30,20 +30,40 @@ def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_p
 
     def short_of_memory(*args, **kwargs):
         calls.append(1)
-        if len(calls) == at:
+        if len(calls) >= at:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         backward(*args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "backward", short_of_memory)
     with pytest.raises(TrainingError, match="not enough memory") as error:
         run()
-    assert kept in str(error.value) and "batch_size" in str(error.value)
+    assert kept in str(error.value) and "resolution" in str(error.value)
+    assert len(calls) == at + 1  # it was tried once more
     assert fingerprint(tiny[0]) == before
     folder = tmp_path / recipe("merged").name
     assert runfolder.summary(folder, 10)["how"] == "failed"
     assert (folder / "lora.safetensors").is_file() == (at > 1)
     if at > 1:
         assert len(lorafile.read(folder / "lora.safetensors").factors) == 24
+
+
+def test_memory_that_runs_out_once_costs_time_only(run, tmp_path, monkeypatch):
+    calls, backward = [], torch.Tensor.backward
+
+    def short_of_memory(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        backward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", short_of_memory)
+    trained = run()
+    assert trained.steps == 4 and len(calls) == 3 + 2 * 2  # two pictures, one at a time, in the last two steps
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    whole = run(resume="new")
+    assert trained.path != whole.path and trained.losses == pytest.approx(whole.losses, rel=1e-4)
+    folder = tmp_path / recipe("merged").name
+    assert any("one picture at a time" in note for note in runfolder.summary(folder, 10)["notes"])
 
 
 def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_trained(run, tmp_path, monkeypatch):

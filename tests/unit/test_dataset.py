@@ -202,3 +202,81 @@ def test_captions_hold_every_text_once_and_the_trigger_for_dropped_ones():
     assert plain.texts == ("zvk", "zvk, a, b", "zvk, c") and plain.of == ((1,), (1,), (2,)) and plain.dropped == 0
     shuffled = dataset.from_arrays(images, ["a, b, c", "x", "y"], (64,), "zvk", Data(caption_dropout=0, shuffle_tags=True)).captions()
     assert len(shuffled.of[0]) > 3 and shuffled.of[1:] == ((shuffled.texts.index("zvk, x"),), (shuffled.texts.index("zvk, y"),)) and shuffled.dropped is None
+
+
+def picture(path, size=(64, 48), color=(9, 9, 9), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+
+
+def test_a_mask_file_is_no_picture_and_weighs_its_own_with_mean_one(tmp_path):
+    picture(tmp_path / "cat.png")
+    mask = Image.new("L", (64, 48), 0)
+    mask.paste(255, (0, 0, 32, 48))
+    mask.save(tmp_path / "cat.mask.png")
+    picture(tmp_path / "plain.png")
+    found = dataset.from_folder(tmp_path, (64,), "zvk")
+    assert [item.name for item in found.items] == ["cat.png", "plain.png"] and "1 masked" in found.report()
+    weight = found.items[0].mask(0.1)
+    assert weight.shape == (1, 6, 8) and weight.mean().item() == pytest.approx(1) and (weight[0, :, 0] / weight[0, :, -1]).mean().item() == pytest.approx(10, rel=0.01)
+    assert found.items[1].mask(0.1) is None
+    assert all(item.mask_file is None for item in dataset.from_folder(tmp_path, (64,), "zvk", Data(masks="off")).items)
+
+
+def test_transparency_is_a_mask_where_asked_for(tmp_path):
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 64, 32))
+    image.save(tmp_path / "a.png")
+    picture(tmp_path / "whole.png", (64, 64), (1, 2, 3, 255), "RGBA")
+    (masked, whole) = dataset.from_folder(tmp_path, (64,), "zvk", Data(masks="files and alpha")).items
+    assert masked.mask(0.0)[0, 0].max() < 0.1 and masked.mask(0.0)[0, -1].min() > 1.9 and whole.mask_file is None
+    assert dataset.from_folder(tmp_path, (64,), "zvk").items[0].mask_file is None
+
+
+def test_a_mask_of_another_shape_or_without_a_picture_is_said(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "gone.mask.png")
+    assert "1 masks have no picture" in dataset.from_folder(tmp_path, (64,), "zvk").report()
+    picture(tmp_path / "a.mask.png", (64, 64))
+    with pytest.raises(DatasetError, match=r"a\.mask\.png is 64x64, its picture 64x48"):
+        dataset.from_folder(tmp_path, (64,), "zvk")
+
+
+def test_regularisation_pictures_have_no_trigger_and_no_dropout(tmp_path):
+    picture(tmp_path / "mine" / "a.png")
+    picture(tmp_path / "any" / "b.png")
+    (tmp_path / "any" / "b.txt").write_text("a cat")
+    found = dataset.from_folder(tmp_path / "mine", (64,), "zvk", Data(caption_dropout=0.5), tmp_path / "any")
+    assert [(item.caption, item.regularisation) for item in found.items] == [("zvk", False), ("a cat", True)]
+    assert [found.dropout(n) for n in range(2)] == [0.5, 0.0] and "1 for regularisation" in found.report()
+
+
+def test_a_picture_may_have_its_own_caption_dropout(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x", "caption_dropout": 0.9}\n')
+    found = dataset.from_folder(tmp_path, (64,), "zvk")
+    assert [found.dropout(n) for n in range(2)] == [0.9, 0.05]
+
+
+def test_upscale_enlarges_only_where_asked(tmp_path):
+    assert dataset.bucket(64, 48, 128) == (64, 48) and dataset.bucket(64, 48, 128, upscale=True) == (144, 112)
+    picture(tmp_path / "a.png")
+    assert dataset.from_folder(tmp_path, (128,), "zvk", Data(upscale=True)).items[0].pixels().shape == (112, 144, 3)
+
+
+def test_held_out_is_a_share_of_the_pictures_by_name_at_every_resolution(tmp_path):
+    for n in range(10):
+        picture(tmp_path / f"{n}.png", (128, 128))
+    found = dataset.from_folder(tmp_path, (64, 96), "zvk", Data(validation=0.3))
+    names = {found.items[n].name for n in found.held_out()}
+    assert len(names) == 3 and len(found.held_out()) == 6
+    assert found.held_out() == dataset.from_folder(tmp_path, (64, 96), "zvk", Data(validation=0.3)).held_out()
+    assert dataset.from_folder(tmp_path, (64,), "zvk").held_out() == set()
+    assert "6 held out for validation" in found.report()
+
+
+def test_the_report_names_what_is_cropped_by_how_much(tmp_path):
+    picture(tmp_path / "square.png", (64, 64))
+    picture(tmp_path / "odd.png", (64, 60))
+    assert "Cropped: odd.png 20%." in dataset.from_folder(tmp_path, (64,), "zvk").report()

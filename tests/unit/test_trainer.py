@@ -1,6 +1,7 @@
 """The loop on a host small enough to check by hand: a model that is one linear map, in plain PyTorch."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from zturbo import dataset, lorafile, lowrank, runfolder, trainer
+from zturbo import dataset, flow, lorafile, lowrank, runfolder, trainer
 from zturbo.dataset import Captions, Encoded
 from zturbo.errors import LossError
 from zturbo.lorafile import module_targets
-from zturbo.recipe import Data, Optimizer, Previews, Recipe, Saving, Timesteps
+from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps
 from zturbo.runfolder import RunFolder
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
@@ -87,8 +88,15 @@ class Nobody:
     def preview(self, step, images, paths):
         self.previews.append(step)
 
+    def look(self, event):
+        self.looks = [*getattr(self, "looks", []), event]
+
     def say(self, sentence):
         self.said = [*getattr(self, "said", []), sentence]
+
+
+def notes(run, words):
+    return [event for event in runfolder.read_events(run.events) if words in event.get("text", "")]
 
 
 def go(tmp_path, recipe, host=None, control=None):
@@ -172,8 +180,8 @@ def test_a_preview_that_fails_is_said_and_training_goes_on(tmp_path):
     result, run, _, control = go(tmp_path, recipe(previews=Previews(("p",), every=10)), host=NoPictures())
     plain, _, _, _ = go(tmp_path, recipe())
     assert result.losses == plain.losses and result.images == [] and control.previews == []
-    failed = [event for event in runfolder.read_events(run.events) if event.get("event") == "preview failed"]
-    assert [event["step"] for event in failed] == [10, 20, 30, 40] and failed[0]["error"] == "no room for a picture"
+    failed = notes(run, "could not be drawn")
+    assert [event["step"] for event in failed] == [10, 20, 30, 40] and "no room for a picture" in failed[0]["text"]
 
 
 def test_a_device_that_dies_leaves_the_last_saved_lora_and_its_own_error(tmp_path, monkeypatch):
@@ -211,8 +219,7 @@ def test_a_loss_that_is_no_number_goes_back_once_with_half_the_learning_rate(tmp
     result = trainer.train(given, PICTURES, host, run, Nobody(), {})
     steps = [(event["step"], event["lr"]) for event in runfolder.read_events(run.events) if "loss" in event]
     assert steps == [(n, 1e-2 if n <= 8 else 5e-3) for n in range(1, 21)]
-    back = next(event for event in runfolder.read_events(run.events) if event.get("event") == "step back")
-    assert back["step"] == 8 and back["failed"] == 11 and "nan" in back["error"]
+    assert "Going back from step 11 to step 8" in notes(run, "nan")[0]["text"]
     assert result.steps == 20 and all(torch.isfinite(value).all() for value in result.state.values())
 
 
@@ -243,9 +250,79 @@ def test_an_explosion_goes_back_before_it_began(tmp_path):
     given = recipe(steps=320, saving=Saving(40, 9, "fp32"))
     run = RunFolder.new(tmp_path, given)
     trainer.train(given, PICTURES, Exploding(), run, Nobody(), {})
-    back = next(event for event in runfolder.read_events(run.events) if event.get("event") == "step back")
-    assert back["step"] == 120 and back["failed"] == 250 and "more than 5 times" in back["error"]
+    assert "Going back from step 250 to step 120" in notes(run, "more than 5 times")[0]["text"]
     assert [event["step"] for event in runfolder.read_events(run.events) if "loss" in event] == list(range(1, 321))
+
+
+class ShortOfMemory(LinearHost):
+    """Holds at most so many pictures at once."""
+
+    room = 1
+
+    @contextmanager
+    def training(self, lora):
+        with super().training(lora) as velocity:
+
+            def run(x, *args):
+                if len(x) > self.room:
+                    raise MemoryError("out of memory")
+                return velocity(x, *args)
+
+            yield run
+
+
+def test_memory_that_runs_out_is_answered_once_with_one_picture_at_a_time(tmp_path):
+    given = recipe(steps=6, batch_size=3)
+    result, run, host, control = go(tmp_path, given, ShortOfMemory())
+    plain, _, _, _ = go(tmp_path, given)
+    assert host.thrifty and result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == 1
+    assert len(notes(run, "one picture at a time")) == 1 and any("one picture at a time" in text for text in control.said)
+    nowhere = ShortOfMemory()
+    nowhere.room = 0
+    with pytest.raises(MemoryError):
+        go(tmp_path, given, nowhere)
+
+
+def test_pictures_held_out_are_looked_at_and_never_trained_on(tmp_path):
+    options = Data(caption_dropout=0, validation=0.3, validation_every=4)
+    pictures = replace(PICTURES, options=options)
+    held = pictures.held_out()
+    assert len(held) == 2
+    given = recipe(steps=10, batch_size=1, data=options)
+    run, host, control = RunFolder.new(tmp_path, given), LinearHost(), Nobody()
+    trainer.train(given, pictures, host, run, control, {})
+    looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
+    assert looks == control.looks and [event["step"] for event in looks] == [0, 4, 8]
+    trained = trainer.pictures_of(given, pictures, host).batches
+    assert {n for place in range(100) for n in trained.at(place)} == set(range(6)) - held
+    with torch.no_grad():  # the untrained look, by hand
+        total = 0.0
+        for n in held:
+            for sigma in trainer.FIXED_SIGMAS:
+                x0 = host.latents[n][None]
+                eps = torch.randn(x0.shape, generator=flow.generator(given.seed, "validation", n, sigma))
+                v = host.linear(((1 - sigma) * x0 + sigma * eps).movedim(1, -1)).movedim(-1, 1)
+                total += (v - (eps - x0)).square().mean().item()
+    assert looks[0]["held_out"] == pytest.approx(total / (len(held) * len(trainer.FIXED_SIGMAS)), rel=1e-5)
+    quiet, _, _, _ = go(tmp_path, recipe(steps=4, batch_size=1))
+    assert "validation" not in (tmp_path / "my_lora_2" / "events.jsonl").read_text() and quiet.steps == 4
+
+
+def test_the_adapter_course_goes_from_start_to_end():
+    given = recipe(steps=11, adapter=AdapterCourse(1.0, 0.5))
+    assert [trainer.adapter_factor(given, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
+    assert trainer.adapter_factor(recipe(steps=1), 0) == 1.0
+
+
+def test_regularisation_pictures_and_masks_weigh_the_loss():
+    v, target = torch.zeros(2, 16, 2, 2), torch.ones(2, 16, 2, 2)
+    target[1, :, 0] = 3.0
+    mask = torch.ones(2, 1, 2, 2)
+    mask[1, :, 0], mask[1, :, 1] = 0.2, 1.8
+    batch = trainer.Batch(torch.zeros_like(v), (0, 0), torch.tensor([0.5, 1.0]), mask)
+    given = recipe(timesteps=Timesteps("linear"))
+    losses = trainer.piece_loss(given, batch, target, torch.tensor([0.5, 0.5]), lambda *args: v, 1.0)
+    assert losses.tolist() == pytest.approx([0.5, (9 * 0.2 + 1 * 1.8) / 2])
 
 
 def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():

@@ -48,9 +48,12 @@ class ComfyControl:
         self.bar.update_absolute(step, preview=("JPEG", small, PREVIEW_SIZE))
         self.push("preview", step=step, files=[path.name for path in paths if path is not None])
 
+    def look(self, event: dict):
+        self.push("look", looks=[event])
+
     def say(self, sentence: str):
-        log.warning("%s", sentence)
-        self.push("note", text=sentence)
+        log.info("%s", sentence)
+        self.push("note", notes=[sentence])
 
 
 def sampling_progress(model, steps: int):

@@ -1,6 +1,9 @@
 """One training run inside ComfyUI, from the node's inputs to what it hands on."""
 
+import json
 import logging
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +11,8 @@ import comfy.model_management
 import numpy as np
 import torch
 
+from .. import lorafile, runfolder, trainer
 from .. import recipe as recipes
-from .. import runfolder, trainer
 from ..dataset import Dataset
 from ..errors import TrainingError, ZTurboError
 from ..lorafile import LoraState
@@ -54,7 +57,7 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
         control.push("start", adapter=host.describe())
         ended = "failed"
         try:
-            result = trainer.train(recipe, dataset, host, run, control, metadata(recipe, host))
+            result = trainer.train(recipe, dataset, host, run, control, metadata(recipe, dataset, host))
             ended = "stopped" if result.steps < recipe.steps else "finished"
         except comfy.model_management.InterruptProcessingException:
             ended = "cancelled"
@@ -71,7 +74,7 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
             live.discard(run.path.name)
             run.event(event="end", how=ended, saved=run.saved_steps)
             control.push("end", how=ended, saved=run.saved_steps)
-    return Trained(LoraState(result.state, metadata(recipe, host)), result.losses, _images(result.images), run.lora, result.steps)
+    return Trained(LoraState(result.state, metadata(recipe, dataset, host) | lorafile.thumbnail(result.images)), result.losses, _images(result.images), run.lora, result.steps)
 
 
 def choose_run(recipe: Recipe, inputs: str, resume: str) -> RunFolder:
@@ -98,20 +101,28 @@ def choose_run(recipe: Recipe, inputs: str, resume: str) -> RunFolder:
     return run
 
 
-def metadata(recipe: Recipe, host: ComfyHost) -> dict[str, str]:
+def metadata(recipe: Recipe, dataset: Dataset, host: ComfyHost) -> dict[str, str]:
     """What the LoRA file says about itself: the fields that model browsers show, the recipe, the adapter. No paths."""
     facts = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "z-image-turbo/lora",
         "modelspec.title": recipe.name,
+        "modelspec.trigger_phrase": dataset.trigger,
+        "modelspec.prediction_type": "rectified_flow",
+        "modelspec.resolution": "{}x{}".format(*max(dataset.buckets(), key=math.prod)),
         "ss_output_name": recipe.name,
         "ss_base_model_version": "zimage",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": {"lora": "networks.lora", "dora": "networks.lora"}.get(recipe.network.kind, "lycoris.kohya"),
         "ss_network_dim": str(recipe.network.rank),
         "ss_network_alpha": f"{recipe.network.alpha:g}",
         "ss_learning_rate": f"{recipe.optimizer.learning_rate:g}",
         "ss_max_train_steps": str(recipe.steps),
         "ss_seed": str(recipe.seed),
+        "ss_optimizer": recipe.optimizer.name,
+        "ss_lr_scheduler": recipe.optimizer.schedule,
+        "ss_batch_size_per_device": str(recipe.batch_size),
+        "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
+        "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
         "zturbo.recipe": recipes.to_toml(recipe),
     }
     if host.tag is not None:
@@ -119,11 +130,15 @@ def metadata(recipe: Recipe, host: ComfyHost) -> dict[str, str]:
     return facts
 
 
+def tag_counts(dataset: Dataset) -> dict[str, int]:
+    """How many pictures have each tag (what stands between commas) in their caption, the most frequent first."""
+    counts = Counter(tag.strip() for item in dataset.items if not item.regularisation for tag in item.caption.split(",") if tag.strip())
+    return dict(counts.most_common(200))
+
+
 def less_memory(recipe: Recipe) -> str:
-    """What this recipe can still give up."""
-    ways = [] if recipe.compute.checkpointing else ["turn gradient_checkpointing on"]
-    ways += ["lower batch_size"] if recipe.batch_size > 1 else []
-    ways += ["set compute_dtype to bf16"] if recipe.compute.dtype == "fp32" else []
+    """What this recipe can still give up, when one picture at a time with gradient checkpointing was too much."""
+    ways = ["set compute_dtype to bf16"] if recipe.compute.dtype == "fp32" else []
     return f"To need less: {', '.join([*ways, 'lower the resolution of Image Dataset'])}, or load an fp8 or int8 file of the model."
 
 
