@@ -49,7 +49,7 @@ class ZTurboImageDataset(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of batches whose captions shrink to the trigger word, 0 to 1: ties what is learnt to that word. Usual: 0.05.",
+                    tooltip="How often a picture's caption shrinks to the trigger word, 0 to 1: ties what is learnt to that word. Usual: 0.05.",
                 ),
                 io.Boolean.Input("shuffle_tags", default=False, tooltip="For captions that are lists of tags with commas between: show them in changing order."),
                 io.Int.Input("keep_tags", default=1, min=0, max=50, tooltip="First tags that stay in front when tags are shuffled; the trigger word is one of them."),

@@ -3,7 +3,7 @@
 TINY = "tiny (bundled)"
 
 
-def node(kind: str, **inputs) -> dict:
+def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
@@ -16,7 +16,21 @@ def adapter(model, direction="+1 de-distill", strength=1.0, name=TINY, declared=
 
 
 def dataset(folder="bundled: smiley", trigger="zsmile", resolution=128) -> dict:
-    options = {"more_resolutions": "", "caption_dropout": 0.0, "shuffle_tags": False, "keep_tags": 1, "flip": False}
+    options = {
+        "more_resolutions": "",
+        "caption_dropout": 0.0,
+        "shuffle_tags": False,
+        "keep_tags": 1,
+        "flip": False,
+        "upscale": False,
+        "masks": "files",
+        "outside": 0.1,
+        "regularisation_folder": "",
+        "regularisation_weight": 1.0,
+        "validation": 0.0,
+        "validation_every": 100,
+        "cache": True,
+    }
     return node("ZTurboImageDataset", folder=folder, trigger=trigger, resolution=resolution, **options)
 
 

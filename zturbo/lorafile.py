@@ -250,7 +250,7 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
     state = {}
     for name, one in sorted(differences.items()):
         for kind, tensor in one.tensors.items():
-            state[f"diffusion_model.{name}.{kind}"] = _own(tensor, dtype)
+            state[f"diffusion_model.{name}.{kind}"] = _own(tensor, torch.float32 if kind == "dora_scale" else dtype)  # a gain on every weight
         if one.alpha is not None:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(one.alpha, dtype=torch.float32)
     return state

@@ -38,8 +38,11 @@ def places(targets: list[Target], network: Network) -> list[Place]:
     idle = [pattern for n, (pattern, _) in enumerate(patterns) if n not in used]
     if idle:
         raise ZTurboError(f"targets: {idle[0]!r} fits no part of the model. There are, in each layer: {', '.join(part_names(targets))}.")
+    last = max(layer_of(target.module) for target in targets)
+    if layers and max(layers) > last:
+        raise ZTurboError(f"layers: {network.layers!r} goes beyond the model, which has the layers 0 to {last}.")
     if not chosen:
-        raise ZTurboError(f"Nothing is left to train: targets {network.targets!r} in layers {network.layers!r}. The model has the layers 0 to {max(layer_of(t.module) for t in targets)}.")
+        raise ZTurboError(f"Nothing is left to train with targets {network.targets!r}. Give at least one part a rank above 0.")
     return chosen
 
 

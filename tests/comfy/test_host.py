@@ -1,6 +1,7 @@
 """The ComfyUI host on the bundled tiny turbo: gradients, both ways of carrying the adapter, and clean weights."""
 
 import hashlib
+from dataclasses import replace
 
 import comfy.model_management
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 
 from zturbo import dataset, flow, lorafile, lowrank, network
 from zturbo.errors import ModelError
-from zturbo.hosts import comfy_adapter, comfy_draw, comfy_paths, comfy_tiny
+from zturbo.hosts import comfy_adapter, comfy_cache, comfy_draw, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
-from zturbo.recipe import Compute, Data, Network, Recipe
+from zturbo.recipe import AdapterCourse, Compute, Data, Network, Recipe
 
 
 def recipe(way="merged", checkpointing=False, dtype="fp32", **changes):
@@ -70,6 +71,68 @@ def test_branch_and_merged_give_the_same_velocity_and_gradients(tiny):
     assert close(v_branch, v_merged, 1e-4)
     assert all(close(a, b, 1e-3) for a, b in zip(g_branch, g_merged))
     assert not close(v_plain, v_merged, 1e-3)  # the adapter does something
+
+
+def test_an_adapter_schedule_is_the_adapter_at_that_strength(tiny):
+    """At factor 0.5 the velocity is that of a model with the adapter at 0.5; at 0 that of clean turbo."""
+    model, clip, vae = tiny
+    x, sigma = torch.randn(2, 16, 16, 16, generator=flow.generator("x")), torch.tensor([0.8, 0.3])
+
+    def velocity_of(given, factor, course):
+        with torch.inference_mode(False), torch.no_grad():
+            host = ComfyHost(given, clip, vae, replace(recipe("auto"), adapter=course))
+            encode(host)
+            with host.training({}) as velocity:
+                first = velocity(x, sigma, (0, 3), factor)
+                assert not close(velocity(x, sigma, (0, 3), 1.0), first, 1e-4) or factor == 1
+                return first
+
+    fading = AdapterCourse(1.0, 0.0)
+    half = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 0.5)
+    assert close(velocity_of(de_distilled(model), 0.5, fading), velocity_of(half, 1.0, AdapterCourse()), 1e-4)
+    assert close(velocity_of(de_distilled(model), 0.0, fading), velocity_of(model, 1.0, AdapterCourse()), 1e-6)
+
+
+def test_captions_of_other_lengths_in_one_batch_are_as_they_are_alone(tiny):
+    model, clip, vae = tiny
+    given = dataset.from_arrays([np.zeros((64, 64, 3), np.uint8)] * 3, ["short", "very " * 40 + "long", "brief"], (64,))
+    with torch.inference_mode(False), torch.no_grad():
+        host = ComfyHost(model, clip, vae, recipe())
+        host.encode(given, given.captions())
+        numbers = tuple(variants[0] for variants in given.captions().of)
+        x, sigma = torch.randn(3, 16, 8, 8, generator=flow.generator("x")), torch.tensor([0.8, 0.3, 0.5])
+        with host.training({}) as velocity:
+            together = velocity(x, sigma, numbers)
+            alone = torch.cat([velocity(x[i : i + 1], sigma[i : i + 1], numbers[i : i + 1]) for i in range(3)])
+    assert close(together, alone, 1e-5)
+
+
+def test_the_cache_tells_text_encoders_vaes_and_their_loras_apart(tiny):
+    _, clip, vae = tiny
+    other = clip.clone()
+    key = next(iter(other.patcher.model.state_dict()))
+    other.add_patches({key: (torch.ones(1),)}, 0.5)
+    layer = clip.clone()
+    layer.clip_layer(-3)
+    keys = [comfy_cache.of_clip(clip), comfy_cache.of_clip(other), comfy_cache.of_clip(layer), comfy_cache.of_vae(vae)]
+    assert len(set(keys)) == 4 and keys[0] == comfy_cache.of_clip(clip.clone())
+    weight = dict(vae.patcher.model.named_parameters())
+    with torch.no_grad(), torch.inference_mode():
+        next(iter(weight.values())).add_(1e-3)
+    assert comfy_cache.of_vae(vae) != keys[3]
+
+
+def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny):
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        first, second = ComfyHost(model, clip, vae, recipe()), ComfyHost(model, clip, vae, recipe())
+        a, b = encode(first), encode(second)
+        assert first.cache.made > 0 and (second.cache.made, second.cache.found) == (0, first.cache.made)
+        assert all(torch.equal(x, y) for x, y in zip(a.latents + first.features, b.latents + second.features))
+        comfy.model_management.load_models_gpu([clip.patcher, vae.patcher])
+        with second.training({}):
+            loaded = [one.model for one in comfy.model_management.current_loaded_models]
+            assert second.model in loaded and clip.patcher not in loaded and vae.patcher not in loaded
 
 
 def test_checkpointing_changes_no_gradient(tiny):

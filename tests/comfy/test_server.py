@@ -44,15 +44,19 @@ def failure(server, prompt) -> str:
     return message
 
 
-def test_last_preview_is_what_cores_own_nodes_draw_from_the_saved_file(server):
-    """Law 3, to the byte: CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage."""
-    graph = prompts.training(name="truth", preview_every=2)
-    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="truth", dtype="bf16", overwrite=True)
+def train_and_save(server, name: str, **changes) -> Path:
+    """Run folder of a training whose LoRA is saved in models/loras under its name."""
+    graph = prompts.training(name=name, **changes)
+    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=name, dtype="bf16", overwrite=True)
     server.run(graph)
-    run = newest_run(server, "truth")
+    return newest_run(server, name)
+
+
+def drawn_by_core(server, lora: str) -> bytes:
+    """PNG of a LoRA file by core's own nodes: CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage."""
     core = {
         "load": prompts.load(),
-        "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name="truth.safetensors", strength_model=1.0),
+        "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name=f"{lora}.safetensors", strength_model=1.0),
         "text": prompts.node("CLIPTextEncode", clip=["load", 1], text=PROMPT),
         "none": prompts.node("ConditioningZeroOut", conditioning=["text", 0]),
         "empty": prompts.node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
@@ -63,11 +67,88 @@ def test_last_preview_is_what_cores_own_nodes_draw_from_the_saved_file(server):
         "save": prompts.save_image(["decode", 0]),
     }
     (drawn,) = picture_files(server, server.run(core), "save")
+    return drawn
+
+
+def test_last_preview_is_what_cores_own_nodes_draw_from_the_saved_file(server):
+    """Law 3, to the byte."""
+    run = train_and_save(server, "truth", preview_every=2)
     preview = sorted((run / "previews").glob("*.png"))[-1]
     assert preview.name == "step_000004_0.png"
-    assert preview.read_bytes() == drawn
+    assert preview.read_bytes() == drawn_by_core(server, "truth")
     first = sorted((run / "previews").glob("*.png"))[0]
     assert first.read_bytes() != preview.read_bytes()
+    thumbnail = lorafile.read(server.base / "models" / "loras" / "truth.safetensors").metadata["modelspec.thumbnail"]
+    assert thumbnail == lorafile.thumbnail([np.asarray(Image.open(preview))])["modelspec.thumbnail"] and thumbnail.startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize("kind, part", [("lora", "lora_A.weight"), ("dora", "dora_scale"), ("lokr", "lokr_w1"), ("loha", "hada_w1_a")])
+def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
+    graph = prompts.training(name=kind, steps=6, alpha=2.0)
+    graph["network"] = prompts.node("ZTurboNetworkOptions", kind=kind, factor=4, targets="attention:2, feed_forward", layers="1-2", start_from="nothing")
+    graph["train"]["inputs"]["network_options"] = ["network", 0]
+    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=f"network_{kind}", dtype="fp32", overwrite=True)
+    server.run(graph)
+    run = newest_run(server, kind)
+    assert recipe.read(run / "recipe.toml").network == recipe.Network(4, 2.0, kind, 4, "attention:2, feed_forward", "1-2")
+    losses = [event["loss"] for event in events(run) if "loss" in event]
+    assert len(losses) == 6 and all(np.isfinite(losses))
+    saved = load_file(server.base / "models" / "loras" / f"network_{kind}.safetensors")
+    assert sum(key.endswith(part) for key in saved) == 2 * 7 and not any("layers.0." in key or "adaLN" in key for key in saved)
+    (preview,) = (run / "previews").glob("*.png")
+    assert preview.read_bytes() == drawn_by_core(server, f"network_{kind}")
+    assert any(event.get("text", "").startswith({"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank") for event in events(run))
+
+
+def test_a_run_starts_from_a_lora_of_another_trainer(server):
+    """A kohya file (lora_down, lora_up, alpha, flat names): the first loss is that LoRA's."""
+    run = train_and_save(server, "begin_half", steps=5, preview_prompts="", learning_rate=1e-2)
+    ours = lorafile.read(run / "lora.safetensors")
+    kohya = {}
+    for name, one in ours.factors.items():
+        flat = "lora_unet_" + name.replace(".", "_")
+        kohya |= {f"{flat}.lora_down.weight": one.A * 2, f"{flat}.lora_up.weight": one.B.clone(), f"{flat}.alpha": torch.tensor(one.rank / 2)}
+    save_file(kohya, server.base / "models" / "loras" / "kohya.safetensors")
+    first = {}
+    for start in ("nothing", "kohya.safetensors"):
+        graph = prompts.training(name="second_half", steps=2, preview_prompts="", rank=6, alpha=6.0, learning_rate=1e-2)
+        graph["network"] = prompts.node("ZTurboNetworkOptions", kind="lora", factor=8, targets="", layers="", start_from=start)
+        graph["train"]["inputs"]["network_options"] = ["network", 0]
+        server.run(graph)
+        run = newest_run(server, "second_half")
+        assert recipe.read(run / "recipe.toml").network.start == ("" if start == "nothing" else start)
+        first[start] = next(event["loss"] for event in events(run) if "loss" in event)
+    assert first["kohya.safetensors"] != first["nothing"]
+    graph["network"]["inputs"]["targets"] = "attention"
+    assert "parts that this run does not train" in failure(server, graph)
+
+
+def test_every_picture_option_reaches_the_run(server):
+    folder = server.base / "input" / "options"
+    for name in ("mine/a", "mine/b", "mine/c", "any/d"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(ord(name[-1])).integers(0, 255, (96, 64, 3), np.uint8)).save(folder / f"{name}.png")
+    (folder / "any" / "d.txt").write_text("a thing")
+    mask = np.zeros((96, 64), np.uint8)
+    mask[:48] = 255
+    Image.fromarray(mask).save(folder / "mine" / "a.mask.png")
+    graph = prompts.training(name="pictures", steps=4, preview_prompts="", batch_size=1)
+    graph["dataset"] = prompts.dataset("options/mine", "zvk", 128)
+    graph["dataset"]["inputs"] |= {"upscale": True, "masks": "files and alpha", "outside": 0.2, "regularisation_folder": "options/any", "regularisation_weight": 0.5}
+    graph["dataset"]["inputs"] |= {"validation": 0.34, "validation_every": 2, "cache": False}
+    kept = sorted((server.base / "output" / "zturbo").glob(".cache/*"))
+    server.run(graph)
+    run = newest_run(server, "pictures")
+    assert recipe.read(run / "recipe.toml").data == recipe.Data(0.0, False, 1, False, True, "files and alpha", 0.2, 0.5, 0.34, 2, False)
+    assert [event["step"] for event in events(run) if event.get("event") == "validation"] == [0, 2, 4]
+    assert all(event["memory"] > 0 for event in events(run) if "loss" in event)
+    assert sorted((server.base / "output" / "zturbo").glob(".cache/*")) == kept
+    graph["dataset"]["inputs"]["cache"] = True
+    graph["train"]["inputs"]["name"] = "pictures_cached"
+    server.run(graph)
+    assert len(list((server.base / "output" / "zturbo").glob(".cache/*"))) == len(kept) + 4 + 2
+    again = newest_run(server, "pictures_cached")
+    assert [event["loss"] for event in events(again) if "loss" in event] == [event["loss"] for event in events(run) if "loss" in event]
 
 
 def test_clean_and_minus_one_wirings_give_byte_identical_pngs(server):
@@ -184,15 +265,17 @@ def test_a_run_whose_process_died_is_told_from_a_live_one(server):
 def test_options_reach_the_run_and_its_file(server):
     graph = prompts.training(name="options", steps=9, preview_prompts="", timesteps="logit_normal")
     graph["optimizer"] = prompts.node("ZTurboOptimizerOptions", optimizer="muon", weight_decay=0.01, max_grad_norm=0.5, schedule="linear", warmup=2, restarts=1, decay=3, accumulation=2, ema=0.5)
-    graph["loss"] = prompts.node("ZTurboLossOptions", mean=0.3, std=0.8, min_sigma=0.2, max_sigma=0.9, loss="huber", huber_delta=0.2, guidance=2.0)
+    graph["loss"] = prompts.node("ZTurboLossOptions", mean=0.3, std=0.8, min_sigma=0.2, max_sigma=0.9, loss="huber", huber_delta=0.2, guidance=2.0, weighting="x0")
     graph["saving"] = prompts.node("ZTurboSavingOptions", every=2, keep=3, dtype="fp32")
-    graph["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "loss_options": ["loss", 0], "saving_options": ["saving", 0]}
+    graph["schedule"] = prompts.node("ZTurboAdapterSchedule", start=1.2, end=0.4)
+    graph["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "loss_options": ["loss", 0], "saving_options": ["saving", 0], "adapter_schedule": ["schedule", 0]}
     graph["dataset"]["inputs"] |= {"caption_dropout": 0.5, "shuffle_tags": True, "keep_tags": 2, "flip": True, "more_resolutions": "96"}
     server.run(graph)
     run = newest_run(server, "options")
     written = recipe.read(run / "recipe.toml")
     assert written.optimizer == recipe.Optimizer("muon", 2e-3, 0.01, 0.5, "linear", 2, 1, 3, 2, 0.5)
-    assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss("huber", 0.2, 2.0)
+    assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss("huber", 0.2, 2.0, "x0")
+    assert written.adapter == recipe.AdapterCourse(1.2, 0.4)
     assert written.saving == recipe.Saving(2, 3, "fp32") and written.data == recipe.Data(0.5, True, 2, True)
     file = lorafile.read(run / "lora.safetensors")
     assert file.dtypes == ["float32"] and "[optimizer]" in file.metadata["zturbo.recipe"]

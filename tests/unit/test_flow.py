@@ -64,3 +64,13 @@ def test_randomness_is_a_function_of_its_counters_alone():
     torch.randn(100)
     assert torch.equal(first, torch.randn(4, generator=flow.generator(7, "step", 3)))
     assert not torch.equal(first, torch.randn(4, generator=flow.generator(7, "step", 4)))
+
+
+def test_weightings_are_their_formulas():
+    sigma = torch.tensor([0.1, 0.5, 0.9])
+    curve = flow.loss_weight("weighted", sigma)
+    assert torch.equal(flow.loss_weight("sigmoid", sigma), torch.ones(3)) and torch.equal(flow.loss_weight("sigmoid", sigma, "weighted"), curve)
+    assert torch.equal(flow.loss_weight("weighted", sigma, "none"), torch.ones(3)) and not torch.equal(curve, torch.ones(3))
+    assert flow.loss_weight("linear", sigma, "x0").tolist() == pytest.approx([0.01, 0.25, 0.81])
+    u = torch.linspace(0, 1, 100001, dtype=torch.float64)
+    assert flow.loss_weight("linear", u, "cosmap").mean().item() == pytest.approx(1, abs=1e-3)  # a density

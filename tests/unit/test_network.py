@@ -38,7 +38,7 @@ def test_layers_are_numbers_and_ranges():
     [
         ({"targets": "atention"}, "'atention' fits no part of the model. There are, in each layer: attention.to_q"),
         ({"targets": "attention:many"}, "no rank behind its colon"),
-        ({"layers": "9"}, "Nothing is left to train"),
+        ({"layers": "9"}, "goes beyond the model, which has the layers 0 to 3"),
         ({"layers": "3-1"}, "is no layer number and no range"),
         ({"layers": "a"}, "is no layer number and no range"),
         ({"targets": "attention:0"}, "Nothing is left to train"),
@@ -83,6 +83,11 @@ def test_output_is_delta_times_x(one):
     x = torch.randn(2, 3, 12)
     assert one.shape == (10, 12) == tuple(one.delta().shape)
     assert torch.allclose(one.output(x), x @ one.delta().T, atol=1e-5)
+
+
+def test_the_factor_is_the_size_of_lokrs_small_matrix():
+    sizes = {factor: network.create(TARGETS[2:3], Network(kind="lokr", rank=1, alpha=1, factor=factor), 0)["layers.0.feed_forward.w1"].w1.shape for factor in (1, 2, 4)}
+    assert sizes == {1: (1, 1), 2: (2, 2), 4: (4, 3)}
 
 
 def test_dora_output_is_the_normed_weight_times_x():
