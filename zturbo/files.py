@@ -12,7 +12,8 @@ def write(path: Path, content: bytes, own: str = ""):
     """
     beside = path.with_name(path.name + own + ".part")
     try:
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)  # a link in its place would lead the writing elsewhere
+        with open(beside, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

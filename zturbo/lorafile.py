@@ -36,6 +36,7 @@ ENDINGS = {  # our name of a part -> how a key with it may end
     "dora_scale": (".dora_scale",),
 } | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
 THUMBNAIL = 256  # pixels on the longer side
+LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK_LEAVES = (
     "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
@@ -84,12 +85,14 @@ def read(path: str | os.PathLike) -> LoraFile:
     """Read a LoRA in any dialect. Raises LoraFileError, with the reason, for what is not a whole LoRA file."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise LoraFileError(f"{path.name} is not a file. Choose a LoRA file.")
         raw = path.read_bytes()
     except OSError as error:
         raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
     try:
         tensors = load(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
     factors, leftover = parse(tensors, path.name)
     if not factors:
@@ -115,11 +118,16 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA") -> tuple[dic
         name = canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
+        elif kind in found.setdefault(name, {}):
+            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects. Keep one of them.")
         else:
-            found.setdefault(name, {})[kind] = tensor
+            found[name][kind] = tensor
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
-        differences.update(_split_fused(name, _difference(name, parts, file), file))
+        made = _split_fused(name, _difference(name, parts, file), file)
+        if twice := made.keys() & differences:
+            raise LoraFileError(f"{file} holds {min(twice)} twice, by itself and in the fused qkv. Keep one of them.")
+        differences.update(made)
     return differences, leftover
 
 
@@ -138,6 +146,8 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
+    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), None):
+        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The LoRA is spoilt: take an earlier one.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
@@ -176,6 +186,8 @@ def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     if "lokr_w1" not in parts:
         up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
         _fit(name, [(down, up)], file)
+        if up.shape[0] * down.shape[1] > LARGEST:
+            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix.")
     w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
     rank = None if "lokr_w1" in parts else down.shape[0]
     if "lokr_w2" in parts:

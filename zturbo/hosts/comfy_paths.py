@@ -17,7 +17,11 @@ def dataset_folder(name: str) -> Path:
     if name.strip() == BUNDLED:
         return comfy_tiny.PICTURES
     roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
-    path = (roots[0] / name.strip()).resolve()
+    try:
+        path = (roots[0] / name.strip()).resolve()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
+        raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
     if not name.strip() or not any(path.is_relative_to(root) for root in roots):
         raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input folder ({roots[0]}). Put your pictures into a folder there and give its name.")
     return path
@@ -40,14 +44,19 @@ def runs() -> Path:
 
 def run_folder(name: str) -> Path | None:
     """The run folder of exactly this name, if there is one."""
-    return runs() / name if file_name(name) and (runs() / name).is_dir() else None
+    return runs() / name if file_name(name) and _own(runs() / name) else None
+
+
+def _own(run: Path) -> bool:
+    """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
+    return run.is_dir() and not any(path.is_symlink() for path in (run, *run.rglob("*")))
 
 
 def runs_named(name: str) -> list[Path]:
     """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
     if not file_name(name) or not runs().is_dir():
         return []
-    found = [path for path in runs().iterdir() if path.is_dir() and (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdigit()))]
+    found = [path for path in runs().iterdir() if (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdecimal())) and _own(path)]
     return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
 
 
@@ -56,7 +65,7 @@ def checkpoint(name: str) -> Path:
     run, _, step = name.strip().partition("/")
     folder = run_folder(run)
     if folder is None:
-        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there, auto, or new.")
+        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there (one without links in it), auto, or new.")
     found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
     if not found:
         raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
@@ -89,11 +98,22 @@ def bad_lora_name(name: str) -> str:
     return f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
 
 
+def _leads_into(path: Path, root: Path) -> bool:
+    """Is this a place under the root, links followed?"""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
 def lora_path(name: str, overwrite: bool) -> Path:
     """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
     if sentence := bad_lora_name(name):
         raise ZTurboError(sentence)
-    path = Path(folder_paths.get_folder_paths("loras")[0]).joinpath(*_parts(name))
+    root = Path(folder_paths.get_folder_paths("loras")[0])
+    path = root.joinpath(*_parts(name))
+    if not _leads_into(path.parent, root):
+        raise ZTurboError(f"The sub-folder of {name!r} is a link that leads out of {root}. Choose another sub-folder.")
     stem, number = path.name, 1
     target = path.with_name(stem + ".safetensors")
     while target.exists() and not overwrite:
