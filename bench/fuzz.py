@@ -4,7 +4,7 @@
 another exception, seconds without an end, memory without a bound, a wrong result, and any file that was read or
 written outside ComfyUI's folders. Input N is a function of the seed and N: `--only N` runs it again alone.
 
-A kind of input is a function (rng, place) -> Damaged in one of the lists below.
+A kind of input is a function (rng, place) -> Damaged in the list KINDS of a module `fuzz_…`; `kinds` names the modules.
 """
 
 import argparse
@@ -55,9 +55,10 @@ def main(argv: list[str]):
 
 def kinds() -> list[Kind]:
     """All of them; imported late, as some need ComfyUI."""
-    from bench import fuzz_names, fuzz_pictures, fuzz_tensors, fuzz_text
+    from bench import fuzz_captions, fuzz_checkpoints, fuzz_names, fuzz_pictures, fuzz_tensors, fuzz_text
 
-    return [*fuzz_tensors.KINDS, *fuzz_pictures.KINDS, *fuzz_text.KINDS, *fuzz_names.KINDS]
+    modules = (fuzz_tensors, fuzz_checkpoints, fuzz_pictures, fuzz_captions, fuzz_text, fuzz_names)
+    return [kind for module in modules for kind in module.KINDS]
 
 
 @dataclass(frozen=True)

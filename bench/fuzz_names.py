@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from bench.fuzz_checkpoints import go_on, run_with, whole_checkpoint
 from bench.fuzz_pictures import encoded, folder, trained
-from bench.fuzz_tensors import go_on, run_with, whole_checkpoint
 from bench.fuzz_watch import Damaged, Place, inside
 from zturbo import dataset, lorafile, runfolder
 from zturbo.errors import ZTurboError
@@ -27,7 +27,12 @@ TRICKS = (
 def everywhere(name: str) -> bool:
     """Can every system hold a file of this name? Written out apart from the pack's own rule."""
     stem = name.split(".")[0].strip().upper()
-    return stem not in {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")} and len(name.encode()) + 25 <= 255 and name[-1] not in ". " and not set(name) & set('<>:"/\\|?*')
+    return (
+        stem not in {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}
+        and len(name.encode()) + 25 <= 255
+        and name[-1] not in ". "
+        and not set(name) & set('<>:"/\\|?*')
+    )
 
 
 def trick(rng: random.Random) -> str:
@@ -121,7 +126,9 @@ def links_in_pictures(rng: random.Random, place: Place) -> Damaged:
     def feed():
         comfy_paths.folder_fingerprint("set")
         found = trained(place)
-        assert {item.name for item in found.items} == ({"a.png", "b.png"} if what == "within" else {"a.png"}) and not any("canary" in item.caption for item in found.items), "what lies outside was read"
+        assert {item.name for item in found.items} == ({"a.png", "b.png"} if what == "within" else {"a.png"}) and not any("canary" in item.caption for item in found.items), (
+            "what lies outside was read"
+        )
 
     return Damaged(what, feed)
 
@@ -130,7 +137,9 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
     """A run folder, as someone else may have packed it, with a link in it."""
     run = run_with(place, whole_checkpoint(2))
     outside = place.outside / "run"
-    what = rng.choice(("run", "checkpoints", "checkpoint", "events.jsonl", "recipe.toml", "stop", "save", "previews", "lora.safetensors", "lora.safetensors.part", "recipe.toml.part", "events.jsonl.part"))
+    what = rng.choice(
+        ("run", "checkpoints", "checkpoint", "events.jsonl", "recipe.toml", "stop", "save", "previews", "lora.safetensors", "lora.safetensors.part", "recipe.toml.part", "events.jsonl.part")
+    )
     if what == "run":
         link(place.runs / "run_2", outside)
     elif what in ("checkpoints", "previews"):

@@ -1,7 +1,6 @@
-"""Damaged pictures, captions and metadata.jsonl. Kinds for `bench fuzz`."""
+"""Damaged pictures. Kinds for `bench fuzz`."""
 
 import io
-import json
 import random
 import struct
 import zlib
@@ -10,9 +9,10 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from bench.fuzz_damage import STRINGS, damage, value
+from bench.fuzz_damage import damage
 from bench.fuzz_watch import Damaged, Place
 from zturbo import dataset
+from zturbo.errors import ZTurboError
 from zturbo.hosts import comfy_paths
 from zturbo.recipe import MASKS, Data
 
@@ -59,6 +59,14 @@ def trained(place: Place, options: Data = Data(), sides: tuple[int, ...] = (64,)
         assert mask is None or (mask.shape == (1, item.size[1] // 8, item.size[0] // 8) and mask.isfinite().all() and abs(mask.mean() - 1) < 1e-3), "mask"
     assert found.report() and found.captions().texts and len(found.digest()) == 32
     return found
+
+
+def must(place: Place, options: Data = Data()) -> dataset.Dataset:  # noqa: B008
+    """The same where there is nothing to refuse."""
+    try:
+        return trained(place, options)
+    except ZTurboError as error:
+        raise AssertionError(f"a good folder was refused: {error}") from error
 
 
 def folder(place: Place, name: str, content: bytes, caption: str | None = "a thing"):
@@ -125,7 +133,14 @@ def picture_header(rng: random.Random, place: Place) -> Damaged:
         "webp canvas": lambda: b"RIFF" + struct.pack("<I", len(webp) + 10) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + b"\xff\x3f\0" * 2 + webp[12:],
         "text bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), huge_text),
         "profile bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), profile),
-        "exif": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), chunk(b"eXIf", rng.randbytes(rng.choice((0, 4, 30))) if rng.random() < 0.5 else b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0")),
+        "exif": lambda: png(
+            64,
+            64,
+            8,
+            0,
+            zlib.compress(bytes(65 * 64)),
+            chunk(b"eXIf", rng.randbytes(rng.choice((0, 4, 30))) if rng.random() < 0.5 else b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0"),
+        ),
         "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n",
         "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "xbm": lambda: b"#define a_width 64\n#define a_height 64\nstatic char a_bits[] = {" + b"0x00, " * 512 + b"};",
@@ -136,9 +151,6 @@ def picture_header(rng: random.Random, place: Place) -> Damaged:
     what = rng.choice(list(cases))
     folder(place, "a" + rng.choice((".png", ".jpg", ".gif", ".tif", ".webp")), cases[what]())
     return Damaged(f"{what} {large}", lambda: trained(place, Data(masks="files and alpha")))
-
-
-MODES: dict[str, tuple[str, np.ndarray | None]] = {}
 
 
 def picture_modes(rng: random.Random, place: Place) -> Damaged:
@@ -173,93 +185,11 @@ def picture_modes(rng: random.Random, place: Place) -> Damaged:
     folder(place, f"a.{ending}", content.getvalue())
 
     def feed():
-        found = trained(place)
+        found = must(place) if isinstance(expected, float) else trained(place)
         assert expected != "refused", "numbers that are not finite were taken"
         assert expected is None or abs(float(found.items[0].pixels().mean()) - expected) < 0.02, f"{found.items[0].pixels().mean():.3f} instead of {expected:.3f}"
 
     return Damaged(f"{what} at {level} as {ending}", feed)
 
 
-# Captions
-
-
-def caption_files(rng: random.Random, place: Place) -> Damaged:
-    """A caption that is no UTF-8, or UTF-8 that nobody expects."""
-    text = rng.choice(("a zvk cat, sitting", "Ein Kätzchen, müde", "猫, 座る", "x, " * 50, "\u2028a\u2029b", "[trigger] \x07", "a\x00b", *STRINGS))
-    raw = text.encode("utf-8", "surrogatepass")
-    what = rng.choice(("as it is", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "bom", "damage", "huge", "folder", "caption", "crlf"))
-    if what in ("utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"):
-        raw = text.encode(what, "replace")
-    elif what == "bom":
-        raw = b"\xef\xbb\xbf" + raw
-    elif what == "damage":
-        more, raw = damage(raw, rng)
-        what += " " + more
-    elif what == "huge":
-        raw = (raw or b"x, ") * (20_000_000 // max(3, len(raw)))
-    elif what == "crlf":
-        raw = raw + b"\r\nsecond line\r\n"
-    folder(place, "a.png", encoded("PNG"), None)
-    path = place.input / "set" / ("a.caption" if what == "caption" else "a.txt")
-    path.mkdir() if what == "folder" else path.write_bytes(raw)
-    options = Data(shuffle_tags=rng.random() < 0.3, keep_tags=rng.randrange(3))
-
-    def feed():
-        caption = trained(place, options).items[0].caption
-        wanted = "" if what == "folder" else raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
-        assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), f"{caption[:60]!r} instead of {wanted[:60]!r}"
-
-    return Damaged(f"{what}: {raw[:60]!r}", feed)
-
-
-NAMES = ("a.png", "b.png", "../../etc/passwd", "/etc/passwd", "..\\..\\a.png", "C:\\a.png", "\\\\server\\share\\a.png", "a.png\x00.txt", "x" * 5000, "", ".", "..", "set/../a.png", "../secret.txt", "\ud800.png", "CON", "a.png/")
-
-
-def metadata_lines(rng: random.Random, place: Place) -> Damaged:
-    """A metadata.jsonl with a line that is none."""
-    row: dict = {"file_name": "a.png", "text": "a listed, thing", "caption_dropout": 0.5}
-    what = rng.choice(("file_name", "file_name", "text", "dropout", "value", "damage", "deep", "twice", "long", "digits", "separator", "encoding"))
-    line = None
-    if what == "file_name":
-        row["file_name"] = rng.choice(NAMES)
-    elif what == "text":
-        row[rng.choice(("text", "caption"))] = value(rng)
-    elif what == "dropout":
-        row["caption_dropout"] = value(rng)
-    elif what == "value":
-        row = value(rng)
-    elif what == "deep":
-        line = rng.choice(('{"a":' * 100_000, "[" * 100_000, '{"file_name": "a.png", "text": ' + "[" * 3000 + "]" * 3000 + "}"))
-    elif what == "twice":
-        line = '{"file_name": "a.png", "file_name": 3, "text": "x"}'
-    elif what == "long":
-        row["text"] = "word, " * 2_000_000
-    elif what == "digits":
-        line = '{"file_name": "a.png", "text": "x", "caption_dropout": ' + "9" * 6000 + "}"
-    elif what == "separator":
-        line = json.dumps({"file_name": "a.png", "text": "a\u2028b\u0085c"}, ensure_ascii=False)
-    line = json.dumps(row) if line is None else line
-    raw = (json.dumps({"file_name": "b.png", "text": "another"}) + "\n" + line + "\n").encode()
-    if what == "damage":
-        more, raw = damage(raw, rng)
-        what += " " + more
-    elif what == "encoding":
-        raw = raw.decode().encode(rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig")))
-    for name in ("a.png", "b.png"):
-        folder(place, name, encoded("PNG"), None)
-    (place.input / "set" / "metadata.jsonl").write_bytes(raw)
-
-    def feed():
-        options = Data(shuffle_tags=rng.random() < 0.1)
-        found = {item.name: item for item in trained(place, options).items}
-        wanted = {row["file_name"]: row for row in map(json.loads, filter(str.strip, raw.decode("utf-8-sig").split("\n")))}
-        for name in ("a.png", "b.png"):
-            said = wanted.get(name, {})
-            text = said.get("text", said.get("caption", "")).strip()
-            assert found[name].caption in (text, f"{TRIGGER}, {text}", TRIGGER), f"{found[name].caption[:60]!r} instead of {text[:60]!r}"
-            assert text in found[name].caption and found[name].dropout == said.get("caption_dropout") and not isinstance(found[name].dropout, bool)
-
-    return Damaged(f"{what}: {raw[-100:]!r}", feed)
-
-
-KINDS = [picture_bytes, picture_header, picture_modes, caption_files, metadata_lines]
+KINDS = [picture_bytes, picture_header, picture_modes]

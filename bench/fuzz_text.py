@@ -6,9 +6,10 @@ import random
 
 import tomllib
 
-from bench.fuzz_damage import STRINGS, damage
+from bench.fuzz_damage import STRINGS, damage, value
+from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
-from zturbo import recipe, runfolder
+from zturbo import dataset, network, recipe, runfolder
 from zturbo.errors import ZTurboError
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
@@ -95,12 +96,83 @@ def recipe_values(rng: random.Random, place: Place) -> Damaged:
         try:
             taken = recipe.from_toml(text)
         except ZTurboError as error:
-            assert way != "value" or key in str(error) or "TOML" in str(error) or section == "timesteps" and "sigma" in str(error), f"the sentence does not name {key}: {error}"
+            assert way != "value" or key in str(error) or "TOML" in str(error) or section and section in str(error), f"the sentence does not name {key}: {error}"
             raise
         survives(taken)
         same_values(taken, tomllib.loads(text))
 
     return Damaged(f"{way} {section}.{key[:40]} = {new[:60]}", feed)
+
+
+def recipe_widgets(rng: random.Random, place: Place) -> Damaged:
+    """A recipe made of what widgets and other nodes may give, and a run folder made of that."""
+    given = rng.choice(RECIPES)
+    section = rng.choice([None, *(one.name for one in dataclasses.fields(Recipe))])
+    held = getattr(given, section) if section else given
+    held = held if dataclasses.is_dataclass(held) else given
+    key = rng.choice([one.name for one in dataclasses.fields(held)])
+    old = getattr(held, key)
+    alike = {str: lambda: rng.choice(STRINGS), int: lambda: rng.randrange(100), float: lambda: rng.random(), tuple: lambda: tuple(value(rng, 0) for _ in range(rng.randrange(3)))}
+    new = alike[type(old)]() if type(old) in alike and rng.random() < 0.6 else value(rng)
+
+    def feed():
+        changed = dataclasses.replace(held, **{key: new})
+        made = changed if held is given else dataclasses.replace(given, **{section: changed})
+        run = RunFolder.new(place.runs, made)
+        assert recipe.from_toml(run.recipe()) == made and recipe.read(run.path / runfolder.RECIPE) == made, "it does not survive its own TOML"
+
+    return Damaged(f"{key} = {new!r:.80}", feed)
+
+
+WORDS = (
+    "512",
+    "768",
+    "0-9",
+    "20",
+    "attention",
+    "feed_forward:8",
+    "*.to_q:0",
+    ":",
+    "-",
+    "5-",
+    "-5",
+    "9-3",
+    "1025",
+    "x:1025",
+    "x:-1",
+    "*:",
+    "[",
+    "[!",
+    "*" * 200,
+    "\u0663",
+    "\u00b2",
+    "9" * 5000,
+    "0x10",
+    "1e3",
+    "64.0",
+    "4097",
+    *STRINGS,
+)
+
+
+def widget_texts(rng: random.Random, place: Place) -> Damaged:
+    """Lists in one line, as people write them: resolutions, targets, layers."""
+    text = rng.choice((",", ", ", ",,", ";")).join(rng.choice(WORDS) for _ in range(rng.choice((1, 1, 2, 3))))
+    use = rng.choice((use_sides, use_targets, use_layers))
+    return Damaged(f"{use.__name__} {text[:80]!r}", lambda: use(text))
+
+
+def use_sides(text: str):
+    assert all(64 <= side <= 4096 for side in dataset.read_sides(text))
+
+
+def use_targets(text: str):
+    chosen = network.places(TARGETS, Network(targets=text))
+    assert chosen and all(1 <= place.rank <= 1024 for place in chosen)
+
+
+def use_layers(text: str):
+    assert all(0 <= network.layer_of(place.part.name) <= 1 for place in network.places(TARGETS, Network(layers=text)))
 
 
 # Event logs
@@ -110,7 +182,12 @@ def log_of(rng: random.Random) -> list[str]:
     """A log as a run writes it."""
     events: list[dict] = [{"event": "start", "total": 9, "adapter": "x", "inputs": "abc"}]
     events += [{"step": step, "loss": 1 / step, "seconds": 0.5, "lr": 1e-4} for step in range(1, 8)]
-    events += [{"event": "validation", "step": 4, "held_out": 0.5, "trained": 0.25}, {"event": "note", "text": "ä note", "step": 5}, {"event": "preview", "step": 5, "files": ["a.png"]}, {"event": "end", "how": "cancelled", "saved": 4}]
+    events += [
+        {"event": "validation", "step": 4, "held_out": 0.5, "trained": 0.25},
+        {"event": "note", "text": "ä note", "step": 5},
+        {"event": "preview", "step": 5, "files": ["a.png"]},
+        {"event": "end", "how": "cancelled", "saved": 4},
+    ]
     return [json.dumps(event) for event in events]
 
 
@@ -154,9 +231,6 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
     return Damaged(f"{what} {lines[at][:80]!r}", feed)
 
 
-ENDS = ("finished", "stopped", "cancelled", "failed")
-
-
 def plain(line: bytes) -> dict | None:
     """What a whole step line says, as another reader reads it."""
     try:
@@ -167,4 +241,4 @@ def plain(line: bytes) -> dict | None:
     return found if good else None
 
 
-KINDS = [recipe_bytes, recipe_values, event_logs]
+KINDS = [recipe_bytes, recipe_values, recipe_widgets, widget_texts, event_logs]

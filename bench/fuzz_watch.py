@@ -66,7 +66,16 @@ class Place:
         """The folders and the canaries. Some stand where a careless comparison of names would let them in."""
         for folder in (*self.allowed, *(self.outside / name for name in ("pictures", "run/checkpoints", "run/previews")), self.base / "input_old", self.base / "models" / "loras2"):
             folder.mkdir(parents=True)
-        for name in ("secret.txt", "outside/secret.txt", "outside/run/events.jsonl", "outside/run/recipe.toml", "input_old/a.txt", "models/secret.txt", "models/loras2/a.txt", "outside/pictures/a.txt"):
+        for name in (
+            "secret.txt",
+            "outside/secret.txt",
+            "outside/run/events.jsonl",
+            "outside/run/recipe.toml",
+            "input_old/a.txt",
+            "models/secret.txt",
+            "models/loras2/a.txt",
+            "outside/pictures/a.txt",
+        ):
             (self.base / name).write_text("a canary\n", encoding="utf-8")
 
     def clear(self):

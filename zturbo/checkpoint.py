@@ -131,11 +131,11 @@ def _need_alike(saved, mine: dict):
 
 
 def _same_kind(a, b) -> bool:
-    """Are these two values of a setting of the same kind, and no number without an end?"""
+    """Are these two values of a setting of the same kind, and is a number without an end so in both?"""
     if isinstance(b, (tuple, list)):
         return isinstance(a, (tuple, list)) and len(a) == len(b) and all(map(_same_kind, a, b))
     if isinstance(b, (int, float)) and not isinstance(b, bool):
-        return isinstance(a, (int, float)) and not isinstance(a, bool) and abs(a) < float("inf")
+        return isinstance(a, torch.Tensor) or (isinstance(a, (int, float)) and not isinstance(a, bool) and (abs(a) < float("inf") or a == b))
     return b is None or a is None or type(a) is type(b)
 
 

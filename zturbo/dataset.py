@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from . import flow
 from .errors import DatasetError
-from .recipe import Data
+from .recipe import Data, is_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CAPTIONS = (".txt", ".caption")
@@ -354,7 +354,7 @@ def read_sides(text: str) -> tuple[int, ...]:
     """Resolutions, in pixels, with commas between. Raises DatasetError."""
     sides = []
     for word in filter(None, (part.strip() for part in text.split(","))):
-        if not word.isdecimal() or not 64 <= int(word) <= 4096:
+        if not word.isdecimal() or len(word) > 4 or not 64 <= int(word) <= 4096:
             raise DatasetError(f"{word!r} is no resolution. Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768.")
         sides.append(int(word))
     return tuple(sides)
@@ -392,7 +392,6 @@ def read_metadata(file: Path) -> dict[Path, Row]:
                 raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
             if "\0" in text:
                 raise ValueError("the text has zeros in it")
-            text.encode()  # half of a surrogate pair is no text
             rows[file.parent / row["file_name"]] = Row(text.strip(), dropout)
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise DatasetError(f'Line {number} of {file.name} is not {{"file_name": …, "text": …}} in JSON ({error}). Mend or delete the line.') from error
@@ -427,6 +426,9 @@ def _need_words(items: list[Item]):
     open_place = [item.name for item in items if PLACE in item.caption]
     if open_place:
         raise DatasetError(f"{len(open_place)} captions have {PLACE} in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
+    cut = [item.name for item in items if not is_text(item.caption)]
+    if cut:
+        raise DatasetError(f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew.")
     silent = [item.name for item in items if not item.caption]
     if silent:
         raise DatasetError(

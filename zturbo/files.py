@@ -12,8 +12,9 @@ def write(path: Path, content: bytes, own: str = ""):
     """
     beside = path.with_name(path.name + own + ".part")
     try:
-        beside.unlink(missing_ok=True)  # a link in its place would lead the writing elsewhere
-        with open(beside, "xb") as file:
+        if beside.is_symlink():
+            beside.unlink()
+        with open(beside, "wb", opener=_unfollowed) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -23,6 +24,11 @@ def write(path: Path, content: bytes, own: str = ""):
             beside.unlink()
         raise
     flush_folder(path.parent)
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """Open what stands here, never what a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def flush_folder(folder: Path):

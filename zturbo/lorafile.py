@@ -141,12 +141,14 @@ def _kind(key: str) -> tuple[str, str]:
 
 
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((tensor for tensor in parts.values() if not tensor.is_floating_point()), None):
-        raise LoraFileError(f"{file}: {name} holds {wrong.dtype} numbers; a LoRA has floating point ones.")
+    if wrong := next((str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()), ""):
+        raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
+    if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
+        raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
-    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), None):
+    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), ""):
         raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The LoRA is spoilt: take an earlier one.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)

@@ -197,6 +197,14 @@ def check_types(settings, where: str = ""):
             raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]}.")
         elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else abs(value) < 2**64):
             raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]} of at most 64 bits, and finite.")
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ():
+            if not is_text(text):
+                raise ZTurboError(f"{name} is {shown(text)}; it has half a character in it (a cut emoji). Write it anew.")
+
+
+def is_text(text: str) -> bool:
+    """Can it be written into a file? Half of a surrogate pair cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def shown(value) -> str:
@@ -239,7 +247,11 @@ def file_name(name: str) -> bool:
 
 def bad_name(name: str) -> str:
     """What is wrong with a name that cannot be a file name, or nothing."""
-    return "" if file_name(name) else f"The name {name!r} cannot be a file name. Use up to 100 letters, digits, spaces and . _ - only, start with a letter or digit, and none of Windows' devices (con, nul, com1 …)."
+    return (
+        ""
+        if file_name(name)
+        else f"The name {name!r} cannot be a file name. Use up to 100 letters, digits, spaces and . _ - only, start with a letter or digit, and none of Windows' devices (con, nul, com1 …)."
+    )
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -256,7 +268,7 @@ def _toml(value) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, (bool, str)):
-        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, which has one more
     return repr(value)
 
 

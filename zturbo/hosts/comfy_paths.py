@@ -49,7 +49,7 @@ def run_folder(name: str) -> Path | None:
 
 def _own(run: Path) -> bool:
     """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
-    return run.is_dir() and not any(path.is_symlink() for path in (run, *run.rglob("*")))
+    return run.is_dir() and not run.is_symlink() and not any(path.is_symlink() for path in run.rglob("*"))
 
 
 def runs_named(name: str) -> list[Path]:
