@@ -5,12 +5,14 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from . import flow
 from .errors import DatasetError
@@ -185,12 +187,23 @@ def load_picture(path: Path) -> Image.Image:
     Raises DatasetError for what Pillow cannot read whole.
     """
     try:
-        with open_picture(path) as opened:
+        with whole_only(), open_picture(path) as opened:
             opened.seek(0)
             opened.load()
             return to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's readers raise whatever their parts do
         raise DatasetError(f"{path.name} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
+
+
+@contextmanager
+def whole_only() -> Iterator[None]:
+    """While open, Pillow refuses pictures that are cut off. Some packs tell it, for good and for everyone, to fill them with gray."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -205,7 +218,7 @@ def open_picture(path: Path) -> Image.Image:
 def load_mask(path: Path) -> Image.Image:
     """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
     try:
-        with open_picture(path) as opened:
+        with whole_only(), open_picture(path) as opened:
             opened.load()
             turned = ImageOps.exif_transpose(opened)
             return turned.convert("L") if path.name.endswith(MASK) else turned.convert("RGBA").getchannel("A")
@@ -236,7 +249,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if not np.isfinite(deep).all():
             raise ValueError("it holds numbers that are not finite")
         top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
-        return Image.fromarray((deep / top * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        deep *= 255.0 / top
+        return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))

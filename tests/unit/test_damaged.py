@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tomllib
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from safetensors.torch import save_file
 
 from zturbo import checkpoint, dataset, lorafile, lowrank, network, recipe, runfolder
@@ -78,6 +78,16 @@ BLACK = Image.new("RGB", (64, 64))
 def test_other_formats_and_pictures_without_an_end(tmp_path, content, said):
     with pytest.raises(DatasetError, match=said):
         folder(tmp_path, a_png=content)
+
+
+def test_a_cut_picture_is_refused_whatever_other_packs_told_pillow(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    BLACK.save(tmp_path / "b.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
+    with pytest.raises(DatasetError, match="1 of 2 pictures cannot be used. a.jpg cannot be read as a picture"):
+        dataset.from_folder(tmp_path, (64,), "zvk")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_a_picture_too_large_for_the_memory_is_refused_by_its_header(tmp_path, monkeypatch):
