@@ -208,10 +208,16 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     images: list[np.ndarray] = []
     piece, thrifty = recipe.batch_size, False  # pictures that go through the model at once; whether memory ran out once
 
+    said = ""
+
     def save():
+        nonlocal said
         run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
         if state.whole:
             run.checkpoint(state, recipe.saving.keep)
+        if run.refused and run.refused != said:
+            said = run.refused
+            tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
     try:
         if state.step == 0 and dataset.held_out():
@@ -258,8 +264,10 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         raise
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
-    if run.saved_steps < state.step or images:  # with the last preview as its thumbnail
+    if run.saved_steps < state.step:
         save()
+    elif images:  # the last preview as its thumbnail
+        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 
