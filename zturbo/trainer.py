@@ -20,7 +20,7 @@ from . import flow, lorafile, lowrank, network, optimizers
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
-from .lowrank import Difference, Part, Target
+from .lowrank import Difference, Target
 from .recipe import Recipe
 from .runfolder import RunFolder
 
@@ -47,8 +47,8 @@ class Host(Protocol):
         """The LoRA that the recipe starts from, where it names one."""
         ...
 
-    def norms(self, target: Target, part: Part) -> torch.Tensor:
-        """[1, in] column norms of the clean weight's part, for DoRA."""
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """[1, in] column norms of the clean weights by part, for DoRA."""
         ...
 
     def training(self, lora: Lora) -> AbstractContextManager[Velocity]:
