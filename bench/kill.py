@@ -73,7 +73,7 @@ def main(argv: list[str]):
             print(f"killed {killed} times, at step {last_step(cut)}", flush=True)
     with server(cut) as running:
         running.run(prompt, seconds=7200)
-    lost += len(list((cut / "output" / "zturbo").iterdir())) - 1  # a run that was begun anew instead of taken up
+    lost += len(list((cut / "output" / "zturbo").glob("kill*"))) - 1  # a run that was begun anew instead of taken up
     logged = [event["step"] for event in runfolder.read_events(folder(cut) / "events.jsonl") if "loss" in event]
     lost += len(set(range(1, steps + 1)) ^ set(logged)) + len(logged) - len(set(logged))
     identical = same(whole, cut)
