@@ -186,7 +186,7 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
-        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing.")
+        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
     if "dora_scale" in parts and family != "lora_":
         raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
     return FORMS[family](name, parts, None if alpha is None else alpha.item(), file)

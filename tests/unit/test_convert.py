@@ -110,3 +110,29 @@ def test_metadata_stays_but_for_paths_and_what_is_no_longer_true(tmp_path):
         "zturbo.converted_from": "diffusion_model.… (ComfyUI, ai-toolkit), LoRA", "zturbo.conversion_error": made["zturbo.conversion_error"],
     }  # fmt: skip
     assert convert.convert(path, 0, "bf16").state.metadata["ss_network_dim"] == "6"
+
+
+def test_lengths_for_each_row_need_the_model_and_the_report_says_so(tmp_path):
+    """PEFT's and LyCORIS' DoRA m (W + D) / |W + D| by rows; core divides by |W|."""
+    one, weight = Factors(randn(4, 24), randn(18, 4), 0.5, randn(18, 1).abs() + 1), randn(18, 24)
+    path = write(tmp_path / "l.safetensors", {NAME: one})
+    kept = convert.convert(path, 0, "bf16")
+    assert torch.equal(kept.state[f"diffusion_model.{NAME}.dora_scale"], one.magnitude) and "connect the model that it was trained on" in kept.report
+    made = convert.convert(path, 0, "fp32", lambda lora, file: {NAME: weight}.__getitem__)
+    changed = weight + one.delta()
+    as_core = made.state[f"diffusion_model.{NAME}.dora_scale"] * changed / weight.norm(dim=1, keepdim=True)
+    assert torch.allclose(as_core, one.magnitude * changed / changed.norm(dim=1, keepdim=True), atol=1e-5)
+    assert "with the connected model" in made.report
+
+
+def test_pefts_scale_comes_from_the_configuration_beside(tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({f"base_model.model.{NAME}.lora_A.weight": randn(4, 24), f"base_model.model.{NAME}.lora_B.weight": randn(18, 4)}, path)
+    config = tmp_path / "adapter_config.json"
+    for text, scale in (('{"r": 4, "lora_alpha": 8}', 2), ('{"r": 4, "lora_alpha": 8, "use_rslora": true}', 4), ('{"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 1}}', 0.25)):
+        config.write_text(text, encoding="utf-8")
+        assert lorafile.read(path).factors[NAME].scale == scale
+    for text in ("{", "[]", '{"r": 0}', '{"r": "four"}'):
+        config.write_text(text, encoding="utf-8")
+        with pytest.raises(LoraFileError, match="configuration of adapter_model.safetensors"):
+            lorafile.read(path)
