@@ -1,7 +1,5 @@
 """A LoRA file of another trainer to one that everything reads."""
 
-from functools import partial
-
 import folder_paths
 from comfy_api.latest import io
 
@@ -36,7 +34,10 @@ class ZTurboConvertLoRA(io.ComfyNode):
                     tooltip="0: keep rank and kind. Else every part becomes a plain LoRA of at most this rank, as near as that rank allows; parts of a lower rank stay. Usual: 0, or 8 to 32 for a smaller file. LoKr and LoHa need 32 to 128; DoRA cannot be resized.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=["bf16", "fp16", "fp32"], default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32. fp32: to the bit what the source has; fp16: finer than bf16 for small numbers."
+                    "dtype",
+                    options=["bf16", "fp16", "fp32"],
+                    default="bf16",
+                    tooltip="Of the numbers in the file. bf16: half the size of fp32. fp32: to the bit what the source has; fp16: finer than bf16 for small numbers.",
                 ),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
                 io.Model.Input(
@@ -55,7 +56,7 @@ class ZTurboConvertLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, name, rank, dtype, overwrite, model=None) -> io.NodeOutput:
-        made = convert.convert(comfy_paths.lora_file(file), rank, dtype, None if model is None else partial(comfy_weights.reader, model))
+        made = convert.convert(comfy_paths.lora_file(file), rank, dtype, comfy_weights.of(model))
         path = lorafile.write(comfy_paths.lora_path(name, overwrite), made.state, made.state.metadata)
         text = f"{made.report}\nSaved {path.name} in models/loras. Press R to see it in the lists of loaders."
         say(cls, text)

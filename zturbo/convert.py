@@ -51,7 +51,7 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     source = lorafile.read(path, keep_fused=rank > 0)
     lorafile.need_all(source.factors, list(source.leftover), path.name)
     _check_numbers(source.factors, f"{path.name}: {{}} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
-    before, after, notes = source.factors, {}, list(source.notes)
+    notes = list(source.notes)
     if rank:
         before, after = _resized(source.factors, rank, path.name)
     else:

@@ -10,7 +10,6 @@ no Z-Image but its block names), OneTrainer (ZImageLoRASaver.py and LoRAModule.p
 import copy
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 import comfy.lora
@@ -110,7 +109,7 @@ def check(path, scene, expected, caplog, diffusers=True):
         assert not file.leftover
         before = weights(twin)
         agree({name: by_equation(one, before[name]) for name, one in file.factors.items()}, expected)
-        made = convert.convert(path, 0, "fp32", partial(comfy_weights.reader, model))
+        made = convert.convert(path, 0, "fp32", comfy_weights.of(model))
         agree(by_core(model, made.state), expected)
         assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text and "ERROR" not in caplog.text
         if diffusers:

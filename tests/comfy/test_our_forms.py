@@ -64,7 +64,7 @@ def test_core_applies_what_was_trained(kind, scene, caplog):
         patched = comfy_draw.with_lora(tiny[0], state)
         assert "not loaded" not in caplog.text.lower()
         assert sum(len(entries) for entries in patched.patches.values()) == len(lora)
-        for target in host.targets:
+        for target in (target for target in host.targets if any(part.name in lora for part in target.parts)):
             key = f"diffusion_model.{target.module}.weight"
             clean = comfy_adapter.linears(host.dit)[target.module].weight.float()
             changed = comfy.lora.calculate_weight(patched.patches[key], clean.clone(), key)
@@ -81,7 +81,7 @@ def test_core_applies_what_was_trained(kind, scene, caplog):
         again = lorafile.parse(state)[0]
         with host.training(again) as velocity:
             by_file = velocity(x, sigma, (0, 1))
-    assert relative(by_core, clean) > 0.01  # it does something
+    assert relative(by_core, clean) > 0.005  # it does something
     assert relative(by_branch, by_core) < VELOCITY and relative(by_file, by_core) < VELOCITY
     assert "error" not in caplog.text.lower()
     assert all(torch.equal(again[name].tensors[key], tensor) for name, one in lora.items() for key, tensor in one.tensors.items())

@@ -95,7 +95,13 @@ def test_what_is_refused_and_what_it_says(tmp_path):
 
 
 def test_metadata_stays_but_for_paths_and_what_is_no_longer_true(tmp_path):
-    kept = {"ss_output_name": "fox", "ss_tag_frequency": '{"img/10_fox": {"fox / cat": 3}}', "modelspec.thumbnail": "data:image/jpeg;base64,/9j/4AAQ", "ss_url": "https://example.org/a/b", "ss_base": "a/b"}
+    kept = {
+        "ss_output_name": "fox",
+        "ss_tag_frequency": '{"img/10_fox": {"fox / cat": 3}}',
+        "modelspec.thumbnail": "data:image/jpeg;base64,/9j/4AAQ",
+        "ss_url": "https://example.org/a/b",
+        "ss_base": "a/b",
+    }
     paths = {
         "ss_sd_model_name": "/workspace/models/z.safetensors",
         "ss_datasets": '[{"image_dir": "C:\\\\Users\\\\me\\\\fox"}]',
