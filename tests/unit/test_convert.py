@@ -75,6 +75,18 @@ def test_a_fused_lokr_that_no_one_can_split_becomes_three_loras(tmp_path):
     assert float(made.state.metadata["zturbo.conversion_error"]) < 1e-6
 
 
+def test_musubi_tuners_fused_lora_loses_nothing_at_the_rank_of_its_training(tmp_path):
+    """Its converter for ComfyUI puts q, k and v side by side: three times the rank, and B in blocks."""
+    A, blocks = randn(9, 24), [randn(18, 3) for _ in range(3)]
+    path = tmp_path / "l.safetensors"
+    save_file({"lora_unet_layers_0_attention_qkv.lora_down.weight": A, "lora_unet_layers_0_attention_qkv.lora_up.weight": torch.block_diag(*blocks)}, path)
+    made = convert.convert(path, 3, "fp32")
+    for letter, block, rows in zip("qkv", blocks, A.split(3)):
+        part = lorafile.parse(made.state)[0][f"layers.0.attention.to_{letter}"]
+        assert part.rank == 3 and torch.allclose(part.delta(), block @ rows, atol=1e-4)
+    assert float(made.state.metadata["zturbo.conversion_error"]) < 1e-6
+
+
 def test_what_is_refused_and_what_it_says(tmp_path):
     path = tmp_path / "l.safetensors"
     write(path, {NAME: Factors(randn(4, 24), randn(18, 4), 1.0, randn(1, 24))})
