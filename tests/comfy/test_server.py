@@ -109,7 +109,7 @@ def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
     lorafile.write(loras / "native.safetensors", lorafile.state_dict(ours, torch.bfloat16), {})
 
     def convert(rank):
-        return prompts.node("ZTurboConvertLoRA", file="kohya.safetensors", name="sub/converted", rank=rank, dtype="bf16", overwrite=False)
+        return prompts.node("ZTurboConvertLoRA", file="kohya.safetensors", name="foreign/converted", rank=rank, dtype="bf16", overwrite=False)
 
     graph = {"load": prompts.load(), "convert": convert(0), "sample": prompts.sample(["lora", 0], prompt=PROMPT), "save": prompts.save_image(["sample", 0])}
     graph["lora"] = prompts.node("LoraModelLoader", model=["load", 0], lora=["convert", 0], strength_model=1.0, bypass=False)
@@ -117,11 +117,11 @@ def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
     (text,) = outputs["convert"]["text"]
     assert "lora_unet_… (kohya, musubi-tuner), 24 matrices" in text and "none: the same numbers" in text and "Saved converted.safetensors" in text
     native = drawn_by_core(server, "native")
-    assert native == drawn_by_core(server, "sub/converted") == picture_files(server, outputs, "save")[0] != drawn_by_core(server, "kohya")
+    assert native == drawn_by_core(server, "foreign/converted") == picture_files(server, outputs, "save")[0] != drawn_by_core(server, "kohya")
     graph["convert"] = convert(2)
     (text,) = server.run(graph)["convert"]["text"]
     assert "rank 2, bf16" in text and "of the whole" in text and "Saved converted_2.safetensors" in text
-    assert lorafile.read(loras / "sub" / "converted_2.safetensors").ranks == [2]
+    assert lorafile.read(loras / "foreign" / "converted_2.safetensors").ranks == [2]
     graph["convert"]["inputs"]["name"] = "../evil"
     assert "cannot be a LoRA file's" in failure(server, graph)
 
