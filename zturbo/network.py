@@ -110,6 +110,8 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
         mine = lora[name]
         if not (isinstance(given, Factors) and isinstance(mine, Factors)) or (given.magnitude is None) != (mine.magnitude is None):
             raise LoraFileError(f"The LoRA to start from is a {form(given)}; this run trains a {form(mine)}. Choose the same network.")
+        if given.magnitude is not None and given.magnitude.shape[0] > 1:
+            raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
         if given.rank > mine.rank:
             raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
         if given.shape != mine.shape or [t.shape for t in given.tensors.values()][2:] != [t.shape for t in mine.tensors.values()][2:]:
