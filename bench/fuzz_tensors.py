@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from bench.fuzz_damage import damage, value
 from bench.fuzz_watch import Damaged, Place
-from zturbo import lorafile
+from zturbo import convert, lorafile
 from zturbo.hosts import comfy_load
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Recipe
@@ -241,4 +241,58 @@ def model_files(rng: random.Random, place: Place) -> Damaged:
     return Damaged(f"{kind.__name__} of {path.name}: {what}, {list(state)[:2]}", feed)
 
 
-KINDS = [lora_bytes, lora_header, lora_tensors, lora_in_place, model_files]
+def peft(rng: random.Random) -> tuple[dict[str, torch.Tensor], dict]:
+    """A LoRA under PEFT's names, and its configuration."""
+    stem = rng.choice(list(STEMS))
+    inside, outside = STEMS[stem]
+    state = {f"base_model.model.{stem}.lora_A.weight": torch.ones(2, inside), f"base_model.model.{stem}.lora_B.weight": torch.ones(outside, 2)}
+    return state, {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {stem: 8}}
+
+
+PATTERNS = ("(", "[", "(a+)+b", "(.*)*", "(l|l|l|l)*x", ".*" * 12 + "x", "(?:.+)+!", "x{1000}{1000}", "(.)\\1+", "\\d+", "w1", "*", "x" * 2000, "(?P<a>", "", "to_[qkv]", "(" * 200 + ")" * 200, "a{99999999999999}")
+
+
+def lora_config(rng: random.Random, place: Place) -> Damaged:
+    """PEFT's configuration, beside the file or in its header, damaged."""
+    state, config = peft(rng)
+    what = rng.choice(("damage", "value", "value", "pattern", "pattern", "type"))
+    if what == "value":
+        config[rng.choice(list(config))] = value(rng)
+    elif what == "pattern":
+        config[rng.choice(("rank_pattern", "alpha_pattern"))] = {rng.choice(PATTERNS): rng.choice((4, value(rng)))}
+    raw = json.dumps(value(rng) if what == "type" else config)
+    if what == "damage":
+        raw = damage(raw.encode(), rng)[1].decode("latin-1")
+    path = place.loras / "l.safetensors"
+    if rng.random() < 0.5:
+        path.write_bytes(save(state, {"lora_adapter_metadata": raw.encode("utf-8", "replace").decode()}))
+    else:
+        path.write_bytes(save(state))
+        (place.loras / "adapter_config.json").write_bytes(raw.encode("utf-8", "surrogatepass"))
+    return Damaged(f"{what}: {raw[:150]!r}", lambda: read_lora(path))
+
+
+def lora_converted(rng: random.Random, place: Place) -> Damaged:
+    """A LoRA with one odd tensor or none, to be converted."""
+    state = {**whole(rng)} if rng.random() < 0.7 else lycoris(rng)
+    key, what = rng.choice(list(state)), "nothing"
+    if rng.random() < 0.7:
+        what, state[key] = bad_tensor(rng, state[key])
+    path = place.loras / "l.safetensors"
+    path.write_bytes(save(state, {"format": "pt", "ss_path": "/a/b"}))
+    rank, dtype = rng.choice((0, 0, 1, 2, 1024)), rng.choice(list(lorafile.DTYPES))
+
+    def feed():
+        made = convert.convert(path, rank, dtype)
+        factors, leftover = lorafile.parse(made.state)
+        lorafile.check_fit(factors, TARGETS, "it")
+        assert factors and not leftover and made.report and "ss_path" not in made.state.metadata
+        assert all(tensor.dtype == lorafile.DTYPES[dtype] or name.endswith((".alpha", ".dora_scale")) for name, tensor in made.state.items())
+        source = lorafile.read(path).factors
+        if dtype == "fp32" and rank == 0 and what not in ("huge", "tiny"):
+            assert all(torch.allclose(source[name].delta(), one.delta(), rtol=1e-4, atol=1e-5) for name, one in factors.items()), "another difference"
+
+    return Damaged(f"{what} of {key} to rank {rank}, {dtype}", feed)
+
+
+KINDS = [lora_bytes, lora_header, lora_tensors, lora_in_place, lora_config, lora_converted, model_files]

@@ -76,20 +76,20 @@ def part_names(targets: list[Target]) -> list[str]:
     return list(dict.fromkeys(part.name.split(".", 2)[2] for target in targets for part in target.parts))
 
 
-def create(targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[Target, Part], torch.Tensor] | None = None, start: dict[str, Difference] | None = None):
+def create(targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None, start: dict[str, Difference] | None = None):
     """What a run trains, {name: Difference} in fp32 with gradients on `device`; a function of network, seed and name.
 
-    norms: gives the column norms [1, in] of the clean weight's part, for DoRA. start: a LoRA to go on from.
+    norms: gives the column norms [1, in] of the clean weights by part, for DoRA. start: a LoRA to go on from.
     """
-    lora: dict[str, Difference] = {}
-    for place in places(targets, network):
-        lora[place.part.name] = begin(place, network, seed, norms)
+    chosen = places(targets, network)
+    magnitudes = norms([place.target for place in chosen]) if network.kind == "dora" and norms is not None else {}
+    lora = {place.part.name: begin(place, network, seed, magnitudes) for place in chosen}
     if start is not None:
         lora |= continued(start, lora)
     return {name: trainable(one, device) for name, one in lora.items()}
 
 
-def begin(place: Place, network: Network, seed: int, norms=None) -> Difference:
+def begin(place: Place, network: Network, seed: int, magnitudes: dict[str, torch.Tensor]) -> Difference:
     name, rows, columns = place.part.name, place.part.size, place.target.in_features
     alpha = network.alpha * place.rank / network.rank  # a group of another rank has the same scale
     if network.kind == "lokr":
@@ -97,7 +97,7 @@ def begin(place: Place, network: Network, seed: int, norms=None) -> Difference:
     if network.kind == "loha":
         return lycoris.create_loha(name, rows, columns, place.rank, alpha, seed)
     plain = lowrank.create(name, rows, columns, place.rank, alpha, seed)
-    return plain if network.kind == "lora" else Factors(plain.A, plain.B, plain.scale, norms(place.target, place.part))
+    return plain if network.kind == "lora" else Factors(plain.A, plain.B, plain.scale, magnitudes[name])
 
 
 def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict[str, Difference]:
@@ -110,6 +110,8 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
         mine = lora[name]
         if not (isinstance(given, Factors) and isinstance(mine, Factors)) or (given.magnitude is None) != (mine.magnitude is None):
             raise LoraFileError(f"The LoRA to start from is a {form(given)}; this run trains a {form(mine)}. Choose the same network.")
+        if given.magnitude is not None and given.magnitude.shape[0] > 1:
+            raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
         if given.rank > mine.rank:
             raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
         if given.shape != mine.shape or [t.shape for t in given.tensors.values()][2:] != [t.shape for t in mine.tensors.values()][2:]:

@@ -34,7 +34,7 @@ class RunFolder:
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
         self.saved_steps = 0  # what the LoRA file on the disk has learnt
-        self.refused = ""  # why a newer one could not be written
+        self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
 
     @classmethod
@@ -63,7 +63,8 @@ class RunFolder:
                 os.fsync(log_file.fileno())  # what the checkpoint knows, the log knows
             checkpoint.write(self.checkpoints / f"step_{len(state.losses):06d}.safetensors", state)
         except CheckpointError as error:
-            log.error("%s Training goes on; the next checkpoint tries again.", error)
+            log.error("%s", error)
+            self.refused = str(error)
             return
         for old in self.checkpoint_files()[keep:]:
             with contextlib.suppress(OSError):

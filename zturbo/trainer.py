@@ -20,7 +20,7 @@ from . import flow, lorafile, lowrank, network, optimizers
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
-from .lowrank import Difference, Part, Target
+from .lowrank import Difference, Target
 from .recipe import Recipe
 from .runfolder import RunFolder
 
@@ -47,8 +47,8 @@ class Host(Protocol):
         """The LoRA that the recipe starts from, where it names one."""
         ...
 
-    def norms(self, target: Target, part: Part) -> torch.Tensor:
-        """[1, in] column norms of the clean weight's part, for DoRA."""
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """[1, in] column norms of the clean weights by part, for DoRA."""
         ...
 
     def training(self, lora: Lora) -> AbstractContextManager[Velocity]:
@@ -208,10 +208,16 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     images: list[np.ndarray] = []
     piece, thrifty = recipe.batch_size, False  # pictures that go through the model at once; whether memory ran out once
 
+    said = ""
+
     def save():
+        nonlocal said
         run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
         if state.whole:
             run.checkpoint(state, recipe.saving.keep)
+        if run.refused and run.refused != said:
+            said = run.refused
+            tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
     try:
         if state.step == 0 and dataset.held_out():
@@ -258,8 +264,10 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         raise
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
-    if run.saved_steps < state.step or images:  # with the last preview as its thumbnail
+    if run.saved_steps < state.step:
         save()
+    elif images:  # the last preview as its thumbnail
+        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 

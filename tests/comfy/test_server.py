@@ -100,6 +100,32 @@ def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     assert any(event.get("text", "").startswith({"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank") for event in events(run))
 
 
+def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
+    """Core does not read these names for Z-Image. The written file, and the LORA_MODEL handed on, give the pictures of the LoRA itself."""
+    ours = lorafile.read(comfy_tiny.ADAPTER).factors
+    kohya = {f"lora_unet_{name.replace('.', '_')}.{kind}": tensor for name, one in ours.items() for kind, tensor in (("lora_down.weight", one.A), ("lora_up.weight", one.B))}
+    loras = server.base / "models" / "loras"
+    save_file({key: tensor.clone() for key, tensor in kohya.items()}, loras / "kohya.safetensors")
+    lorafile.write(loras / "native.safetensors", lorafile.state_dict(ours, torch.bfloat16), {})
+
+    def convert(rank):
+        return prompts.node("ZTurboConvertLoRA", file="kohya.safetensors", name="foreign/converted", rank=rank, dtype="bf16", overwrite=False)
+
+    graph = {"load": prompts.load(), "convert": convert(0), "sample": prompts.sample(["lora", 0], prompt=PROMPT), "save": prompts.save_image(["sample", 0])}
+    graph["lora"] = prompts.node("LoraModelLoader", model=["load", 0], lora=["convert", 0], strength_model=1.0, bypass=False)
+    outputs = server.run(graph)
+    (text,) = outputs["convert"]["text"]
+    assert "lora_unet_… (kohya, musubi-tuner), 24 matrices" in text and "none: the same numbers" in text and "Saved converted.safetensors" in text
+    native = drawn_by_core(server, "native")
+    assert native == drawn_by_core(server, "foreign/converted") == picture_files(server, outputs, "save")[0] != drawn_by_core(server, "kohya")
+    graph["convert"] = convert(2)
+    (text,) = server.run(graph)["convert"]["text"]
+    assert "rank 2, bf16" in text and "of the whole" in text and "Saved converted_2.safetensors" in text
+    assert lorafile.read(loras / "foreign" / "converted_2.safetensors").ranks == [2]
+    graph["convert"]["inputs"]["name"] = "../evil"
+    assert "cannot be a LoRA file's" in failure(server, graph)
+
+
 def test_a_run_starts_from_a_lora_of_another_trainer(server):
     """A kohya file (lora_down, lora_up, alpha, flat names): the first loss is that LoRA's."""
     run = train_and_save(server, "begin_half", steps=5, preview_prompts="", learning_rate=1e-2)

@@ -86,9 +86,16 @@ class Canvas:
     def wait_preview(self, seconds: int = 300):
         self.page.wait_for_function("() => { const i = document.querySelector('.zturbo-previews img'); return i && i.complete && i.naturalWidth > 0; }", timeout=seconds * 1000)
 
+    def line(self, number: int) -> int:
+        """Points of a drawn line."""
+        return self.page.evaluate("(n) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '').split(' ').filter(Boolean).length", number)
+
     def curve(self) -> int:
-        """Points of the drawn loss curve."""
-        return self.page.evaluate("() => (document.querySelector('.zturbo-panel polyline')?.getAttribute('points') ?? '').split(' ').filter(Boolean).length")
+        return self.line(0)
+
+    def looks(self) -> int:
+        """Points of the held-out pictures' losses."""
+        return self.line(3)
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
@@ -121,16 +128,20 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     name = "panel_" + tmp_path.name.replace("-", "_")[-20:].strip("_[]")
     for widget, value in (("name", name), ("steps", STEPS), ("preview_every", 10)):
         canvas.widget("ZTurboTrainLoRA", widget, value)
+    for widget, value in (("validation", 0.2), ("validation_every", 4)):
+        canvas.widget("ZTurboImageDataset", widget, value)
     canvas.run()
     canvas.wait_step(12)
     canvas.wait_preview()
-    assert canvas.curve() >= 10
+    assert canvas.curve() >= 10 and canvas.looks() >= 3
+    assert canvas.page.locator(".zturbo-adapter").first.text_content().startswith("LoRA of rank 8: ")
     canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
     canvas.open()
     canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
     canvas.wait_step(13)
     canvas.wait_preview()
-    assert canvas.curve() >= 12  # also what ran before the reload
+    assert canvas.curve() >= 12 and canvas.looks() >= 4  # also what ran before the reload
+    assert "De-distill adapter" in canvas.page.locator(".zturbo-adapter").first.get_attribute("title")
     canvas.page.locator(".zturbo-save").first.evaluate("(button) => button.click()")
     checkpoints = server.base / "output" / "zturbo" / name / "checkpoints"
     deadline = time.monotonic() + 60

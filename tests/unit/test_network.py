@@ -60,7 +60,7 @@ def test_every_form_begins_as_nothing_and_learns(kind):
     weight = torch.randn(36, 12)
     fetch = lambda x: __import__("contextlib").nullcontext((weight, None))  # noqa: E731
     target = TARGETS[0]
-    norms = lambda target, part: lowrank.column_norms(None, fetch, part.rows, torch.zeros(1))  # noqa: E731
+    norms = lambda targets: {part.name: lowrank.column_norms(None, fetch, part.rows, torch.zeros(1)) for part in targets[0].parts}  # noqa: E731
     lora = network.create([target], Network(kind=kind, rank=2, alpha=2, factor=2), 0, norms=norms)
     linear, x = nn.Linear(12, 36, bias=False), torch.randn(5, 12, requires_grad=True)
     with lowrank.attached({target.module: (linear, fetch)}, [target], [lora]):

@@ -1,5 +1,6 @@
 """The loop on a host small enough to check by hand: a model that is one linear map, in plain PyTorch."""
 
+import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -36,8 +37,8 @@ class LinearHost:
     def start(self):
         return None
 
-    def norms(self, target, part):
-        return self.linear.weight[part.rows].norm(dim=0, keepdim=True)
+    def norms(self, targets):
+        return {targets[0].module: self.linear.weight.norm(dim=0, keepdim=True)}
 
     def out_of_memory(self, error):
         return isinstance(error, MemoryError)
@@ -346,6 +347,21 @@ def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeyp
     result = trainer.train(recipe(), PICTURES, LinearHost(), run, Nobody(), {})
     assert result.steps == 40 and len(result.state) == 2 and not run.lora.exists()
     assert "No space left on device" in run.kept()
+
+
+def test_a_disk_that_is_full_for_a_while_is_said_once_and_tried_again(tmp_path, monkeypatch):
+    given = recipe(steps=20, saving=Saving(4, 2, "fp32"))
+    run, control, fsync = RunFolder.new(tmp_path, given), Nobody(), os.fsync
+
+    def full_until_step_12(descriptor):
+        if control.steps < 12:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full_until_step_12)
+    trainer.train(given, PICTURES, LinearHost(), run, control, {})
+    assert [text for text in control.said if "No space" in text and "each save tries again" in text] and len(notes(run, "No space")) <= 2
+    assert run.lora.is_file() and [path.stem for path in run.checkpoint_files()] == ["step_000020", "step_000016"]
 
 
 def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):

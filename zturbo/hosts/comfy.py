@@ -18,7 +18,7 @@ from .. import lorafile, lowrank, network
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
-from ..lowrank import Difference, Factors, Part, Target
+from ..lowrank import Difference, Factors, Target
 from ..recipe import Recipe
 from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward, comfy_paths
 
@@ -49,6 +49,8 @@ class ComfyHost:
         self.cache = Cache(comfy_paths.cache() if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
         self.prompts: list = []
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def digest(self) -> str:
         """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
@@ -99,10 +101,11 @@ class ComfyHost:
         name = self.recipe.network.start
         return network.read_start(comfy_paths.lora_file(name), self.targets) if name else None
 
-    def norms(self, target: Target, part: Part) -> torch.Tensor:
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
         """See `trainer.Host.norms`."""
+        like = torch.zeros(1, device=self.device, dtype=self.dtype)
         with self._loaded(0) as linears:
-            return lowrank.column_norms(None, linears[target.module][1], part.rows, torch.zeros(1, device=self.device, dtype=self.dtype)).cpu()
+            return {part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu() for target in targets for part in target.parts}
 
     def out_of_memory(self, error: Exception) -> bool:
         """See `trainer.Host.out_of_memory`."""

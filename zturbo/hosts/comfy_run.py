@@ -88,7 +88,7 @@ def choose_run(recipe: Recipe, inputs: str, resume: str) -> RunFolder:
     if resume == AUTO:
         for path in reversed(comfy_paths.runs_named(recipe.name)):
             run = RunFolder(path)
-            if path.name in live or run.recipe() != recipes.to_toml(recipe) or runfolder.inputs_of(path) != inputs or not run.checkpoint_files():
+            if path.name in live or run.recipe() != recipes.to_toml(recipe) or runfolder.inputs_of(path) != inputs:
                 continue
             if runfolder.how_ended(path) != "stopped":
                 run.stop.unlink(missing_ok=True)
