@@ -249,7 +249,26 @@ def peft(rng: random.Random) -> tuple[dict[str, torch.Tensor], dict]:
     return state, {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {stem: 8}}
 
 
-PATTERNS = ("(", "[", "(a+)+b", "(.*)*", "(l|l|l|l)*x", ".*" * 12 + "x", "(?:.+)+!", "x{1000}{1000}", "(.)\\1+", "\\d+", "w1", "*", "x" * 2000, "(?P<a>", "", "to_[qkv]", "(" * 200 + ")" * 200, "a{99999999999999}")
+PATTERNS = (
+    "(",
+    "[",
+    "(a+)+b",
+    "(.*)*",
+    "(l|l|l|l)*x",
+    ".*" * 12 + "x",
+    "(?:.+)+!",
+    "x{1000}{1000}",
+    "(.)\\1+",
+    "\\d+",
+    "w1",
+    "*",
+    "x" * 2000,
+    "(?P<a>",
+    "",
+    "to_[qkv]",
+    "(" * 200 + ")" * 200,
+    "a{99999999999999}",
+)
 
 
 def lora_config(rng: random.Random, place: Place) -> Damaged:

@@ -122,7 +122,7 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
 
 def _metadata(raw: bytes) -> dict[str, str]:
     size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]).get("__metadata__", {})
+    return json.loads(raw[8 : 8 + size]).get("__metadata__") or {}
 
 
 def _examples(keys) -> str:
@@ -194,7 +194,7 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
     if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), ""):
-        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The LoRA is spoilt: take an earlier one.")
+        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
@@ -328,8 +328,10 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write atomically (`files.write`). Raises LoraFileError naming the reason."""
+    """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
     path = Path(path)
+    if broken := next((key for key, tensor in state.items() if not tensor.float().isfinite().all()), ""):
+        raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, save(state, {"format": "pt", **metadata}))

@@ -8,9 +8,9 @@ import pytest
 import tomllib
 import torch
 from PIL import Image, ImageFile
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from zturbo import checkpoint, dataset, lorafile, lowrank, network, recipe, runfolder
+from zturbo import checkpoint, convert, dataset, lorafile, lowrank, network, recipe, runfolder
 from zturbo.errors import LONGEST, CheckpointError, DatasetError, LoraFileError, ZTurboError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Network, Previews, Recipe
@@ -45,6 +45,31 @@ def halves(prefix="diffusion_model.", rank=2):
 def test_tensors_that_are_no_lora(state, said):
     with pytest.raises(LoraFileError, match=said):
         lorafile.parse(state)
+
+
+def test_a_lora_that_the_format_cannot_hold_leaves_the_old_file(tmp_path):
+    path = lorafile.write(tmp_path / "l.safetensors", halves(), {})
+    before = path.read_bytes()
+    with pytest.raises(LoraFileError, match="too large for torch.float16. Choose bf16"):
+        lorafile.write(path, {"a": torch.tensor(1e6).to(torch.float16)}, {})
+    assert path.read_bytes() == before
+
+
+def test_metadata_that_is_null_and_fp8_numbers(tmp_path):
+    state = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in halves().items()}
+    raw = save(state)
+    head = raw[8 : 8 + int.from_bytes(raw[:8], "little")].rstrip()[:-1] + b',"__metadata__":null}'
+    (tmp_path / "l.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + int.from_bytes(raw[:8], "little") :])
+    assert lorafile.read(tmp_path / "l.safetensors").metadata == {}
+    assert lorafile.parse(convert.convert(tmp_path / "l.safetensors", 0, "fp32").state)[0][STEM].delta().equal(torch.full((8, 8), 2.0))
+
+
+@pytest.mark.parametrize("config", ['{"r": [' + "[" * 100_000, '{"rank_pattern": [1]}', '{"rank_pattern": {"(a+)+b": 4}}', '{"r": 0.0000001}', '{"r": 1' + "0" * 400 + "}"])
+def test_a_configuration_of_peft_that_is_none(tmp_path, config):
+    save_file(halves("base_model.model."), tmp_path / "l.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(LoraFileError, match="The configuration of l.safetensors"):
+        lorafile.read(tmp_path / "l.safetensors")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are Unix's")
