@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from . import files
 
 log = logging.getLogger("zturbo")
 TENSOR = "tensor"
+KEPT = 60  # days
 
 
 class Cache:
@@ -32,8 +34,10 @@ class Cache:
         """The tensor that `make` gives, on the CPU. parts: everything that changes it: strings, numbers, tuples, bytes."""
         path = None if self.folder is None else self.folder / f"{key(parts)}.safetensors"
         kept = None if path is None else read(path)
-        if kept is not None:
+        if path is not None and kept is not None:
             self.found += 1
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used today
             return kept
         made = make().detach().cpu().contiguous().clone()
         self.made += 1
@@ -47,6 +51,14 @@ class Cache:
             files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}")
         except OSError as error:
             log.warning("The cache %s cannot be written (%s); it will be made anew in the next run.", path.parent, error.strerror)
+
+    def tidy(self):
+        """Delete what no run has used for `KEPT` days, and what a crash left half written."""
+        for path in self.folder.iterdir() if self.folder is not None and self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                days = (time.time() - path.stat().st_mtime) / 86400
+                if days > (1 if path.suffix == ".part" else KEPT):
+                    path.unlink()
 
     def report(self) -> str:
         """What was found and made, and how much room the folder takes."""
