@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ class Cache:
     def _keep(self, path: Path, made: torch.Tensor):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}")
+            files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}.{threading.get_ident()}")
         except OSError as error:
             log.warning("The cache %s cannot be written (%s); it will be made anew in the next run.", path.parent, error.strerror)
 
@@ -96,7 +97,7 @@ def read(path: Path) -> torch.Tensor | None:
         with safe_open(path, "pt") as opened:
             tensor, facts = opened.get_tensor(TENSOR), opened.metadata() or {}
         reason = "" if facts.get("sha256") == checksum(tensor) else "its checksum is another"
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error)
     if reason:
         log.warning("The cache entry %s is damaged (%s); it is made anew.", path.name, reason)
