@@ -164,7 +164,8 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
 def work_in(run: RunFolder):
     """What the trainer and the panel do with a run folder."""
     runfolder.summary(run.path, 10)
-    run.recipe()
+    comfy_paths.named(run.path)
+    run.keep_recipe(Recipe("run"))
     go_on(run)
     run.event(event="note", text="x")
     run.rewind(1)

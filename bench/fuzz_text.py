@@ -11,6 +11,7 @@ from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
 from zturbo import dataset, network, recipe, runfolder
 from zturbo.errors import ZTurboError
+from zturbo.hosts import comfy_paths, comfy_run
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
 
@@ -56,7 +57,7 @@ def recipe_bytes(rng: random.Random, place: Place) -> Damaged:
     path.write_bytes(raw)
 
     def feed():
-        run.recipe()
+        assert isinstance(comfy_paths.named(run.path), str)
         given = recipe.read(path)
         survives(given)
         same_values(given, tomllib.loads(raw.decode()))
@@ -119,7 +120,7 @@ def recipe_widgets(rng: random.Random, place: Place) -> Damaged:
         changed = dataclasses.replace(held, **{key: new})
         made = changed if held is given else dataclasses.replace(given, **{section: changed})
         run = RunFolder.new(place.runs, made)
-        assert recipe.from_toml(run.recipe()) == made and recipe.read(run.path / runfolder.RECIPE) == made, "it does not survive its own TOML"
+        assert recipe.read(run.path / runfolder.RECIPE) == made and comfy_paths.named(run.path) == made.name, "it does not survive its own TOML"
 
     return Damaged(f"{key} = {new!r:.80}", feed)
 
@@ -180,7 +181,7 @@ def use_layers(text: str):
 
 def log_of(rng: random.Random) -> list[str]:
     """A log as a run writes it."""
-    events: list[dict] = [{"event": "start", "total": 9, "adapter": "x", "inputs": "abc"}]
+    events: list[dict] = [{"event": "start", "total": 9, "adapter": "x", "inputs": "abc", "teaches": {"steps": 9}, "source": ""}]
     events += [{"step": step, "loss": 1 / step, "seconds": 0.5, "lr": 1e-4} for step in range(1, 8)]
     events += [
         {"event": "validation", "step": 4, "held_out": 0.5, "trained": 0.25},
@@ -224,7 +225,8 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         json.dumps(facts, allow_nan=False).encode()
         assert isinstance(facts["total"], int) and all(isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"])
         assert runfolder.how_ended(run.path) in (None, "finished", "stopped", "cancelled", "failed", *STRINGS) or what.startswith("damage")
-        assert runfolder.inputs_of(run.path) is None or isinstance(runfolder.inputs_of(run.path), str)
+        given, start = comfy_run.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
+        assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)
         assert all(event.get("step", 0) <= 3 for event in runfolder.read_events(run.events))
 

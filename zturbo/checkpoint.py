@@ -6,6 +6,8 @@ far are everything that training needs to go on as if it had never stopped.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +46,20 @@ class State:
         with optimizers.averaged(self.optimizer, lowrank.parameters(self.lora)):
             return lorafile.state_dict(self.lora, dtype)
 
+    @contextmanager
+    def as_shown(self) -> Iterator[None]:
+        """While open, the LoRA that trains has the numbers that are previewed and saved; afterwards, to the bit, its own."""
+        trained, average = lowrank.parameters(self.lora), lowrank.parameters(self.average)
+        before = [parameter.detach().clone() for parameter in trained]
+        with optimizers.averaged(self.optimizer, trained), torch.no_grad():
+            for parameter, value in zip(trained, average):
+                parameter.copy_(value)
+            try:
+                yield
+            finally:
+                for parameter, value in zip(trained, before):
+                    parameter.copy_(value)
+
     def parts(self) -> dict[str, torch.Tensor]:
         """The trained numbers of the LoRA and of its average, by their names in the file."""
         sets = {"lora": self.lora, "average": self.average}
@@ -54,11 +70,18 @@ class State:
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer)}
-        return save(tensors, {**facts, "sha256": _sha256(tensors, facts)})
+        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer), **self.kinds()}
+        return files.same_each_time(save(tensors, {**facts, "sha256": _sha256(tensors, facts)}))
+
+    def kinds(self) -> dict[str, str]:
+        """What the numbers of a checkpoint mean nothing without."""
+        return {"optimizer class": type(self.optimizer).__name__, "moving average": "yes" if self.average else "no", "scale": str(sorted({one.scale for one in self.lora.values()}))}
 
     def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
         """Become the state that was saved. Raises CheckpointError, and stays as it is, when that is of another LoRA or optimizer."""
+        for name, mine in self.kinds().items():
+            if facts.get(name) != mine:
+                raise CheckpointError(f"The checkpoint is of another {name}: it has {facts.get(name)}, this run {mine}. Use the same settings, or start a new run.")
         parts = self.parts()
         saved = {key for key in tensors if key.startswith(("lora.", "average."))}
         wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if (parts[key].shape, parts[key].dtype) != (tensors[key].shape, tensors[key].dtype)]
@@ -66,6 +89,7 @@ class State:
             raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
         losses, seconds, setbacks = _course(tensors["losses"], facts)
         before = self.optimizer.state_dict()
+        decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
         try:
             saved_optimizer = _unpack(json.loads(facts["optimizer"]), tensors)
             _need_alike(saved_optimizer, before)
@@ -73,6 +97,9 @@ class State:
         except Exception as error:  # each optimizer has its own way to refuse
             self.optimizer.load_state_dict(before)
             raise CheckpointError(f"The checkpoint is of another optimizer ({type(error).__name__}: {error}). Use the same one, or start a new run.") from error
+        for group, value in zip(self.optimizer.param_groups, decay):
+            if value is not None:
+                group["weight_decay"] = value  # the recipe's, which may be another when a run is continued
         with torch.no_grad():
             for key, tensor in parts.items():
                 tensor.copy_(tensors[key])
@@ -88,7 +115,7 @@ def write(path: Path, state: State):
             path.unlink()
             raise CheckpointError(f"The checkpoint {path} does not read back as it was written. Check the disk.")
     except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. Free some room.") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. {files.advice(error)}") from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -100,8 +100,8 @@ class Dataset:
         return Captions(tuple(texts), tuple(tuple(number[text] for text in variants) for variants in shown), number[self.trigger] if dropped else None)
 
     def digest(self) -> str:
-        """sha256 over what is trained on: captions, sizes, and the bytes of the pictures."""
-        total = hashlib.sha256()
+        """sha256 over what is trained on: trigger word, captions, sizes, and the bytes of the pictures."""
+        total = hashlib.sha256(self.trigger.encode())
         for item in self.items:
             total.update(repr((item.caption, item.size, item.repeats, item.regularisation, item.dropout)).encode())
             total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
@@ -112,7 +112,8 @@ class Dataset:
         """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
         shown = sum(item.repeats for number, item in enumerate(self.items) if number not in self.held_out())
-        lines = [f"{len(self.items)} pictures, {shown} an epoch. Buckets: {buckets}."]
+        pictures = len({(item.name, item.regularisation) for item in self.items})
+        lines = [f"{pictures} pictures, {shown} an epoch. Buckets: {buckets}."]
         special = {
             "masked": sum(item.mask_file is not None for item in self.items),
             "for regularisation": sum(item.regularisation for item in self.items),
@@ -142,11 +143,9 @@ class Encoded:
     """What a host makes of a dataset, on the CPU.
 
     latents: one a picture, [V, 16, h, w] fp32 in model space: as it is and, where flips are asked for, mirrored.
-    lengths: of each caption text, in tokens as the model's layers see them (padded).
     """
 
     latents: list[torch.Tensor]
-    lengths: list[int]
 
 
 def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
@@ -297,19 +296,23 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
     Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
     small, and pictures left without any words.
     """
-    items, notes = _read_folder(Path(folder), resolutions, trigger, options, False)
+    items, notes = _read_folder(Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation))
+    more: list[Item] = []
     if regularisation is not None:
-        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, True)
-        items, notes = items + more, notes + more_notes
+        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, None, regularisation=True)
+        _need_words(more)
+        notes += more_notes
     _need_words(items)
-    return Dataset(tuple(items), trigger, options, tuple(notes))
+    return Dataset((*items, *more), trigger, options, tuple(notes))
 
 
-def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, regularisation: bool) -> tuple[list[Item], list[str]]:
-    """Items and notes."""
+def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
+    """Items and notes of a folder; what lies in `but` is left out."""
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder inside ComfyUI's input folder and give its name.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if but is not None and but != folder:
+        files = [path for path in files if not path.is_relative_to(but)]
     _need_own(files, folder)
     pictures = [path for path in files if path.suffix.lower() in PICTURES and not path.name.endswith(MASK)]
     if not pictures:
@@ -438,12 +441,16 @@ def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Ite
 
 def _need_words(items: list[Item]):
     open_place = [item.name for item in items if PLACE in item.caption]
+    if open_place and items[0].regularisation:
+        raise DatasetError(f"{len(open_place)} captions of regularisation pictures have {PLACE} in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out.")
     if open_place:
         raise DatasetError(f"{len(open_place)} captions have {PLACE} in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
     cut = [item.name for item in items if not is_text(item.caption)]
     if cut:
         raise DatasetError(f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew.")
     silent = [item.name for item in items if not item.caption]
+    if silent and items[0].regularisation:
+        raise DatasetError(f"{len(silent)} regularisation pictures have no caption (for example {', '.join(silent[:3])}). Write a .txt file without the trigger word beside each.")
     if silent:
         raise DatasetError(
             f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). Set a trigger word, or write a .txt file with the same name beside each picture."

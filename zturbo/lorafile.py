@@ -334,9 +334,9 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
         raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, save(state, {"format": "pt", **metadata}))
+        files.write(path, files.same_each_time(save(state, {"format": "pt", **metadata})))
     except OSError as error:
-        raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. Free some room or choose a folder that can be written.") from error
+        raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. {files.advice(error)}") from error
     return path
 
 

@@ -108,13 +108,17 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
     taken: dict[str, Difference] = {}
     for name, given in start.items():
         mine = lora[name]
-        if not (isinstance(given, Factors) and isinstance(mine, Factors)) or (given.magnitude is None) != (mine.magnitude is None):
-            raise LoraFileError(f"The LoRA to start from is a {form(given)}; this run trains a {form(mine)}. Choose the same network.")
+        if not (isinstance(given, Factors) and isinstance(mine, Factors)) or form(given) != form(mine):
+            raise LoraFileError(
+                f"The file to start from is a {form(given)}; this run trains a {form(mine)}. A run can start from a LoRA when it trains one, and from a DoRA when it trains one. Convert LoRA makes a LoRA of LoKr and LoHa."
+            )
         if given.magnitude is not None and given.magnitude.shape[0] > 1:
             raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
         if given.rank > mine.rank:
             raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
-        if given.shape != mine.shape or [t.shape for t in given.tensors.values()][2:] != [t.shape for t in mine.tensors.values()][2:]:
+        if given.magnitude is not None and given.magnitude.shape[0] != 1:
+            raise LoraFileError("The DoRA to start from has a length for each row; a run trains one for each column. It cannot be gone on from.")
+        if given.shape != mine.shape:
             raise LoraFileError(f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}.")
         A = torch.cat((given.A.float(), mine.A[given.rank :]))
         B = torch.cat((given.B.float() * (given.scale / mine.scale), mine.B[:, given.rank :]), dim=1)
@@ -146,5 +150,8 @@ def read_start(path, targets: list[Target]) -> dict[str, Difference]:
     """A LoRA file to go on from, of any dialect. Raises LoraFileError unless all of it is understood and fits."""
     file = lorafile.read(path)
     lorafile.need_all(file.factors, list(file.leftover), path.name)
+    outside = [name for name in file.factors if not name.startswith("layers.")]
+    if outside:
+        raise LoraFileError(f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), which a run here does not train. Choose another file to start from.")
     lorafile.check_fit(file.factors, targets, path.name)
     return file.factors

@@ -155,6 +155,8 @@ class Recipe:
         above_zero(std=self.timesteps.std, huber_delta=self.loss.huber_delta)
         one_of(flow.DENSITIES, density=self.timesteps.density)
         one_of(OPTIMIZERS, optimizer=self.optimizer.name)
+        if self.optimizer.name == "prodigy" and self.optimizer.learning_rate < 0.01:
+            raise ZTurboError(f"learning_rate is {self.optimizer.learning_rate:g}, but prodigy finds its own rate and takes this as a factor on it. Set learning_rate to 1.")
         one_of(SCHEDULES, schedule=self.optimizer.schedule)
         one_of(("mse", "huber"), loss=self.loss.kind)
         one_of(flow.WEIGHTINGS, weighting=self.loss.weighting)
@@ -262,6 +264,21 @@ def to_toml(recipe: Recipe) -> str:
         if isinstance(body, dict):
             plain += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in body.items())]
     return "\n".join(plain) + "\n"
+
+
+def teaches(recipe: Recipe) -> dict[str, object]:
+    """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with the same ones train the same LoRA."""
+    given, default = flat(recipe), flat(Recipe())
+    idle = ("name", "previews.", "saving.", "data.cache", "data.validation_every")
+    return {key: value for key, value in given.items() if value != default[key] and not key.startswith(idle)}
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """Dotted name -> value, over the whole recipe."""
+    found: dict[str, object] = {}
+    for name, value in dataclasses.asdict(recipe).items():
+        found |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _toml(value) -> str:

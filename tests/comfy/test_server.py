@@ -326,6 +326,47 @@ def test_cancelled_and_queued_again_is_the_run_that_was_never_cancelled(server):
     assert [(e["step"], e["loss"]) for e in events(run) if "loss" in e] == [(e["step"], e["loss"]) for e in events(other) if "loss" in e]
 
 
+def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(server):
+    settings = dict(steps=300, learning_rate=1e-3, preview_prompts="")
+    prompt_id = server.queue(prompts.training(name="again", **settings))
+    run = wait_for_step(server, "again", 30)
+    server.post("/interrupt", {})
+    assert dev.error_message(server.wait(prompt_id)) == "interrupted"
+    at = max(event["step"] for event in events(run) if "loss" in event)
+    graph = prompts.training(name="again", **{**settings, "preview_prompts": PROMPT, "preview_every": 150})
+    graph["saving"] = prompts.node("ZTurboSavingOptions", every=100, keep=1, dtype="fp32")
+    graph["train"]["inputs"]["saving_options"] = ["saving", 0]
+    prompt_id = server.queue(graph)
+    wait_for_step(server, "again", at + 5)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipe.read(run / "recipe.toml").previews.prompts == (PROMPT,)
+    server.run(prompts.training(name="again", **{**settings, "steps": 3, "learning_rate": 2e-3}))
+    other = server.base / "output" / "zturbo" / "again_2"
+    (note,) = [event["text"] for event in events(other) if "which was cut off" in event.get("text", "")]
+    assert "other settings (optimizer.learning_rate, steps)" in note
+
+
+def test_a_continued_run_that_is_cut_off_goes_on_and_shows_its_own_total(server):
+    settings = dict(preview_prompts="", learning_rate=1e-3)
+    server.run(prompts.training(name="base", steps=6, **settings))
+    longer = prompts.training(name="stretched", steps=300, resume="base", **settings)
+    prompt_id = server.queue(longer)
+    run = wait_for_step(server, "stretched", 30)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert server.get("/zturbo/run?name=stretched")["total"] == 300
+    prompt_id = server.queue(longer)
+    deadline = time.monotonic() + 60
+    while sum(event.get("event") == "start" for event in events(run)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("stretched*")] == ["stretched"]
+    starts = [event for event in events(run) if event.get("event") == "start"]
+    assert [start["source"] for start in starts] == ["", "base/step_000006", "base/step_000006"]
+
+
 def test_resume_new_and_from_a_named_checkpoint(server):
     settings = dict(preview_prompts="", learning_rate=1e-3)
     server.run(prompts.training(name="first", steps=6, **settings))
@@ -367,8 +408,8 @@ def test_save_lora_counts_up_and_keeps_the_metadata(server):
 
 @pytest.mark.parametrize("change, sentence", [
     (lambda g: g.update(dataset=prompts.dataset("nowhere")), "does not exist"),
-    (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input folder"),
-    (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input folder"),
+    (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input or output folder"),
+    (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input or output folder"),
     (lambda g: g["train"]["inputs"].update(name="../evil"), "cannot be a file name"),
     (lambda g: g["dataset"]["inputs"].update(trigger=""), "no trigger word"),
     (lambda g: g.update(adapter=prompts.adapter(["load", 0], "-1 restore")), "carries no adapter"),

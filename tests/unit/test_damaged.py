@@ -283,5 +283,3 @@ def test_lines_of_a_log_that_are_none(tmp_path):
     assert runfolder.read_events(run.events)[:3] == good[:3]
     assert runfolder.summary(run.path, 10)["steps"] == [{"step": 1, "loss": 0.5, "seconds": 1.0}] and runfolder.how_ended(run.path) in (None, "failed")
     run.rewind(1)
-    (run.path / "recipe.toml").write_bytes(b"\xff")
-    assert run.recipe() == ""

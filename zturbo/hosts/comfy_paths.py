@@ -1,12 +1,13 @@
 """Which folders of ComfyUI a node may read and write. Nothing outside them is touched."""
 
+import json
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import DatasetError, ZTurboError
 from ..recipe import file_name
-from ..runfolder import RunFolder
+from ..runfolder import RECIPE, RunFolder
 from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
@@ -18,13 +19,14 @@ def dataset_folder(name: str) -> Path:
         return comfy_tiny.PICTURES
     roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
     try:
-        path = (roots[0] / name.strip()).resolve()
-        path.is_dir()
+        places = [(root / name.strip()).resolve() for root in roots]
+        allowed = [place for place in places if name.strip() and any(place.is_relative_to(root) for root in roots)]
+        found = [place for place in allowed if place.is_dir()]
     except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
         raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
-    if not name.strip() or not any(path.is_relative_to(root) for root in roots):
-        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input folder ({roots[0]}). Put your pictures into a folder there and give its name.")
-    return path
+    if not allowed:
+        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
+    return [*found, *allowed][0]
 
 
 def folder_fingerprint(name: str) -> str:
@@ -56,8 +58,19 @@ def runs_named(name: str) -> list[Path]:
     """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
     if not file_name(name) or not runs().is_dir():
         return []
-    found = [path for path in runs().iterdir() if (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdecimal())) and _own(path)]
-    return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
+    numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in runs().iterdir() if (path.name == name or path.name.startswith(name + "_")) and _own(path)}
+    found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and named(path) in (name, "")]
+    return sorted(found, key=lambda path: int(numbers[path]))
+
+
+def named(run: Path) -> str:
+    """The name in a run's recipe, which the folder's begins with; nothing where it cannot be read."""
+    try:
+        first = (run / RECIPE).read_text(encoding="utf-8").splitlines()[0]
+        name = json.loads(first.removeprefix("name = "))
+        return name if isinstance(name, str) else ""
+    except (OSError, ValueError, IndexError, RecursionError):
+        return ""
 
 
 def checkpoint(name: str) -> Path:
