@@ -50,26 +50,19 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
         raise LoraFileError(f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it.")
     source = lorafile.read(path, keep_fused=rank > 0)
     lorafile.need_all(source.factors, list(source.leftover), path.name)
-    if broken := _not_finite(source.factors):
-        raise LoraFileError(f"{path.name}: {broken} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
     notes = list(source.notes)
     if rank:
         before, after = _resized(source.factors, rank, path.name)
     else:
         before = after = with_row_lengths(source.factors, weights, notes, path.name)
     state = lorafile.state_dict(after, lorafile.DTYPES[dtype])
-    written = lorafile.parse(state)[0]
-    if broken := _not_finite(written):
+    if broken := next((key for key, tensor in state.items() if not tensor.isfinite().all()), ""):
         raise LoraFileError(f"{broken} has numbers that are too large for {dtype}. Choose bf16 or fp32.")
+    written = lorafile.parse(state)[0]
     whole, worst, name = errors(before, written)
     error = f"{whole:.3g} of the whole, {worst:.3g} in the worst part ({name})" if whole else "none: the same numbers"
     report = _report(path, source, written, dtype, sum(tensor.nbytes for tensor in state.values()), error, notes)
     return Converted(LoraState(state, metadata(source, written, whole)), report)
-
-
-def _not_finite(factors: dict[str, Difference]) -> str | None:
-    """The first part with a number that is none, or is infinite."""
-    return next((name for name, one in factors.items() if not math.isfinite(one.scale) or not all(tensor.isfinite().all() for tensor in one.tensors.values())), None)
 
 
 def _resized(factors: dict[str, Difference], rank: int, file: str) -> tuple[dict[str, Difference], dict[str, Difference]]:

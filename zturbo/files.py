@@ -15,7 +15,9 @@ def write(path: Path, content: bytes, own: str = ""):
     """
     beside = path.with_name(path.name + own + ".part")
     try:
-        with open(beside, "wb") as file:
+        if beside.is_symlink():
+            beside.unlink()
+        with open(beside, "wb", opener=_unfollowed) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -46,6 +48,11 @@ def same_each_time(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """Open what stands here, never what a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def flush_folder(folder: Path):

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -42,6 +43,7 @@ ENDINGS = {  # our name of a part -> how a key with it may end
     "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_magnitude_vector.default", ".lora_magnitude_vector.default.weight"),
 } | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
 THUMBNAIL = 256  # pixels on the longer side
+LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK_LEAVES = (
     "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
@@ -100,12 +102,14 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise LoraFileError(f"{path.name} is not a file. Choose a LoRA file.")
         raw = path.read_bytes()
     except OSError as error:
         raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
     try:
         tensors = load(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
     metadata, names = _metadata(raw), dialect(tensors)
     config = peft_config.find(path, metadata, "PEFT" in names)
@@ -118,7 +122,7 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
 
 def _metadata(raw: bytes) -> dict[str, str]:
     size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]).get("__metadata__", {})
+    return json.loads(raw[8 : 8 + size]).get("__metadata__") or {}
 
 
 def _examples(keys) -> str:
@@ -144,13 +148,17 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
         name = canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
+        elif kind in found.setdefault(name, {}):
+            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects. Keep one of them.")
         else:
-            found.setdefault(name, {})[kind] = tensor
+            found[name][kind] = tensor
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
         one = _difference(name, parts, file)
         if config is not None and "alpha" not in parts:
             one = scaled(one, peft_config.scale(config, name, one.rank, file))
+        if name.endswith("attention.qkv") and (twice := found.keys() & {f"{name.removesuffix('qkv')}to_{letter}" for letter in "qkv"}):
+            raise LoraFileError(f"{file} holds {min(twice)} twice, by itself and in the fused qkv. Keep one of them.")
         if name.endswith("attention.qkv") and not (keep_fused and not splits(one)):
             differences.update(split_fused(name, one, file))
         else:
@@ -178,18 +186,25 @@ def _kind(key: str) -> tuple[str, str]:
 
 
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((tensor for tensor in parts.values() if not tensor.is_floating_point()), None):
-        raise LoraFileError(f"{file}: {name} holds {wrong.dtype} numbers; a LoRA has floating point ones.")
+    if wrong := next((str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()), ""):
+        raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
+    if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
+        raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
+    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), ""):
+        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
         raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
     if "dora_scale" in parts and family != "lora_":
         raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
-    return FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
+    one = FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
+    if math.prod(one.shape) > LARGEST:
+        raise LoraFileError(f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large.")
+    return one
 
 
 def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...], file: str) -> list[torch.Tensor]:
@@ -223,6 +238,8 @@ def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     if "lokr_w1" not in parts:
         up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
         _fit(name, [(down, up)], file)
+        if up.shape[0] * down.shape[1] > LARGEST:
+            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix.")
     w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
     rank = None if "lokr_w1" in parts else down.shape[0]
     if "lokr_w2" in parts:
@@ -311,8 +328,10 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write atomically (`files.write`). Raises LoraFileError naming the reason."""
+    """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
     path = Path(path)
+    if broken := next((key for key, tensor in state.items() if not tensor.float().isfinite().all()), ""):
+        raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, files.same_each_time(save(state, {"format": "pt", **metadata})))

@@ -51,7 +51,7 @@ def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
     patterns = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, colon, number = word.partition(":")
-        if colon and not (number.strip().isdecimal() and int(number) <= 1024):
+        if colon and not (number.strip().isdecimal() and len(number.strip()) <= 4 and int(number) <= 1024):
             raise ZTurboError(f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024.")
         patterns.append((GROUPS.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
     return patterns or [("*", rank)]
@@ -62,7 +62,7 @@ def read_layers(text: str) -> set[int] | None:
     layers: set[int] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = (part.strip() for part in word.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 999 or int(last or first) < int(first):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > 3 or int(last or first) < int(first):
             raise ZTurboError(f"layers: {word!r} is no layer number and no range. Write for example 0-9, 20.")
         layers.update(range(int(first), int(last or first) + 1))
     return layers or None

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ class RunFolder:
 
     def checkpoint_files(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.checkpoints.glob("step_*.safetensors"), reverse=True)
+        steps = {path: re.fullmatch("step_([0-9]{1,18})", path.stem) for path in self.checkpoints.glob("step_*.safetensors") if path.is_file()}
+        return sorted((path for path, step in steps.items() if step), key=step_of, reverse=True)
 
     def adopt(self, checkpoint_file: Path):
         """Begin where another run's checkpoint ends: with a copy of it, and of that run's log. Raises ZTurboError."""
@@ -179,16 +181,44 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def read_events(path: Path) -> list[dict]:
-    """The events of a run, oldest first; a line that was cut off is left out."""
+    """The events of a run, oldest first; a line that was cut off or is damaged is left out."""
     if not path.is_file():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+    found = map(_event, path.read_bytes().split(b"\n"))
+    return [event for event in found if event is not None]
+
+
+def _event(line: bytes) -> dict | None:
+    """The event of a line, or None where it is none."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not all(key not in FIELDS or FIELDS[key](value) for key, value in event.items()):
+        return None
+    needed = NEEDED.get(event.get("event"), ()) + (("step", "seconds") if "loss" in event else ())
+    return event if all(key in event for key in needed) else None
+
+
+def _is_count(value) -> bool:
+    return type(value) is int
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
+def _is_text(value) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# What others rely on in an event: kinds of fields, and the fields that a kind of event must have
+FIELDS = {
+    **dict.fromkeys(("loss", "seconds", "trained", "held_out"), _is_number),
+    **dict.fromkeys(("step", "total", "saved"), _is_count),
+    **dict.fromkeys(("event", "text", "how", "inputs", "adapter"), _is_text),
+}
+NEEDED: dict[str | None, tuple[str, ...]] = {"note": ("text",), "end": ("how",), "validation": ("step", "held_out", "trained")}
 
 
 def how_ended(folder: Path) -> str | None:
@@ -233,9 +263,15 @@ def newest_previews(folder: Path) -> list[str]:
 
 def request_save(folder: Path):
     """Ask the run in this folder to save after its current step."""
-    (folder / SAVE).touch()
+    _put(folder / SAVE)
 
 
 def request_stop(folder: Path):
     """Ask the run in this folder to stop after its current step and keep what it has."""
-    (folder / STOP).touch()
+    _put(folder / STOP)
+
+
+def _put(sign: Path):
+    """An empty file, here and not where a link may lead."""
+    with contextlib.suppress(FileExistsError), open(sign, "x"):
+        pass
