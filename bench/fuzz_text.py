@@ -225,7 +225,7 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         json.dumps(facts, allow_nan=False).encode()
         assert isinstance(facts["total"], int) and all(isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"])
         assert runfolder.how_ended(run.path) in (None, "finished", "stopped", "cancelled", "failed", *STRINGS) or what.startswith("damage")
-        assert runfolder.inputs_of(run.path) is None or isinstance(runfolder.inputs_of(run.path), str)
+        assert isinstance(runfolder.start_of(run.path), dict)
         run.rewind(3)
         assert all(event.get("step", 0) <= 3 for event in runfolder.read_events(run.events))
 

@@ -69,7 +69,7 @@ def named(run: Path) -> str:
         first = (run / RECIPE).read_text(encoding="utf-8").splitlines()[0]
         name = json.loads(first.removeprefix("name = "))
         return name if isinstance(name, str) else ""
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, RecursionError):
         return ""
 
 
