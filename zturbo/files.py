@@ -29,11 +29,6 @@ def write(path: Path, content: bytes, own: str = ""):
     flush_folder(path.parent)
 
 
-def _unfollowed(path: str, flags: int) -> int:
-    """Open what stands here, never what a link leads to."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
 def replace(beside: Path, path: Path):
     """Rename. On Windows a virus scanner or a reader may hold the file for a moment: that is waited for."""
     for pause in (0.1, 0.3, 1.0):
@@ -53,6 +48,11 @@ def same_each_time(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """Open what stands here, never what a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def flush_folder(folder: Path):

@@ -147,7 +147,7 @@ class Recipe:
 
     def __post_init__(self):
         check_types(self)
-        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, checkpoints_kept=self.saving.keep, rank=self.network.rank)
+        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, keep=self.saving.keep, rank=self.network.rank)
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
         at_least(1, restarts=self.optimizer.restarts, accumulation=self.optimizer.accumulation)

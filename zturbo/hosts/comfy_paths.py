@@ -20,13 +20,13 @@ def dataset_folder(name: str) -> Path:
     roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
     try:
         places = [(root / name.strip()).resolve() for root in roots]
-        allowed = [place for place in places if name.strip() and any(place.is_relative_to(root) for root in roots)]
-        found = [place for place in allowed if place.is_dir()]
+        there = [place.is_dir() for place in places]
     except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
         raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
+    allowed = [(place, is_there) for place, is_there in zip(places, there) if name.strip() and any(place.is_relative_to(root) for root in roots)]
     if not allowed:
         raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
-    return [*found, *allowed][0]
+    return next((place for place, is_there in allowed if is_there), allowed[0][0])
 
 
 def folder_fingerprint(name: str) -> str:
