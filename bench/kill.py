@@ -33,6 +33,7 @@ def graph(steps: int, every: int) -> dict:
     made = prompts.training(name="kill", steps=steps, **SETTINGS)
     made["optimizer"] = prompts.node("ZTurboOptimizerOptions", optimizer="adamw", weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup=5, restarts=1, decay=0, accumulation=1, ema=0.9)
     made["saving"] = prompts.node("ZTurboSavingOptions", every=every, keep=2, dtype="bf16")
+    made["dataset"]["inputs"] |= {"caption_dropout": 0.2, "flip": True, "validation": 0.2, "validation_every": 50}
     made["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "saving_options": ["saving", 0]}
     made["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="kill", dtype="bf16", overwrite=True)
     return made
@@ -72,7 +73,7 @@ def main(argv: list[str]):
             print(f"killed {killed} times, at step {last_step(cut)}", flush=True)
     with server(cut) as running:
         running.run(prompt, seconds=7200)
-    lost += len(list((cut / "output" / "zturbo").iterdir())) - 1  # a run that was begun anew instead of taken up
+    lost += len(list((cut / "output" / "zturbo").glob("kill*"))) - 1  # a run that was begun anew instead of taken up
     logged = [event["step"] for event in runfolder.read_events(folder(cut) / "events.jsonl") if "loss" in event]
     lost += len(set(range(1, steps + 1)) ^ set(logged)) + len(logged) - len(set(logged))
     identical = same(whole, cut)
@@ -123,9 +124,12 @@ def queue_busy(running: dev.Server) -> bool:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Final checkpoint, but for the seconds that it took, and the LoRA files: every tensor and every word of the header."""
+    """Final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the header; losses and validations in the log."""
     checkpoints = [checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b)]
     if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(checkpoints[0][0], checkpoints[1][0]):
+        return False
+    logs = [[(e["step"], e.get("loss"), e.get("held_out")) for e in runfolder.read_events(folder(base) / "events.jsonl") if "loss" in e or "held_out" in e] for base in (a, b)]
+    if logs[0] != logs[1]:
         return False
     for name in ("output/zturbo/kill/lora.safetensors", "models/loras/kill.safetensors"):
         files = [safe_open(base / name, "pt") for base in (a, b)]

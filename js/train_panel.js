@@ -5,13 +5,14 @@ import { api } from "/scripts/api.js";
 
 const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 300;
+const MOST = 4000; // points of the curve
 const SMOOTH = 0.95;
 const STYLE = `
 .zturbo-panel { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px;
   font: 12px sans-serif; color: var(--input-text, #ddd); }
 .zturbo-panel .zturbo-row { display: flex; justify-content: space-between; align-items: center; gap: 8px; }
 .zturbo-panel .zturbo-status { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.zturbo-panel .zturbo-adapter { opacity: 0.7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.zturbo-panel .zturbo-line { opacity: 0.7; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .zturbo-panel svg { width: 100%; height: 90px; flex: none; background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .zturbo-panel .zturbo-previews { display: flex; gap: 4px; flex: 1; min-height: 0; justify-content: center; }
 .zturbo-panel .zturbo-previews img { min-width: 0; max-height: 100%; flex: 0 1 auto; object-fit: contain; border-radius: 4px; }
@@ -56,7 +57,8 @@ class Panel {
     this.stop.textContent = "Stop and keep";
     this.stop.title = "End training after this step and hand the LoRA so far to the next node.";
     this.stop.addEventListener("click", () => this.ask("stop", "Stopping after this step…"));
-    this.adapter = element("div", "zturbo-adapter", this.root);
+    this.adapter = element("div", "zturbo-line", this.root);
+    this.notice = element("div", "zturbo-line zturbo-notice", this.root);
     this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.chart.setAttribute("viewBox", "0 0 300 90");
     this.chart.setAttribute("preserveAspectRatio", "none");
@@ -78,7 +80,8 @@ class Panel {
     this.previews.replaceChildren();
     this.chart.replaceChildren();
     this.stop.disabled = this.save.disabled = true; // until there is something to keep
-    this.note([adapter]);
+    this.adapter.textContent = this.adapter.title = adapter;
+    this.note([]);
     this.say(run ? "Preparing pictures…" : "");
   }
 
@@ -86,11 +89,11 @@ class Panel {
     this.status.textContent = this.status.title = text;
   }
 
-  /** What runs, and what happened to it: the newest is shown, all of them on hovering. */
+  /** What a person should know of the run: the newest is shown, all of them on hovering. */
   note(texts) {
-    this.notes.push(...texts.filter(Boolean));
-    this.adapter.textContent = this.notes.at(-1) ?? "";
-    this.adapter.title = this.notes.join("\n");
+    this.notes.push(...texts);
+    this.notice.textContent = this.notes.at(-1) ?? "";
+    this.notice.title = this.notes.join("\n");
   }
 
   /** Losses at fixed noise levels: of pictures held out, and of pictures that are trained on. */
@@ -103,6 +106,7 @@ class Panel {
   add(steps) {
     const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
     this.points = [...this.points.filter(({ step }) => step < first), ...steps];
+    if (this.points.length > MOST) this.points = this.points.filter((_, index) => index % 2 || index > MOST / 2); // the older half, thinner
     this.drawCurve();
     const now = this.points.at(-1);
     if (!now) return;

@@ -1,6 +1,7 @@
 """The workflows' thumbnails: what each shipped workflow draws, with the tiny model in the big one's place."""
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -33,18 +34,26 @@ def read(name: str, info: dict) -> dict:
     return dev.to_prompt(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), info)
 
 
-def main(_argv: list[str]):
+def main(argv: list[str]):
+    """argv: names of workflows; none: all."""
+    wanted = argv or [path.stem for path in WORKFLOWS.glob("*.json")]
     comfyui = dev.find_comfyui(None)
     base = Path(tempfile.mkdtemp(prefix="thumbnails-"))
     with dev.Server(comfyui, Path(sys.executable), base) as server:
         info = server.get("/object_info")
         demo = read("tiny_demo", info)
         (base / "models" / "loras" / ADAPTER).write_bytes((TINY / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
-        for path in sorted(WORKFLOWS.glob("*.json")):
+        for path in sorted(WORKFLOWS.glob("*.json"), key=lambda path: path.stem != "tiny_demo"):  # first: its LoRA is another's file
+            if path.stem not in (*wanted, "tiny_demo"):
+                continue
             prompt = read(path.stem, info)
             if path.stem != "tiny_demo":
-                prompt = with_tiny(prompt, demo, concept=path.stem.startswith("train"))
+                prompt = with_tiny(prompt, demo, concept=path.stem.startswith(("train", "convert")))
             outputs = server.run(prompt)
+            if path.stem == "tiny_demo":
+                shutil.copy(base / "models" / "loras" / "smiley.safetensors", base / "models" / "loras" / "my_lora.safetensors")
+            if path.stem not in wanted:
+                continue
             files = [base / "output" / i["subfolder"] / i["filename"] for o in outputs.values() for i in o.get("images", []) if i["type"] == "output"]
             beside([Image.open(file).convert("RGB") for file in files]).save(path.with_suffix(".jpg"), quality=85)
             log.info("%s: %d pictures", path.stem, len(files))

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import routes
+from .convert import ZTurboConvertLoRA
 from .dataset import ZTurboImageDataset
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
 from .options import ZTurboAdapterSchedule, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboAdapterSchedule,
     ZTurboSampler,
     ZTurboSaveLoRA,
+    ZTurboConvertLoRA,
 ]
 
 

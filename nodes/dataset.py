@@ -52,7 +52,7 @@ class ZTurboImageDataset(io.ComfyNode):
                     tooltip="How often a picture's caption shrinks to the trigger word, 0 to 1: ties what is learnt to that word. Usual: 0.05.",
                 ),
                 io.Boolean.Input("shuffle_tags", default=False, tooltip="For captions that are lists of tags with commas between: show them in changing order."),
-                io.Int.Input("keep_tags", default=1, min=0, max=50, tooltip="First tags that stay in front when tags are shuffled; the trigger word is one of them."),
+                io.Int.Input("keep_tags", default=1, min=0, max=50, tooltip="First tags that stay in front when tags are shuffled; a trigger word that was put in front is one of them."),
                 io.Boolean.Input("flip", default=False, tooltip="Show pictures mirrored too. Not for faces, letters, or anything with a left and a right."),
                 io.Boolean.Input("upscale", default=False, tooltip="Enlarge pictures that are smaller than resolution. Off: they are trained at their own size."),
                 io.Combo.Input(

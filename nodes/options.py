@@ -38,7 +38,7 @@ class ZTurboNetworkOptions(io.ComfyNode):
                     "start_from",
                     options=[NOTHING, *folder_paths.get_filename_list("loras")],
                     default=NOTHING,
-                    tooltip="A LoRA for Z-Image from models/loras to go on from, of any trainer. Its rank may be at most the trainer's.",
+                    tooltip="A LoRA for Z-Image from models/loras to go on from, of any trainer, for kind lora (a DoRA for dora). Its rank may be at most the trainer's.",
                 ),
             ],
             outputs=[NetworkOptions.Output(display_name="network_options")],
@@ -88,7 +88,7 @@ class ZTurboOptimizerOptions(io.ComfyNode):
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default="adamw",
-                    tooltip="adamw: the safe choice. adamw8bit: less memory (needs bitsandbytes). adafactor: little memory. prodigy: finds its own rate, set learning_rate to 1. schedule_free: no schedule needed. lion: learning_rate about a third. came, muon. prodigy, schedule_free, lion and came need the package pytorch-optimizer.",
+                    tooltip="adamw: the safe choice. adamw8bit: less memory (needs bitsandbytes). adafactor: little memory. prodigy: finds its own rate, set learning_rate to 1. schedule_free: no schedule needed. lion: learning_rate about a third. came, muon. adafactor, prodigy, schedule_free, lion and came need the package pytorch-optimizer.",
                 ),
                 io.Float.Input(
                     "weight_decay",
@@ -142,8 +142,10 @@ class ZTurboLossOptions(io.ComfyNode):
             inputs=[
                 io.Float.Input("mean", default=0.0, min=-5.0, max=5.0, step=0.1, tooltip="Of timesteps logit_normal, in logits: above 0 more noise, below 0 less."),
                 io.Float.Input("std", default=1.0, min=0.05, max=5.0, step=0.05, tooltip="Of timesteps logit_normal, in logits: how wide it spreads. Usual: 1."),
-                io.Float.Input("min_sigma", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Lowest noise level, from 0 (picture) to 1 (noise). Usual: 0."),
-                io.Float.Input("max_sigma", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Highest noise level, from 0 to 1. Usual: 1."),
+                io.Float.Input(
+                    "min_sigma", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Lowest noise level, from 0 (picture) to 1 (noise); the timesteps chosen are squeezed in between. Usual: 0."
+                ),
+                io.Float.Input("max_sigma", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Highest noise level, from 0 to 1; the timesteps chosen are squeezed in between. Usual: 1."),
                 io.Combo.Input("loss", options=["mse", "huber"], default="mse", tooltip="mse: mean square error. huber: straight instead of square for large errors, so odd pictures pull less."),
                 io.Float.Input("huber_delta", default=0.1, min=0.001, max=10.0, step=0.01, tooltip="Where huber turns straight, in units of the velocity (about 1). Usual: 0.1."),
                 io.Float.Input(
@@ -180,7 +182,13 @@ class ZTurboSavingOptions(io.ComfyNode):
             search_aliases=["checkpoint", "save every", "keep"],
             inputs=[
                 io.Int.Input("every", default=250, min=1, max=100000, tooltip="Steps between two checkpoints. A run that is cut off goes on from the newest."),
-                io.Int.Input("keep", default=2, min=1, max=1000, tooltip="Newest checkpoints that stay on the disk. One has about six times the size of the LoRA in bf16."),
+                io.Int.Input(
+                    "keep",
+                    default=2,
+                    min=1,
+                    max=1000,
+                    tooltip="Newest checkpoints that stay on the disk, beside one or two from about 100 and 200 steps ago, to fall back on. One has about six times the size of the LoRA in bf16.",
+                ),
                 io.Combo.Input("dtype", options=["bf16", "fp16", "fp32"], default="bf16", tooltip="Of the LoRA's numbers, in the run folder and as handed on. bf16: half the size of fp32."),
             ],
             outputs=[SavingOptions.Output(display_name="saving_options")],

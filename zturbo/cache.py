@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from . import files
 
 log = logging.getLogger("zturbo")
 TENSOR = "tensor"
+KEPT = 60  # days
 
 
 class Cache:
@@ -32,8 +35,10 @@ class Cache:
         """The tensor that `make` gives, on the CPU. parts: everything that changes it: strings, numbers, tuples, bytes."""
         path = None if self.folder is None else self.folder / f"{key(parts)}.safetensors"
         kept = None if path is None else read(path)
-        if kept is not None:
+        if path is not None and kept is not None:
             self.found += 1
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used today
             return kept
         made = make().detach().cpu().contiguous().clone()
         self.made += 1
@@ -44,9 +49,17 @@ class Cache:
     def _keep(self, path: Path, made: torch.Tensor):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}")
+            files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}.{threading.get_ident()}")
         except OSError as error:
             log.warning("The cache %s cannot be written (%s); it will be made anew in the next run.", path.parent, error.strerror)
+
+    def tidy(self):
+        """Delete what no run has used for `KEPT` days, and what a crash left half written."""
+        for path in self.folder.iterdir() if self.folder is not None and self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                days = (time.time() - path.stat().st_mtime) / 86400
+                if days > (1 if path.suffix == ".part" else KEPT):
+                    path.unlink()
 
     def report(self) -> str:
         """What was found and made, and how much room the folder takes."""
@@ -84,7 +97,7 @@ def read(path: Path) -> torch.Tensor | None:
         with safe_open(path, "pt") as opened:
             tensor, facts = opened.get_tensor(TENSOR), opened.metadata() or {}
         reason = "" if facts.get("sha256") == checksum(tensor) else "its checksum is another"
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error)
     if reason:
         log.warning("The cache entry %s is damaged (%s); it is made anew.", path.name, reason)

@@ -6,6 +6,8 @@ far are everything that training needs to go on as if it had never stopped.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +46,20 @@ class State:
         with optimizers.averaged(self.optimizer, lowrank.parameters(self.lora)):
             return lorafile.state_dict(self.lora, dtype)
 
+    @contextmanager
+    def as_shown(self) -> Iterator[None]:
+        """While open, the LoRA that trains has the numbers that are previewed and saved; afterwards, to the bit, its own."""
+        trained, average = lowrank.parameters(self.lora), lowrank.parameters(self.average)
+        before = [parameter.detach().clone() for parameter in trained]
+        with optimizers.averaged(self.optimizer, trained), torch.no_grad():
+            for parameter, value in zip(trained, average):
+                parameter.copy_(value)
+            try:
+                yield
+            finally:
+                for parameter, value in zip(trained, before):
+                    parameter.copy_(value)
+
     def parts(self) -> dict[str, torch.Tensor]:
         """The trained numbers of the LoRA and of its average, by their names in the file."""
         sets = {"lora": self.lora, "average": self.average}
@@ -54,25 +70,40 @@ class State:
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer)}
-        return save(tensors, {**facts, "sha256": _sha256(tensors, facts)})
+        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer), **self.kinds()}
+        return files.same_each_time(save(tensors, {**facts, "sha256": _sha256(tensors, facts)}))
+
+    def kinds(self) -> dict[str, str]:
+        """What the numbers of a checkpoint mean nothing without."""
+        return {"optimizer class": type(self.optimizer).__name__, "moving average": "yes" if self.average else "no", "scale": str(sorted({one.scale for one in self.lora.values()}))}
 
     def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
-        """Become the state that was saved. Raises CheckpointError when it is of another LoRA or optimizer."""
+        """Become the state that was saved. Raises CheckpointError, and stays as it is, when that is of another LoRA or optimizer."""
+        for name, mine in self.kinds().items():
+            if facts.get(name) != mine:
+                raise CheckpointError(f"The checkpoint is of another {name}: it has {facts.get(name)}, this run {mine}. Use the same settings, or start a new run.")
         parts = self.parts()
         saved = {key for key in tensors if key.startswith(("lora.", "average."))}
-        wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if parts[key].shape != tensors[key].shape]
+        wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if (parts[key].shape, parts[key].dtype) != (tensors[key].shape, tensors[key].dtype)]
         if wrong:
             raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
+        losses, seconds, setbacks = _course(tensors["losses"], facts)
+        before = self.optimizer.state_dict()
+        decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(_unpack(json.loads(facts["optimizer"]), tensors))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"The checkpoint is of another optimizer ({error}). Use the same one, or start a new run.") from error
+            saved_optimizer = _unpack(json.loads(facts["optimizer"]), tensors)
+            _need_alike(saved_optimizer, before)
+            self.optimizer.load_state_dict(saved_optimizer)
+        except Exception as error:  # each optimizer has its own way to refuse
+            self.optimizer.load_state_dict(before)
+            raise CheckpointError(f"The checkpoint is of another optimizer ({type(error).__name__}: {error}). Use the same one, or start a new run.") from error
+        for group, value in zip(self.optimizer.param_groups, decay):
+            if value is not None:
+                group["weight_decay"] = value  # the recipe's, which may be another when a run is continued
         with torch.no_grad():
             for key, tensor in parts.items():
                 tensor.copy_(tensors[key])
-        self.losses = tensors["losses"].tolist()
-        self.seconds, self.setbacks = float(facts["seconds"]), int(facts["setbacks"])
+        self.losses, self.seconds, self.setbacks = losses, seconds, setbacks
 
 
 def write(path: Path, state: State):
@@ -84,7 +115,7 @@ def write(path: Path, state: State):
             path.unlink()
             raise CheckpointError(f"The checkpoint {path} does not read back as it was written. Check the disk.")
     except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. Free some room.") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. {files.advice(error)}") from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -92,14 +123,47 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except (OSError, SafetensorError, ValueError) as error:
+        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
     if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks"} <= facts.keys() or "losses" not in tensors:
         raise CheckpointError(f"{path.name} is not a checkpoint of this version.")
     if facts.pop("sha256", None) != _sha256(tensors, facts):
         raise CheckpointError(f"The checkpoint {path.name} is damaged: its checksum is another.")
     return tensors, facts
+
+
+def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int]:
+    """(losses, seconds, setbacks) so far. Raises CheckpointError for what no run can have."""
+    try:
+        seconds, setbacks = float(facts["seconds"]), int(facts["setbacks"])
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint is no run's: {error}.") from error
+    if losses.ndim != 1 or losses.dtype != torch.float64 or not losses.isfinite().all() or not 0 <= seconds < float("inf") or setbacks < 0:
+        raise CheckpointError("The checkpoint is no run's: its losses, seconds or setbacks are no such numbers.")
+    return losses.tolist(), seconds, setbacks
+
+
+def _need_alike(saved, mine: dict):
+    """Raise ValueError unless an optimizer's saved state has the settings of mine and no parameters beyond mine."""
+    if len(saved["param_groups"]) != len(mine["param_groups"]):
+        raise ValueError("it has another number of groups")
+    for theirs, own in zip(saved["param_groups"], mine["param_groups"]):
+        different = [key for key, value in own.items() if key not in theirs or not _same_kind(theirs[key], value)]
+        if different or theirs["params"] != own["params"]:
+            raise ValueError(f"it differs in {', '.join(different) or 'its parameters'}")
+    known = {number for group in mine["param_groups"] for number in group["params"]}
+    if not saved["state"].keys() <= known or not all(isinstance(state, dict) for state in saved["state"].values()):
+        raise ValueError("it has the state of other parameters")
+
+
+def _same_kind(a, b) -> bool:
+    """Are these two values of a setting of the same kind, and is a number without an end so in both?"""
+    if isinstance(b, (tuple, list)):
+        return isinstance(a, (tuple, list)) and len(a) == len(b) and all(map(_same_kind, a, b))
+    if isinstance(b, (int, float)) and not isinstance(b, bool):
+        return isinstance(a, torch.Tensor) or (isinstance(a, (int, float)) and not isinstance(a, bool) and (abs(a) < float("inf") or a == b))
+    return b is None or a is None or type(a) is type(b)
 
 
 def _sha256(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:

@@ -5,16 +5,18 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 
 from . import flow
 from .errors import DatasetError
-from .recipe import Data
+from .recipe import Data, is_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CAPTIONS = (".txt", ".caption")
@@ -26,6 +28,9 @@ LISTED = 20  # most pictures that a report names
 LATENT = 8  # pixels a side of a latent
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow knows more, and runs programs for some (EPS)
+LARGEST = 120_000_000  # pixels of a picture
+LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ class Dataset:
         return Captions(tuple(texts), tuple(tuple(number[text] for text in variants) for variants in shown), number[self.trigger] if dropped else None)
 
     def digest(self) -> str:
-        """sha256 over what is trained on: captions, sizes, and the bytes of the pictures."""
-        total = hashlib.sha256()
+        """sha256 over what is trained on: trigger word, captions, sizes, and the bytes of the pictures."""
+        total = hashlib.sha256(self.trigger.encode())
         for item in self.items:
             total.update(repr((item.caption, item.size, item.repeats, item.regularisation, item.dropout)).encode())
             total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
@@ -107,7 +112,8 @@ class Dataset:
         """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
         buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
         shown = sum(item.repeats for number, item in enumerate(self.items) if number not in self.held_out())
-        lines = [f"{len(self.items)} pictures, {shown} an epoch. Buckets: {buckets}."]
+        pictures = len({(item.name, item.regularisation) for item in self.items})
+        lines = [f"{pictures} pictures, {shown} an epoch. Buckets: {buckets}."]
         special = {
             "masked": sum(item.mask_file is not None for item in self.items),
             "for regularisation": sum(item.regularisation for item in self.items),
@@ -137,11 +143,9 @@ class Encoded:
     """What a host makes of a dataset, on the CPU.
 
     latents: one a picture, [V, 16, h, w] fp32 in model space: as it is and, where flips are asked for, mirrored.
-    lengths: of each caption text, in tokens as the model's layers see them (padded).
     """
 
     latents: list[torch.Tensor]
-    lengths: list[int]
 
 
 def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
@@ -182,24 +186,43 @@ def load_picture(path: Path) -> Image.Image:
     Raises DatasetError for what Pillow cannot read whole.
     """
     try:
-        with Image.open(path) as opened:
+        with whole_only(), open_picture(path) as opened:
             opened.seek(0)
             opened.load()
-            image = ImageOps.exif_transpose(opened)
-            return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path.name} cannot be read as a picture ({error}). Repair it or take it out of the folder.") from error
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except Exception as error:  # Pillow's readers raise whatever their parts do
+        raise DatasetError(f"{path.name} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
+
+
+@contextmanager
+def whole_only() -> Iterator[None]:
+    """While open, Pillow refuses pictures that are cut off. Some packs tell it, for good and for everyone, to fill them with gray."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The file's header, of a size that fits into memory. Raises ValueError, and what Pillow raises."""
+    opened = Image.open(path, formats=FORMATS)
+    if opened.width * opened.height > LARGEST:
+        opened.close()
+        raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than {LARGEST:,}")
+    return opened
 
 
 def load_mask(path: Path) -> Image.Image:
     """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
     try:
-        with Image.open(path) as opened:
+        with whole_only(), open_picture(path) as opened:
             opened.load()
             turned = ImageOps.exif_transpose(opened)
             return turned.convert("L") if path.name.endswith(MASK) else turned.convert("RGBA").getchannel("A")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"The mask {path.name} cannot be read as a picture ({error}). Repair it or take it out of the folder.") from error
+    except Exception as error:  # Pillow's readers raise whatever their parts do
+        raise DatasetError(f"The mask {path.name} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
 
 
 def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:
@@ -213,7 +236,7 @@ def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:
             raise DatasetError(f"The mask {beside.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike.")
         return beside
     if masks == "files and alpha":
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             clear = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
         return path if clear and np.asarray(load_mask(path)).min() < 255 else None
     return None
@@ -221,9 +244,12 @@ def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16-bit gray
-        deep = np.asarray(image).astype(np.float64)
-        top = 65535.0 if deep.max() > 255 else 255.0
-        return Image.fromarray((deep / top * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image).astype(np.float32)
+        if not np.isfinite(deep).all():
+            raise ValueError("it holds numbers that are not finite")
+        top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
+        deep *= 255.0 / top
+        return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -247,11 +273,21 @@ def read_caption(picture: Path) -> str:
     for ending in CAPTIONS:
         path = picture.with_suffix(ending)
         if path.is_file():
-            try:
-                return path.read_text(encoding="utf-8-sig").strip()
-            except (UnicodeDecodeError, OSError) as error:
-                raise DatasetError(f"The caption {path.name} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+            return read_text(path).strip()
     return ""
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises DatasetError for what is not UTF-8, or no text (UTF-16 without a mark reads as UTF-8 full of zeros)."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LONGEST + 1)
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DatasetError(f"{path.name} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
+    if len(raw) > LONGEST or "\0" in text:
+        raise DatasetError(f"{path.name} is no text: it {'has zeros in it' if len(raw) <= LONGEST else f'is longer than {LONGEST:,} bytes'}. Save it as UTF-8, or take it out of the folder.")
+    return text
 
 
 def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger: str = "", options: Data = Data(), regularisation: str | os.PathLike | None = None) -> Dataset:  # noqa: B008
@@ -260,19 +296,24 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
     Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
     small, and pictures left without any words.
     """
-    items, notes = _read_folder(Path(folder), resolutions, trigger, options, False)
+    items, notes = _read_folder(Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation))
+    more: list[Item] = []
     if regularisation is not None:
-        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, True)
-        items, notes = items + more, notes + more_notes
+        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, None, regularisation=True)
+        _need_words(more)
+        notes += more_notes
     _need_words(items)
-    return Dataset(tuple(items), trigger, options, tuple(notes))
+    return Dataset((*items, *more), trigger, options, tuple(notes))
 
 
-def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, regularisation: bool) -> tuple[list[Item], list[str]]:
-    """Items and notes."""
+def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
+    """Items and notes of a folder; what lies in `but` is left out."""
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder inside ComfyUI's input folder and give its name.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if but is not None and but != folder:
+        files = [path for path in files if not path.is_relative_to(but)]
+    _need_own(files, folder)
     pictures = [path for path in files if path.suffix.lower() in PICTURES and not path.name.endswith(MASK)]
     if not pictures:
         raise DatasetError(f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.")
@@ -300,6 +341,14 @@ def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, optio
     return items, _notes(files, pictures, list(listed))
 
 
+def _need_own(files: list[Path], folder: Path):
+    """Raise DatasetError for links that lead out of the folder: only what lies in it is read."""
+    root = folder.resolve()
+    leading = [path.name for path in files if path.is_symlink() and not path.resolve().is_relative_to(root)]
+    if leading:
+        raise DatasetError(f"{len(leading)} files are links that lead out of the folder {folder.name} (for example {leading[0]}). Put the files themselves there.")
+
+
 def _notes(files: list[Path], pictures: list[Path], listed: list[Path]) -> list[str]:
     """What of a folder is not used."""
     stems, notes = {path.with_suffix("") for path in pictures}, []
@@ -322,7 +371,7 @@ def read_sides(text: str) -> tuple[int, ...]:
     """Resolutions, in pixels, with commas between. Raises DatasetError."""
     sides = []
     for word in filter(None, (part.strip() for part in text.split(","))):
-        if not word.isdecimal() or not 64 <= int(word) <= 4096:
+        if not word.isdecimal() or len(word) > 4 or not 64 <= int(word) <= 4096:
             raise DatasetError(f"{word!r} is no resolution. Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768.")
         sides.append(int(word))
     return tuple(sides)
@@ -350,20 +399,18 @@ class Row:
 def read_metadata(file: Path) -> dict[Path, Row]:
     """Captions of a `metadata.jsonl` by picture. Raises DatasetError, naming the line, for what is not that."""
     rows = {}
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"{file.name} cannot be read as UTF-8 text ({error}).") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             text, dropout = row.get("text", row.get("caption", "")), row.get("caption_dropout")
-            if dropout is not None and not 0 <= dropout <= 1:
+            if dropout is not None and (isinstance(dropout, bool) or not 0 <= dropout <= 1):
                 raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
+            if "\0" in text:
+                raise ValueError("the text has zeros in it")
             rows[file.parent / row["file_name"]] = Row(text.strip(), dropout)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise DatasetError(f'Line {number} of {file.name} is not {{"file_name": …, "text": …}} in JSON ({error}). Mend or delete the line.') from error
     return rows
 
@@ -394,9 +441,16 @@ def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Ite
 
 def _need_words(items: list[Item]):
     open_place = [item.name for item in items if PLACE in item.caption]
+    if open_place and items[0].regularisation:
+        raise DatasetError(f"{len(open_place)} captions of regularisation pictures have {PLACE} in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out.")
     if open_place:
         raise DatasetError(f"{len(open_place)} captions have {PLACE} in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
+    cut = [item.name for item in items if not is_text(item.caption)]
+    if cut:
+        raise DatasetError(f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew.")
     silent = [item.name for item in items if not item.caption]
+    if silent and items[0].regularisation:
+        raise DatasetError(f"{len(silent)} regularisation pictures have no caption (for example {', '.join(silent[:3])}). Write a .txt file without the trigger word beside each.")
     if silent:
         raise DatasetError(
             f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). Set a trigger word, or write a .txt file with the same name beside each picture."

@@ -1,8 +1,19 @@
 """Errors that reach the user: what was given, what was expected, what to do."""
 
+LONGEST = 1500  # characters of a sentence
+
 
 class ZTurboError(Exception):
     """A sentence for the person at the screen. Raised instead of a traceback that they could not act on."""
+
+    def __init__(self, sentence: str):
+        super().__init__(readable(sentence))
+
+
+def readable(sentence: str) -> str:
+    """One printable line of bearable length: what it quotes comes from files and may be anything."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in sentence)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 400]} … {line[-390:]}"
 
 
 class DatasetError(ZTurboError):

@@ -1,7 +1,10 @@
 """Writing so that a file is never half there: beside, flushed to the disk, renamed."""
 
 import contextlib
+import errno
+import json
 import os
+import time
 from pathlib import Path
 
 
@@ -12,11 +15,13 @@ def write(path: Path, content: bytes, own: str = ""):
     """
     beside = path.with_name(path.name + own + ".part")
     try:
-        with open(beside, "wb") as file:
+        if beside.is_symlink():
+            beside.unlink()
+        with open(beside, "wb", opener=_unfollowed) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace(beside, path)
     except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -24,12 +29,48 @@ def write(path: Path, content: bytes, own: str = ""):
     flush_folder(path.parent)
 
 
+def replace(beside: Path, path: Path):
+    """Rename. On Windows a virus scanner or a reader may hold the file for a moment: that is waited for."""
+    for pause in (0.1, 0.3, 1.0):
+        try:
+            return os.replace(beside, path)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(beside, path)
+
+
+def same_each_time(content: bytes) -> bytes:
+    """A safetensors file with the words of its header in order: the library writes them in any, so that equal files had other bytes."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    """Open what stands here, never what a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def flush_folder(folder: Path):
-    """Make renames in a folder survive a power cut, where the system can (not on Windows)."""
+    """Make renames in a folder survive a power cut, where the system can (not on Windows, nor on every network drive)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def advice(error: OSError) -> str:
+    """What a person can do about a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some room."
+    if isinstance(error, PermissionError):
+        return "Close what has it open, or make the folder writable."
+    return "Check the disk and the folder."

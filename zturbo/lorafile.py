@@ -9,11 +9,12 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +23,37 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from . import files
+from . import files, peft_config
 from .errors import LoraFileError
 from .lowrank import Difference, Factors, Part, Target
 from .lycoris import LoHa, LoKr
 
-PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "model.diffusion_model.")
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+PREFIXES = {  # of a key -> who writes it
+    "diffusion_model.": "ComfyUI, ai-toolkit",
+    "model.diffusion_model.": "ComfyUI",
+    "transformer.": "diffusers, OneTrainer",
+    "base_model.model.": "PEFT",
+    "pipe.dit.": "DiffSynth",
+}
+FLAT_PREFIXES = {"lora_unet_": "kohya, musubi-tuner", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS, SimpleTuner"}
 ENDINGS = {  # our name of a part -> how a key with it may end
     "lora_A.weight": (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight"),
     "lora_B.weight": (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight"),
     "alpha": (".alpha",),
-    "dora_scale": (".dora_scale",),
+    "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_magnitude_vector.default", ".lora_magnitude_vector.default.weight"),
 } | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
 THUMBNAIL = 256  # pixels on the longer side
+LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK_LEAVES = (
     "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
     "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0",
 )  # fmt: skip
+OUTSIDE = {  # Linears outside the blocks, by ComfyUI's names -> ours, which are diffusers'
+    "x_embedder": "all_x_embedder.2-1",
+    "final_layer.linear": "all_final_layer.2-1.linear",
+    "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
+} | {name: name for name in ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1", "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
 
 
 class LoraState(dict[str, torch.Tensor]):
@@ -59,6 +72,8 @@ class LoraFile:
     metadata: dict[str, str]
     leftover: tuple[str, ...]
     sha256: str
+    dialect: str = ""  # whose names it has
+    notes: tuple[str, ...] = ()  # sentences on what had to be assumed
 
     @property
     def ranks(self) -> list[int]:
@@ -80,34 +95,52 @@ def module_targets(module: str, in_features: int, out_features: int) -> Target:
     return Target(module, in_features, out_features, parts)
 
 
-def read(path: str | os.PathLike) -> LoraFile:
-    """Read a LoRA in any dialect. Raises LoraFileError, with the reason, for what is not a whole LoRA file."""
+def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
+    """Read a LoRA in any dialect. Raises LoraFileError, with the reason, for what is not a whole LoRA file.
+
+    keep_fused: leave a fused qkv whole, under its own name, where its parts cannot be told apart exactly.
+    """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise LoraFileError(f"{path.name} is not a file. Choose a LoRA file.")
         raw = path.read_bytes()
     except OSError as error:
         raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
     try:
         tensors = load(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    factors, leftover = parse(tensors, path.name)
+    metadata, names = _metadata(raw), dialect(tensors)
+    config = peft_config.find(path, metadata, "PEFT" in names)
+    factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
         raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).")
-    return LoraFile(factors, _metadata(raw), tuple(leftover), hashlib.sha256(raw).hexdigest())
+    notes = (peft_config.MISSING,) if config is None and "PEFT" in names else ()
+    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
     size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]).get("__metadata__", {})
+    return json.loads(raw[8 : 8 + size]).get("__metadata__") or {}
 
 
 def _examples(keys) -> str:
     return ", ".join(sorted(keys)[:3])
 
 
-def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA") -> tuple[dict[str, Difference], list[str]]:
-    """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one."""
+def dialect(keys) -> str:
+    """Whose names these are, for people: `lora_unet_… (kohya, musubi-tuner)`."""
+    known = PREFIXES | FLAT_PREFIXES
+    found = [f"{prefix}… ({known[prefix]})" for prefix in known if any(key.startswith(prefix) for key in keys)]
+    return " and ".join(found) or "bare names"
+
+
+def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False) -> tuple[dict[str, Difference], list[str]]:
+    """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one.
+
+    config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`.
+    """
     found: dict[str, dict[str, torch.Tensor]] = {}
     leftover = []
     for key, tensor in tensors.items():
@@ -115,12 +148,32 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA") -> tuple[dic
         name = canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
+        elif kind in found.setdefault(name, {}):
+            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects. Keep one of them.")
         else:
-            found.setdefault(name, {})[kind] = tensor
+            found[name][kind] = tensor
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
-        differences.update(_split_fused(name, _difference(name, parts, file), file))
+        one = _difference(name, parts, file)
+        if config is not None and "alpha" not in parts:
+            one = scaled(one, peft_config.scale(config, name, one.rank, file))
+        if name.endswith("attention.qkv") and (twice := found.keys() & {f"{name.removesuffix('qkv')}to_{letter}" for letter in "qkv"}):
+            raise LoraFileError(f"{file} holds {min(twice)} twice, by itself and in the fused qkv. Keep one of them.")
+        if name.endswith("attention.qkv") and not (keep_fused and not splits(one)):
+            differences.update(split_fused(name, one, file))
+        else:
+            differences[name] = one
     return differences, leftover
+
+
+def scaled(one: Difference, factor: float) -> Difference:
+    """`factor` times the difference. Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it."""
+    if factor == 1:
+        return one
+    if isinstance(one, LoKr) and one.alpha is None:
+        return replace(one, w1=one.w1 * factor)
+    assert isinstance(one, (Factors, LoKr, LoHa))
+    return replace(one, scale=one.scale * factor)
 
 
 def _kind(key: str) -> tuple[str, str]:
@@ -133,18 +186,25 @@ def _kind(key: str) -> tuple[str, str]:
 
 
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((tensor for tensor in parts.values() if not tensor.is_floating_point()), None):
-        raise LoraFileError(f"{file}: {name} holds {wrong.dtype} numbers; a LoRA has floating point ones.")
+    if wrong := next((str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()), ""):
+        raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
+    if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
+        raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
+    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), ""):
+        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
-        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing.")
+        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
     if "dora_scale" in parts and family != "lora_":
         raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
-    return FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
+    one = FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
+    if math.prod(one.shape) > LARGEST:
+        raise LoraFileError(f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large.")
+    return one
 
 
 def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...], file: str) -> list[torch.Tensor]:
@@ -167,6 +227,8 @@ def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     A, B = _matrices(name, parts, ("lora_A.weight", "lora_B.weight"), file)
     _fit(name, [(A, B)], file)
     magnitude = parts.get("dora_scale")
+    if magnitude is not None and magnitude.ndim == 1:
+        magnitude = magnitude[:, None]  # PEFT's: one length for each output row
     if magnitude is not None and magnitude.shape not in ((1, A.shape[1]), (B.shape[0], 1)):
         raise LoraFileError(f"{file}: the dora_scale of {name} has the shape {tuple(magnitude.shape)}; it must be (1, {A.shape[1]}) or ({B.shape[0]}, 1).")
     return Factors(A, B, 1.0 if alpha is None else alpha / A.shape[0], magnitude)
@@ -176,6 +238,8 @@ def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     if "lokr_w1" not in parts:
         up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
         _fit(name, [(down, up)], file)
+        if up.shape[0] * down.shape[1] > LARGEST:
+            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix.")
     w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
     rank = None if "lokr_w1" in parts else down.shape[0]
     if "lokr_w2" in parts:
@@ -199,13 +263,13 @@ FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Dif
 
 def canonical(stem: str) -> str | None:
     """`lora_unet_layers_0_attention_to_q`, `transformer.layers.0.attention.to_q`, … -> `layers.0.attention.to_q`."""
-    for prefix in PREFIXES:
-        if stem.startswith(prefix):
-            stem = stem.removeprefix(prefix)
-            break
+    while prefix := next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None):
+        stem = stem.removeprefix(prefix)
     for prefix in FLAT_PREFIXES:
         if stem.startswith(prefix):
             return _unflatten(stem.removeprefix(prefix))
+    if stem in OUTSIDE:
+        return OUTSIDE[stem]
     match = re.fullmatch(r"((?:layers|noise_refiner|context_refiner)\.\d+)\.(.+)", stem)
     return _leaf(*match.groups()) if match else None
 
@@ -213,7 +277,7 @@ def canonical(stem: str) -> str | None:
 def _unflatten(flat: str) -> str | None:
     match = re.fullmatch(r"(layers|noise_refiner|context_refiner)_(\d+)_(.+)", flat)
     if not match:
-        return None
+        return next((ours for name, ours in OUTSIDE.items() if name.replace(".", "_") == flat), None)
     block, number, rest = match.groups()
     leaves = {leaf.replace(".", "_"): leaf for leaf in BLOCK_LEAVES}
     return _leaf(f"{block}.{number}", leaves[rest]) if rest in leaves else None
@@ -225,17 +289,24 @@ def _leaf(block: str, leaf: str) -> str | None:
     return f"{block}.{'attention.to_out.0' if leaf == 'attention.out' else leaf}"
 
 
-def _split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
-    """A difference of the fused qkv is three, each with a third of the rows. Others pass through."""
-    if not name.endswith("attention.qkv"):
-        return {name: whole}
-    by_rows = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
-    split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in by_rows}
+BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
+
+
+def splits(whole: Difference) -> bool:
+    """Has each third of the rows matrices of its own?"""
+    return all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+
+
+def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
+    """A difference of the fused qkv as three, each with a third of the rows. Raises LoraFileError where that cannot be exact."""
+    if not splits(whole):
+        raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA.")
+    split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in BY_ROWS}
     magnitude = whole.tensors.get("dora_scale")
     if magnitude is not None and magnitude.shape[0] > 1:
         split["dora_scale"] = magnitude.chunk(3)
-    elif magnitude is not None or any(part.shape[0] * 3 != whole.tensors[key].shape[0] for key, parts in split.items() for part in parts):
-        raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Train it on to_q, to_k and to_v, or resize it to a LoRA in the tool that made it.")
+    elif magnitude is not None:
+        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
     stem = name.removesuffix("qkv")
     return {f"{stem}to_{letter}": whole.of({key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}) for i, letter in enumerate("qkv")}
 
@@ -246,24 +317,26 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The one dialect out, on the CPU, in the given dtype."""
+    """The one dialect out, on the CPU, in the given dtype. DoRA's lengths stay fp32: rounded, they would move the whole weight."""
     state = {}
     for name, one in sorted(differences.items()):
         for kind, tensor in one.tensors.items():
-            state[f"diffusion_model.{name}.{kind}"] = _own(tensor, torch.float32 if kind == "dora_scale" else dtype)  # a gain on every weight
+            state[f"diffusion_model.{name}.{kind}"] = _own(tensor, torch.float32 if kind == "dora_scale" else dtype)
         if one.alpha is not None:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(one.alpha, dtype=torch.float32)
     return state
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write atomically (`files.write`). Raises LoraFileError naming the reason."""
+    """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
     path = Path(path)
+    if broken := next((key for key, tensor in state.items() if not tensor.float().isfinite().all()), ""):
+        raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, save(state, {"format": "pt", **metadata}))
+        files.write(path, files.same_each_time(save(state, {"format": "pt", **metadata})))
     except OSError as error:
-        raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. Free some room or choose a folder that can be written.") from error
+        raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. {files.advice(error)}") from error
     return path
 
 

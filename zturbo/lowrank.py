@@ -193,6 +193,7 @@ def decomposed_output(x: torch.Tensor, target: Target, fetch: Fetch, branches: B
         z = x
         for one in present:
             if isinstance(one, Factors) and one.magnitude is not None:
+                assert one.magnitude.shape[0] == 1, "a length for each column; files may have one for each row"
                 z = z * (one.magnitude / column_norms(one, fetch, part.rows, x))[0].to(x.dtype)
         outputs.append(sum((one.output(z) for one in present), frozen(z, fetch, part.rows)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)

@@ -51,7 +51,7 @@ def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
     patterns = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, colon, number = word.partition(":")
-        if colon and not (number.strip().isdecimal() and int(number) <= 1024):
+        if colon and not (number.strip().isdecimal() and len(number.strip()) <= 4 and int(number) <= 1024):
             raise ZTurboError(f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024.")
         patterns.append((GROUPS.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
     return patterns or [("*", rank)]
@@ -62,7 +62,7 @@ def read_layers(text: str) -> set[int] | None:
     layers: set[int] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = (part.strip() for part in word.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 999 or int(last or first) < int(first):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > 3 or int(last or first) < int(first):
             raise ZTurboError(f"layers: {word!r} is no layer number and no range. Write for example 0-9, 20.")
         layers.update(range(int(first), int(last or first) + 1))
     return layers or None
@@ -108,11 +108,17 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
     taken: dict[str, Difference] = {}
     for name, given in start.items():
         mine = lora[name]
-        if not (isinstance(given, Factors) and isinstance(mine, Factors)) or (given.magnitude is None) != (mine.magnitude is None):
-            raise LoraFileError(f"The LoRA to start from is a {form(given)}; this run trains a {form(mine)}. Choose the same network.")
+        if not (isinstance(given, Factors) and isinstance(mine, Factors)) or form(given) != form(mine):
+            raise LoraFileError(
+                f"The file to start from is a {form(given)}; this run trains a {form(mine)}. A run can start from a LoRA when it trains one, and from a DoRA when it trains one. Convert LoRA makes a LoRA of LoKr and LoHa."
+            )
+        if given.magnitude is not None and given.magnitude.shape[0] > 1:
+            raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
         if given.rank > mine.rank:
             raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
-        if given.shape != mine.shape or [t.shape for t in given.tensors.values()][2:] != [t.shape for t in mine.tensors.values()][2:]:
+        if given.magnitude is not None and given.magnitude.shape[0] != 1:
+            raise LoraFileError("The DoRA to start from has a length for each row; a run trains one for each column. It cannot be gone on from.")
+        if given.shape != mine.shape:
             raise LoraFileError(f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}.")
         A = torch.cat((given.A.float(), mine.A[given.rank :]))
         B = torch.cat((given.B.float() * (given.scale / mine.scale), mine.B[:, given.rank :]), dim=1)
@@ -144,5 +150,8 @@ def read_start(path, targets: list[Target]) -> dict[str, Difference]:
     """A LoRA file to go on from, of any dialect. Raises LoraFileError unless all of it is understood and fits."""
     file = lorafile.read(path)
     lorafile.need_all(file.factors, list(file.leftover), path.name)
+    outside = [name for name in file.factors if not name.startswith("layers.")]
+    if outside:
+        raise LoraFileError(f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), which a run here does not train. Choose another file to start from.")
     lorafile.check_fit(file.factors, targets, path.name)
     return file.factors

@@ -12,9 +12,9 @@ from .recipe import Optimizer
 # name -> (module, class, options beside learning rate and weight decay)
 KNOWN: dict[str, tuple[str, str, dict]] = {
     "adamw": ("torch.optim", "AdamW", {}),
-    "adafactor": ("torch.optim", "Adafactor", {}),
     "muon": ("torch.optim", "Muon", {"adjust_lr_fn": "match_rms_adamw"}),  # AdamW's learning rates fit
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
+    "adafactor": ("pytorch_optimizer", "AdaFactor", {"scale_parameter": False, "relative_step": False}),  # else B, which begins at 0, hardly moves
     "prodigy": ("pytorch_optimizer", "Prodigy", {"safeguard_warmup": True}),
     "schedule_free": ("pytorch_optimizer", "ScheduleFreeAdamW", {}),
     "lion": ("pytorch_optimizer", "Lion", {}),
@@ -29,7 +29,9 @@ def build(options: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Opt
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, OSError) as error:
-        package = PACKAGES.get(module, "torch")
+        if module not in PACKAGES:
+            raise TrainingError(f"The optimizer {options.name} is not in this PyTorch ({torch.__version__}); it came with 2.9. Choose adamw.") from error
+        package = PACKAGES[module]
         raise TrainingError(f"The optimizer {options.name} needs the package {package} ({error}). Install it into ComfyUI's Python (pip install {package}), or choose adamw.") from error
     return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, **more)
 

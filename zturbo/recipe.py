@@ -5,6 +5,8 @@ Frozen, so that nothing changes it in mid-run; written as TOML into the run fold
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,8 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "li
 NETWORKS = ("lora", "dora", "lokr", "loha")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ class Recipe:
     saving: Saving = field(default_factory=Saving)
 
     def __post_init__(self):
-        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, checkpoints_kept=self.saving.keep, rank=self.network.rank)
+        check_types(self)
+        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, keep=self.saving.keep, rank=self.network.rank)
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
         at_least(1, restarts=self.optimizer.restarts, accumulation=self.optimizer.accumulation)
@@ -150,6 +155,8 @@ class Recipe:
         above_zero(std=self.timesteps.std, huber_delta=self.loss.huber_delta)
         one_of(flow.DENSITIES, density=self.timesteps.density)
         one_of(OPTIMIZERS, optimizer=self.optimizer.name)
+        if self.optimizer.name == "prodigy" and self.optimizer.learning_rate < 0.01:
+            raise ZTurboError(f"learning_rate is {self.optimizer.learning_rate:g}, but prodigy finds its own rate and takes this as a factor on it. Set learning_rate to 1.")
         one_of(SCHEDULES, schedule=self.optimizer.schedule)
         one_of(("mse", "huber"), loss=self.loss.kind)
         one_of(flow.WEIGHTINGS, weighting=self.loss.weighting)
@@ -163,6 +170,9 @@ class Recipe:
         if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
             raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
         at_least(0, keep_tags=self.data.keep_tags)
+        at_least(0, preview_seed=self.previews.seed)
+        between(1, 1000, preview_steps=self.previews.steps)
+        between(16, 8192, preview_width=self.previews.width, preview_height=self.previews.height)
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
@@ -172,6 +182,39 @@ class Recipe:
             raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
+
+
+def check_types(settings, where: str = ""):
+    """Raise ZTurboError for a value of another type than its field's, and for a number that no file can hold."""
+    for one in dataclasses.fields(settings):
+        name, value = where + one.name, getattr(settings, one.name)
+        if dataclasses.is_dataclass(one.type):
+            if type(value) is not one.type:
+                raise ZTurboError(f"{name} is {shown(value)}; it must be a section, [{name}], with keys of its own.")
+            check_types(value, f"{name}.")
+        elif one.type not in KINDS:
+            if not (isinstance(value, (tuple, list)) and all(isinstance(word, str) for word in value)):
+                raise ZTurboError(f"{name} is {shown(value)}; it must be a list of texts.")
+        elif not isinstance(value, (int, float) if one.type is float else one.type) or (isinstance(value, bool) and one.type is not bool):
+            raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]}.")
+        elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else abs(value) < 2**64):
+            raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]} of at most 64 bits, and finite.")
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ():
+            if not is_text(text):
+                raise ZTurboError(f"{name} is {shown(text)}; it has half a character in it (a cut emoji). Write it anew.")
+
+
+def is_text(text: str) -> bool:
+    """Can it be written into a file? Half of a surrogate pair cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def shown(value) -> str:
+    """A value as a sentence quotes it."""
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def at_least(low: float, **values):
@@ -199,13 +242,18 @@ def one_of(choices: tuple[str, ...], **values):
 
 
 def file_name(name: str) -> bool:
-    """True for one plain path component that every system accepts."""
-    return bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" for c in name)
+    """True for one plain path component that every system accepts, with an ending of 20 characters behind it."""
+    plain = bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" for c in name)
+    return plain and len(name.encode()) <= 200 and not DEVICES.fullmatch(name)
 
 
 def bad_name(name: str) -> str:
     """What is wrong with a name that cannot be a file name, or nothing."""
-    return "" if file_name(name) else f"The name {name!r} cannot be a file name. Use letters, digits, spaces and . _ - only, and start with a letter or digit."
+    return (
+        ""
+        if file_name(name)
+        else f"The name {name!r} cannot be a file name. Use up to 100 letters, digits, spaces and . _ - only, start with a letter or digit, and none of Windows' devices (con, nul, com1 …)."
+    )
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -218,35 +266,60 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(plain) + "\n"
 
 
+def teaches(recipe: Recipe) -> dict[str, object]:
+    """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with the same ones train the same LoRA."""
+    given, default = flat(recipe), flat(Recipe())
+    idle = ("name", "previews.", "saving.", "data.cache", "data.validation_every")
+    return {key: value for key, value in given.items() if value != default[key] and not key.startswith(idle)}
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """Dotted name -> value, over the whole recipe."""
+    found: dict[str, object] = {}
+    for name, value in dataclasses.asdict(recipe).items():
+        found |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def _toml(value) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, (bool, str)):
-        return json.dumps(value, ensure_ascii=False)  # JSON's escapes are TOML's
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, which has one more
     return repr(value)
 
 
 def from_toml(text: str) -> Recipe:
-    """The recipe that `to_toml` wrote. Raises ZTurboError for an unknown key."""
+    """The recipe that `to_toml` wrote. Raises ZTurboError for what is no TOML, an unknown key, and a value that is not allowed."""
     import tomllib  # Python 3.11
 
-    return _build(Recipe, tomllib.loads(text), "")
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ZTurboError(f"The recipe is not TOML ({error}). Mend that line, or take the recipe.toml of a run.") from error
+    return _build(Recipe, values, "")
 
 
 def _build(kind, values: dict, where: str):
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    known = {f.name: f.type for f in dataclasses.fields(kind)}
     for key in values:
         if key not in known:
             raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
-    nested = {"network": Network, "optimizer": Optimizer, "data": Data, "timesteps": Timesteps, "loss": Loss, "compute": Compute, "adapter": AdapterCourse, "previews": Previews, "saving": Saving}
     built = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            built[key] = _build(nested[key], value, f"{where}{key}.")
+        if isinstance(value, dict) and dataclasses.is_dataclass(known[key]):
+            built[key] = _build(known[key], value, f"{where}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool) and known[key] is float and abs(value) < 2**64:
+            built[key] = float(value)
         else:
             built[key] = tuple(value) if isinstance(value, list) else value
     return kind(**built)
 
 
 def read(path: Path) -> Recipe:
-    return from_toml(path.read_text(encoding="utf-8"))
+    """The recipe in a file. Raises ZTurboError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZTurboError(f"The recipe {path.name} cannot be read as UTF-8 text ({error}). Take the recipe.toml of a run.") from error
+    return from_toml(text)

@@ -7,11 +7,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from . import checkpoint, files, lorafile
 from . import recipe as recipes
@@ -20,6 +22,8 @@ from .errors import CheckpointError, LoraFileError, ZTurboError
 log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, LORA = "recipe.toml", "events.jsonl", "previews", "checkpoints", "lora.safetensors"
 STOP, SAVE = "stop", "save"
+STEPS = "ss_steps"  # of a LoRA's metadata
+SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
 
 
 class RunFolder:
@@ -32,7 +36,7 @@ class RunFolder:
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
-        self.saved_steps = 0  # what the LoRA file on the disk has learnt
+        self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
 
@@ -45,18 +49,20 @@ class RunFolder:
             (run.path / PREVIEWS).mkdir()
             run.checkpoints.mkdir()
         except OSError as error:
-            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. Free some room or make the output folder writable.") from error
+            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. {files.advice(error)}") from error
         return run
 
-    def recipe(self) -> str:
-        """The recipe's TOML, or nothing."""
-        try:
-            return (self.path / RECIPE).read_text(encoding="utf-8")
-        except OSError:
-            return ""
+    def keep_recipe(self, recipe: recipes.Recipe):
+        """Write down the settings of a run that is taken up: previews and saving may be others than before."""
+        with contextlib.suppress(OSError):
+            files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
 
     def checkpoint(self, state: checkpoint.State, keep: int):
-        """Save everything of this moment; then, once the new file is proven whole, all but the newest `keep` go. A disk that refuses is said and never ends a run."""
+        """Save everything of this moment; then, once the new file is proven whole, all go but the newest `keep`, and one or two to fall back on.
+
+        Of each hundred of steps behind, the last checkpoint in it stays until it is SAFE steps old and a younger one is too.
+        A disk that refuses is said and never ends a run.
+        """
         try:
             with contextlib.suppress(OSError), open(self.events, "rb") as log_file:
                 os.fsync(log_file.fileno())  # what the checkpoint knows, the log knows
@@ -65,13 +71,18 @@ class RunFolder:
             log.error("%s", error)
             self.refused = str(error)
             return
-        for old in self.checkpoint_files()[keep:]:
-            with contextlib.suppress(OSError):
-                old.unlink()
+        written = self.checkpoint_files()
+        whole = state.step // SAFE * SAFE
+        safe = [next((path for path in written if step_of(path) <= limit), None) for limit in (whole, whole - SAFE)]
+        for old in written[keep:]:
+            if old not in safe:
+                with contextlib.suppress(OSError):
+                    old.unlink()
 
     def checkpoint_files(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.checkpoints.glob("step_*.safetensors"), reverse=True)
+        steps = {path: re.fullmatch("step_([0-9]{1,18})", path.stem) for path in self.checkpoints.glob("step_*.safetensors") if path.is_file()}
+        return sorted((path for path, step in steps.items() if step), key=step_of, reverse=True)
 
     def adopt(self, checkpoint_file: Path):
         """Begin where another run's checkpoint ends: with a copy of it, and of that run's log. Raises ZTurboError."""
@@ -95,12 +106,12 @@ class RunFolder:
     def forget_checkpoints(self, after: int):
         """Delete the checkpoints behind a step: they have learnt what is to be undone."""
         for path in self.checkpoint_files():
-            if int(path.stem.removeprefix("step_")) > after:
+            if step_of(path) > after:
                 path.unlink(missing_ok=True)
 
     def rewind(self, step: int):
         """Forget what was logged after `step`: it will be done again, to the same bits."""
-        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") not in ("validation", "note"))]
+        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") != "validation")]
         with contextlib.suppress(OSError):
             files.write(self.events, "".join(json.dumps(event) + "\n" for event in kept).encode())
         self.save_now.unlink(missing_ok=True)
@@ -118,7 +129,7 @@ class RunFolder:
     def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
         """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""
         try:
-            lorafile.write(self.lora, state, metadata)
+            lorafile.write(self.lora, state, metadata | {STEPS: str(steps)})
             self.saved_steps, self.refused = steps, ""
         except LoraFileError as error:
             log.error("%s", error)
@@ -144,6 +155,19 @@ class RunFolder:
         return path
 
 
+def step_of(checkpoint_file: Path) -> int:
+    return int(checkpoint_file.stem.removeprefix("step_"))
+
+
+def steps_of(lora: Path) -> int:
+    """Steps that a LoRA file says it has been trained for; 0 for none."""
+    try:
+        with safe_open(lora, "pt") as opened:
+            return int((opened.metadata() or {}).get(STEPS, 0))
+    except (OSError, SafetensorError, ValueError):
+        return 0
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -157,16 +181,45 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def read_events(path: Path) -> list[dict]:
-    """The events of a run, oldest first; a line that was cut off is left out."""
+    """The events of a run, oldest first; a line that was cut off or is damaged is left out."""
     if not path.is_file():
         return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+    found = map(_event, path.read_bytes().split(b"\n"))
+    return [event for event in found if event is not None]
+
+
+def _event(line: bytes) -> dict | None:
+    """The event of a line, or None where it is none."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not all(key not in FIELDS or FIELDS[key](value) for key, value in event.items()):
+        return None
+    needed = NEEDED.get(event.get("event"), ()) + (("step", "seconds") if "loss" in event else ())
+    return event if all(key in event for key in needed) else None
+
+
+def _is_count(value) -> bool:
+    return type(value) is int
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
+def _is_text(value) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# What others rely on in an event: kinds of fields, and the fields that a kind of event must have
+FIELDS = {
+    **dict.fromkeys(("loss", "seconds", "trained", "held_out"), _is_number),
+    **dict.fromkeys(("step", "total", "saved"), _is_count),
+    **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
+    "teaches": lambda value: isinstance(value, dict),
+}
+NEEDED: dict[str | None, tuple[str, ...]] = {"note": ("text",), "end": ("how",), "validation": ("step", "held_out", "trained")}
 
 
 def how_ended(folder: Path) -> str | None:
@@ -174,16 +227,20 @@ def how_ended(folder: Path) -> str | None:
     return next((event["how"] for event in reversed(read_events(folder / EVENTS)) if event.get("event") == "end"), None)
 
 
-def inputs_of(folder: Path) -> str | None:
-    """The digest of what a run was given beside its recipe."""
-    return next((event.get("inputs") for event in read_events(folder / EVENTS) if event.get("event") == "start"), None)
+def start_of(folder: Path) -> dict:
+    """The newest start event: what the run was last begun or taken up with."""
+    return newest_start(read_events(folder / EVENTS))
+
+
+def newest_start(events: list[dict]) -> dict:
+    return next((event for event in reversed(events) if event.get("event") == "start"), {})
 
 
 def summary(folder: Path, points: int) -> dict:
     """What the panel needs to redraw a run: total steps, the curve in at most `points` points, validations, notes, newest previews, its end event."""
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
-    start = next((event for event in events if event.get("event") == "start"), {})
+    start = newest_start(events)
     end = next((event for event in events if event.get("event") == "end"), {})
     thin = max(1, -(-len(steps) // points))
     return {
@@ -191,7 +248,7 @@ def summary(folder: Path, points: int) -> dict:
         "total": start.get("total", 0),
         "adapter": start.get("adapter", ""),
         "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
-        "looks": [event for event in events if event.get("event") == "validation"],
+        "looks": [{key: event[key] for key in ("event", "step", "held_out", "trained")} for event in events if event.get("event") == "validation"],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
         "files": newest_previews(folder),
         "how": end.get("how"),
@@ -207,9 +264,15 @@ def newest_previews(folder: Path) -> list[str]:
 
 def request_save(folder: Path):
     """Ask the run in this folder to save after its current step."""
-    (folder / SAVE).touch()
+    _put(folder / SAVE)
 
 
 def request_stop(folder: Path):
     """Ask the run in this folder to stop after its current step and keep what it has."""
-    (folder / STOP).touch()
+    _put(folder / STOP)
+
+
+def _put(sign: Path):
+    """An empty file, here and not where a link may lead."""
+    with contextlib.suppress(FileExistsError), open(sign, "x"):
+        pass

@@ -39,8 +39,8 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]
 
-    def encode(self, dataset: Dataset, captions: Captions) -> Encoded:
-        """Latents of the pictures, lengths of the captions. Keeps the captions themselves."""
+    def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None]) -> Encoded:
+        """Latents of the pictures. Keeps the captions. check: called between two pictures; may raise."""
         ...
 
     def start(self) -> Lora | None:
@@ -104,7 +104,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Batches:
-    """Which pictures a step sees. Every epoch shows each picture once; a batch is of one shape and one caption length."""
+    """Which pictures a step sees. Every epoch shows each picture once; a batch is of one shape."""
 
     groups: tuple[tuple[int, ...], ...]  # picture numbers that may share a batch
     size: int
@@ -113,6 +113,13 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         return sum(math.ceil(len(group) / self.size) for group in self.groups)
+
+    def note(self) -> str:
+        """A sentence where shapes keep batches from being full, or nothing."""
+        short = sum(len(group) % self.size > 0 for group in self.groups)
+        if not short or self.per_epoch == 1:
+            return ""
+        return f"{short} of {self.per_epoch} batches an epoch have fewer than {self.size} pictures: only pictures of one shape share a batch. Crop the pictures to fewer shapes for full ones."
 
     def at(self, step: int) -> tuple[int, ...]:
         """Picture numbers of step `step` (from 0)."""
@@ -169,24 +176,24 @@ class Pictures:
         return Batch(self.encoded.latents[number][:1], self.captions.of[number][:1], torch.ones(1), None)
 
 
-def pictures_of(recipe: Recipe, dataset: Dataset, host: Host) -> Pictures:
-    """Everything that steps are made of, encoded."""
+def pictures_of(recipe: Recipe, dataset: Dataset, host: Host, check: Callable[[], None] = lambda: None) -> Pictures:
+    """Everything that steps are made of, encoded. check: called between two pictures; may raise."""
     captions = dataset.captions()
-    encoded = host.encode(dataset, captions)
+    encoded = host.encode(dataset, captions, check)
     masks = [item.mask(recipe.data.outside) for item in dataset.items]
     views = [None if mask is None else torch.stack([mask, mask.flip(-1)][: len(encoded.latents[n])]) for n, mask in enumerate(masks)]
     held = dataset.held_out()
     repeats = [0 if n in held else item.repeats for n, item in enumerate(dataset.items)]
-    batches = Batches(group_pictures(encoded, captions, repeats), recipe.batch_size, recipe.seed)
+    batches = Batches(group_pictures(encoded, repeats), recipe.batch_size, recipe.seed)
     weight = [recipe.data.regularisation_weight if item.regularisation else 1.0 for item in dataset.items]
     return Pictures(encoded, captions, batches, views, [dataset.dropout(n) for n in range(len(dataset.items))], weight)
 
 
-def group_pictures(encoded: Encoded, captions: Captions, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Pictures of the same latent shape and caption length together: NextDiT has no caption mask. A picture stands there as often as it is shown in an epoch."""
+def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Pictures of the same latent shape together. A picture stands there as often as it is shown in an epoch."""
     groups: dict[tuple, list[int]] = {}
-    for number, (views, variants) in enumerate(zip(encoded.latents, captions.of)):
-        groups.setdefault((tuple(views.shape[1:]), encoded.lengths[variants[0]]), []).extend([number] * repeats[number])
+    for number, views in enumerate(encoded.latents):
+        groups.setdefault(tuple(views.shape[1:]), []).extend([number] * repeats[number])
     return tuple(tuple(groups[key]) for key in sorted(groups) if groups[key])
 
 
@@ -199,10 +206,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     the learning rate, once; then it raises LossError. Memory that runs out is answered once: with recomputation and one
     picture at a time. Stopping waits for the first step; a preview that cannot be drawn is said and costs nothing else.
     """
-    pictures = pictures_of(recipe, dataset, host)
-    state = begin(recipe, host, run)
+    state = begin(recipe, host, run)  # first: what is wrong with a recipe is said before pictures are encoded
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora, recipe.network.kind))
+    pictures = pictures_of(recipe, dataset, host, control.check)
+    if state.step == 0 and (note := pictures.batches.note()):
+        tell(run, control, 0, note)
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
@@ -240,9 +249,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         if preview_due(recipe, state):
                             break
             except LossError as error:
-                if state.setbacks:
+                spent = state.setbacks > 0
+                state = step_back(recipe, host, run, state, error)
+                if spent:
+                    run.save(state.step, state.shown(dtype), metadata)
                     raise
-                state = step_back(recipe, host, run, state, control, error)
+                tell(run, control, state.step, f"{error} Going back to step {state.step} with half the learning rate.")
                 continue
             except Exception as error:
                 out_of_memory = state.whole and host.out_of_memory(error)
@@ -255,6 +267,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
                 images = draw(host, state.shown(dtype), state.step, run, control) or images
+    except LossError:
+        raise  # the disk has what was good
     except BaseException:
         if state.losses and run.saved_steps < state.step and (state.whole or not run.saved_steps):
             try:
@@ -284,14 +298,12 @@ def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     return state
 
 
-def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control, error: LossError) -> State:
-    """The state of the last good checkpoint, or of the beginning, to go on from with half the learning rate."""
-    run.forget_checkpoints(after=state.step - 2 * WINDOW if math.isfinite(error.loss) else state.step)
-    failed = state.step + 1
+def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, error: LossError) -> State:
+    """The state of the last good checkpoint, or of the beginning, with half the learning rate; nothing later is left on the disk."""
+    run.forget_checkpoints(after=state.step - 2 * WINDOW if math.isfinite(error.loss) else state.step - 1)
     state = begin(recipe, host, run)
     state.setbacks += 1
     run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
-    tell(run, control, state.step, f"{error} Going back from step {failed} to step {state.step} with half the learning rate.")
     return state
 
 
@@ -313,7 +325,8 @@ def look(dataset: Dataset, pictures: Pictures, state: State, velocity: Velocity,
     if not held:
         return
     trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
-    found = {kind: fixed_loss(pictures, spread(numbers), velocity, device, seed) for kind, numbers in (("held_out", held), ("trained", trained))}
+    with state.as_shown():
+        found = {kind: fixed_loss(pictures, spread(numbers), velocity, device, seed) for kind, numbers in (("held_out", held), ("trained", trained))}
     event = {"event": "validation", "step": state.step, **found}
     run.event(**event)
     control.look(event)
@@ -374,7 +387,7 @@ def one_step(recipe: Recipe, pictures: Pictures, state: State, velocity: Velocit
     state.whole = False
     state.optimizer.step()
     if state.average:
-        torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - options.ema)
+        torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - min(options.ema, (1 + step) / (10 + step)))
     state.losses.append(value)
     state.whole = True
     seconds = time.perf_counter() - started
@@ -414,7 +427,7 @@ def piece_loss(recipe: Recipe, batch: Batch, eps: torch.Tensor, sigma: torch.Ten
     """[B] losses of pictures that go through the model at once."""
     v = velocity(flow.add_noise(batch.x0, eps, sigma), sigma, batch.captions, adapter)
     target = flow.velocity_target(batch.x0, eps)
-    if recipe.loss.guidance > 1:
+    if recipe.loss.guidance not in (0, 1):
         target = flow.guided_target(v, target, recipe.loss.guidance)
     weight = flow.loss_weight(recipe.timesteps.density, sigma, recipe.loss.weighting) * batch.weight
     delta = recipe.loss.huber_delta if recipe.loss.kind == "huber" else None

@@ -11,7 +11,7 @@ import torch
 from zturbo import dataset, flow, lorafile, lowrank, network
 from zturbo.errors import ModelError
 from zturbo.hosts import comfy_adapter, comfy_cache, comfy_draw, comfy_paths, comfy_tiny
-from zturbo.hosts.comfy import ComfyHost
+from zturbo.hosts.comfy import ComfyHost, repeatable
 from zturbo.recipe import AdapterCourse, Compute, Data, Network, Recipe
 
 
@@ -249,3 +249,25 @@ def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
         host.dit.cap_embedder[1].in_features = 64
     with pytest.raises(ModelError, match="not Z-Image"):
         comfy_adapter.diffusion_model(vae.patcher if hasattr(vae, "patcher") else vae)
+
+
+def test_repeatable_kernels_are_asked_for_on_a_gpu_and_the_flags_put_back():
+    flags = lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory)  # noqa: E731
+    before = flags()
+    with repeatable(torch.device("cuda")):
+        assert flags() == (True, True, False)
+    with repeatable(torch.device("cpu")):
+        assert flags() == before
+    assert flags() == before
+
+
+def test_a_run_is_carried_as_it_was_begun_and_wiring_mistakes_are_said(tiny):
+    model, clip, vae = tiny
+    host = ComfyHost(de_distilled(model), clip, vae, recipe("auto"))
+    digest, way = host.digest(), host.way
+    host.carry({"merged": "branch", "branch": "merged"}[way])
+    assert host.digest() == digest and host.warning() == ""
+    assert "no de-distill adapter on the model" in ComfyHost(model, clip, vae, recipe("auto")).warning()
+    assert ComfyHost(model, clip, vae, recipe("auto"), preview_model=model).warning() == ""
+    fading = replace(recipe("auto"), adapter=AdapterCourse(1.0, 0.5))
+    assert "no effect" in ComfyHost(model, clip, vae, fading, preview_model=model).warning()

@@ -100,6 +100,32 @@ def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     assert any(event.get("text", "").startswith({"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank") for event in events(run))
 
 
+def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
+    """Core does not read these names for Z-Image. The written file, and the LORA_MODEL handed on, give the pictures of the LoRA itself."""
+    ours = lorafile.read(comfy_tiny.ADAPTER).factors
+    kohya = {f"lora_unet_{name.replace('.', '_')}.{kind}": tensor for name, one in ours.items() for kind, tensor in (("lora_down.weight", one.A), ("lora_up.weight", one.B))}
+    loras = server.base / "models" / "loras"
+    save_file({key: tensor.clone() for key, tensor in kohya.items()}, loras / "kohya.safetensors")
+    lorafile.write(loras / "native.safetensors", lorafile.state_dict(ours, torch.bfloat16), {})
+
+    def convert(rank):
+        return prompts.node("ZTurboConvertLoRA", file="kohya.safetensors", name="foreign/converted", rank=rank, dtype="bf16", overwrite=False)
+
+    graph = {"load": prompts.load(), "convert": convert(0), "sample": prompts.sample(["lora", 0], prompt=PROMPT), "save": prompts.save_image(["sample", 0])}
+    graph["lora"] = prompts.node("LoraModelLoader", model=["load", 0], lora=["convert", 0], strength_model=1.0, bypass=False)
+    outputs = server.run(graph)
+    (text,) = outputs["convert"]["text"]
+    assert "lora_unet_… (kohya, musubi-tuner), 24 matrices" in text and "none: the same numbers" in text and "Saved converted.safetensors" in text
+    native = drawn_by_core(server, "native")
+    assert native == drawn_by_core(server, "foreign/converted") == picture_files(server, outputs, "save")[0] != drawn_by_core(server, "kohya")
+    graph["convert"] = convert(2)
+    (text,) = server.run(graph)["convert"]["text"]
+    assert "rank 2, bf16" in text and "of the whole" in text and "Saved converted_2.safetensors" in text
+    assert lorafile.read(loras / "foreign" / "converted_2.safetensors").ranks == [2]
+    graph["convert"]["inputs"]["name"] = "../evil"
+    assert "cannot be a LoRA file's" in failure(server, graph)
+
+
 def test_a_run_starts_from_a_lora_of_another_trainer(server):
     """A kohya file (lora_down, lora_up, alpha, flat names): the first loss is that LoRA's."""
     run = train_and_save(server, "begin_half", steps=5, preview_prompts="", learning_rate=1e-2)
@@ -300,6 +326,47 @@ def test_cancelled_and_queued_again_is_the_run_that_was_never_cancelled(server):
     assert [(e["step"], e["loss"]) for e in events(run) if "loss" in e] == [(e["step"], e["loss"]) for e in events(other) if "loss" in e]
 
 
+def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(server):
+    settings = dict(steps=300, learning_rate=1e-3, preview_prompts="")
+    prompt_id = server.queue(prompts.training(name="again", **settings))
+    run = wait_for_step(server, "again", 30)
+    server.post("/interrupt", {})
+    assert dev.error_message(server.wait(prompt_id)) == "interrupted"
+    at = max(event["step"] for event in events(run) if "loss" in event)
+    graph = prompts.training(name="again", **{**settings, "preview_prompts": PROMPT, "preview_every": 150})
+    graph["saving"] = prompts.node("ZTurboSavingOptions", every=100, keep=1, dtype="fp32")
+    graph["train"]["inputs"]["saving_options"] = ["saving", 0]
+    prompt_id = server.queue(graph)
+    wait_for_step(server, "again", at + 5)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipe.read(run / "recipe.toml").previews.prompts == (PROMPT,)
+    server.run(prompts.training(name="again", **{**settings, "steps": 3, "learning_rate": 2e-3}))
+    other = server.base / "output" / "zturbo" / "again_2"
+    (note,) = [event["text"] for event in events(other) if "which was cut off" in event.get("text", "")]
+    assert "other settings (optimizer.learning_rate, steps)" in note
+
+
+def test_a_continued_run_that_is_cut_off_goes_on_and_shows_its_own_total(server):
+    settings = dict(preview_prompts="", learning_rate=1e-3)
+    server.run(prompts.training(name="base", steps=6, **settings))
+    longer = prompts.training(name="stretched", steps=300, resume="base", **settings)
+    prompt_id = server.queue(longer)
+    run = wait_for_step(server, "stretched", 30)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert server.get("/zturbo/run?name=stretched")["total"] == 300
+    prompt_id = server.queue(longer)
+    deadline = time.monotonic() + 60
+    while sum(event.get("event") == "start" for event in events(run)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    server.post("/interrupt", {})
+    server.wait(prompt_id)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("stretched*")] == ["stretched"]
+    starts = [event for event in events(run) if event.get("event") == "start"]
+    assert [start["source"] for start in starts] == ["", "base/step_000006", "base/step_000006"]
+
+
 def test_resume_new_and_from_a_named_checkpoint(server):
     settings = dict(preview_prompts="", learning_rate=1e-3)
     server.run(prompts.training(name="first", steps=6, **settings))
@@ -341,8 +408,8 @@ def test_save_lora_counts_up_and_keeps_the_metadata(server):
 
 @pytest.mark.parametrize("change, sentence", [
     (lambda g: g.update(dataset=prompts.dataset("nowhere")), "does not exist"),
-    (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input folder"),
-    (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input folder"),
+    (lambda g: g.update(dataset=prompts.dataset("../../etc")), "not inside ComfyUI's input or output folder"),
+    (lambda g: g.update(dataset=prompts.dataset("/etc")), "not inside ComfyUI's input or output folder"),
     (lambda g: g["train"]["inputs"].update(name="../evil"), "cannot be a file name"),
     (lambda g: g["dataset"]["inputs"].update(trigger=""), "no trigger word"),
     (lambda g: g.update(adapter=prompts.adapter(["load", 0], "-1 restore")), "carries no adapter"),

@@ -134,14 +134,15 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     canvas.wait_step(12)
     canvas.wait_preview()
     assert canvas.curve() >= 10 and canvas.looks() >= 3
-    assert canvas.page.locator(".zturbo-adapter").first.text_content().startswith("LoRA of rank 8: ")
+    assert canvas.page.locator(".zturbo-notice").first.text_content().startswith("LoRA of rank 8: ")
     canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
     canvas.open()
     canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
     canvas.wait_step(13)
     canvas.wait_preview()
     assert canvas.curve() >= 12 and canvas.looks() >= 4  # also what ran before the reload
-    assert "De-distill adapter" in canvas.page.locator(".zturbo-adapter").first.get_attribute("title")
+    assert "De-distill adapter" in canvas.page.locator(".zturbo-line").first.text_content()
+    assert "LoRA of rank 8" in canvas.page.locator(".zturbo-notice").first.get_attribute("title")
     canvas.page.locator(".zturbo-save").first.evaluate("(button) => button.click()")
     checkpoints = server.base / "output" / "zturbo" / name / "checkpoints"
     deadline = time.monotonic() + 60

@@ -1,11 +1,14 @@
 """Latents and text features on the disk: found again, made again when damaged, shared by runs at once."""
 
-import threading
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from zturbo.cache import Cache
+from zturbo.cache import key as cache_key
 
 VALUE = torch.randn(3, 4)
 
@@ -42,18 +45,23 @@ def test_without_a_folder_or_without_room_everything_is_made(tmp_path, monkeypat
     assert torch.equal(Cache(tmp_path / "file" / "cache").get(("a",), lambda: VALUE), VALUE)
 
 
-def test_two_runs_at_once(tmp_path):
-    wrong = []
+def test_many_runs_at_once(tmp_path):
+    def run(_):
+        return all(torch.equal(Cache(tmp_path).get((n,), lambda n=n: VALUE + n), VALUE + n) for n in range(40))
 
-    def run():
-        for n in range(40):
-            got = Cache(tmp_path).get((n,), lambda n=n: VALUE + n)
-            if not torch.equal(got, VALUE + n):
-                wrong.append(n)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(8)))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 40 and not list(tmp_path.glob("*.part"))
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(list(tmp_path.glob("*.safetensors"))) == 40 and not list(tmp_path.glob("*.part"))
+
+def test_what_nobody_used_for_long_goes(tmp_path):
+    for n in range(3):
+        Cache(tmp_path).get((n,), lambda: VALUE)
+    (tmp_path / "x.1.part").write_bytes(b"half")
+    for path, days in zip(sorted(tmp_path.glob("*.safetensors")), (61, 59, 61)):
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    os.utime(tmp_path / "x.1.part", (0, 0))
+    first = next(n for n in range(3) if (tmp_path / f"{cache_key((n,))}.safetensors").stat().st_mtime < time.time() - 60 * 86400)
+    Cache(tmp_path).get((first,), never)  # used today
+    Cache(tmp_path).tidy()
+    assert len(list(tmp_path.iterdir())) == 2

@@ -10,15 +10,15 @@ from zturbo.dataset import Captions, Encoded
 from zturbo.recipe import Recipe
 
 
-def made_of(captions, lengths, views=1, repeats=None, size=2, dropout=0.0, masks=None, weight=1.0):
-    encoded = Encoded([torch.stack([torch.full((16, 2, 2), 10.0 * n + view) for view in range(views)]) for n in range(len(captions.of))], lengths)
-    groups = trainer.group_pictures(encoded, captions, repeats or [1] * len(captions.of))
+def made_of(captions, views=1, repeats=None, size=2, dropout=0.0, masks=None, weight=1.0):
+    encoded = Encoded([torch.stack([torch.full((16, 2, 2), 10.0 * n + view) for view in range(views)]) for n in range(len(captions.of))])
+    groups = trainer.group_pictures(encoded, repeats or [1] * len(captions.of))
     count = len(captions.of)
     return trainer.Pictures(encoded, captions, trainer.Batches(groups, size, 0), masks or [None] * count, [dropout] * count, [weight] * count)
 
 
 def test_repeats_show_a_picture_that_often_an_epoch():
-    pictures = made_of(Captions(("a",), ((0,),) * 3, None), [32], repeats=[1, 5, 2], size=1)
+    pictures = made_of(Captions(("a",), ((0,),) * 3, None), repeats=[1, 5, 2], size=1)
     assert pictures.batches.per_epoch == 8
     for epoch in range(3):
         shown = Counter(n for place in range(8) for n in pictures.batches.at(8 * epoch + place))
@@ -27,13 +27,13 @@ def test_repeats_show_a_picture_that_often_an_epoch():
 
 def test_captions_are_dropped_a_picture_at_a_time_at_the_given_rate():
     captions = Captions(("zvk", "zvk, a"), ((1,),) * 4, 0)
-    chosen = [caption for place in range(1000) for caption in made_of(captions, [32, 64], dropout=0.25).at(Recipe(), place).captions]
+    chosen = [caption for place in range(1000) for caption in made_of(captions, dropout=0.25).at(Recipe(), place).captions]
     assert abs(chosen.count(0) / 2000 - 0.25) < 0.04
-    assert all(made_of(captions, [32, 64]).at(Recipe(), place).captions == (1, 1) for place in range(50))
+    assert all(made_of(captions).at(Recipe(), place).captions == (1, 1) for place in range(50))
 
 
 def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
-    pictures = made_of(Captions(("a", "b", "c"), ((0, 1, 2), (2, 1)), None), [32] * 3, views=2)
+    pictures = made_of(Captions(("a", "b", "c"), ((0, 1, 2), (2, 1)), None), views=2)
     given = Recipe()
     first = [pictures.at(given, place) for place in range(400)]
     again = [pictures.at(given, place) for place in range(400)]
@@ -45,11 +45,11 @@ def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
 
 def test_masks_follow_their_pictures_and_views_and_weights_their_pictures():
     mask = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1.5)])
-    pictures = made_of(Captions(("a",), ((0,), (0,)), None), [32], views=2, masks=[None, mask], weight=0.3)
+    pictures = made_of(Captions(("a",), ((0,), (0,)), None), views=2, masks=[None, mask], weight=0.3)
     for place in range(20):
         batch = pictures.at(Recipe(), place)
         assert batch.weight.tolist() == pytest.approx([0.3, 0.3])
         for x0, given in zip(batch.x0, batch.mask):
             number, view = divmod(int(x0[0, 0, 0]), 10)
             assert (given == (1.0 if number == 0 else mask[view])).all()
-    assert made_of(Captions(("a",), ((0,), (0,)), None), [32]).at(Recipe(), 0).mask is None
+    assert made_of(Captions(("a",), ((0,), (0,)), None)).at(Recipe(), 0).mask is None

@@ -12,9 +12,9 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, recipe
 
-from zturbo import checkpoint, runfolder, trainer
+from zturbo import checkpoint, lowrank, runfolder, trainer
 from zturbo.errors import CheckpointError
-from zturbo.recipe import Network, Saving
+from zturbo.recipe import Network, Optimizer, Saving
 from zturbo.runfolder import RunFolder
 
 
@@ -213,3 +213,59 @@ def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, content):
     (tmp_path / "step_000001.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError):
         checkpoint.read(tmp_path / "step_000001.safetensors")
+
+
+def test_a_file_has_the_same_bytes_each_time(tmp_path):
+    state, words = {"b": torch.arange(3.0), "a": torch.ones(2)}, {f"key {n}": f'wörd {n} / \\ " \n' for n in range(20)}
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    from zturbo import lorafile
+
+    made = {lorafile.write(tmp_path / f"{n}.safetensors", state, words).read_bytes() for n in range(8)}
+    assert len(made) == 1
+    assert all(torch.equal(load_file(tmp_path / "0.safetensors")[key], state[key]) for key in state)
+    with safe_open(tmp_path / "0.safetensors", "pt") as opened:
+        assert opened.metadata() == {"format": "pt", **words}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"optimizer": Optimizer(name="lion")}, "another optimizer class: it has AdamW, this run Lion"),
+        ({"optimizer": Optimizer(ema=0.9)}, "another moving average"),
+        ({"network": Network(4, 8)}, "another scale"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_name(whole, tmp_path, changes, words):
+    run = RunFolder.new(tmp_path, run_recipe())
+    run.adopt(whole[1].checkpoint_files()[0])
+    with pytest.raises(CheckpointError, match=words):
+        train(run, run_recipe(**changes))
+
+
+def test_a_continued_run_has_its_own_weight_decay(whole, tmp_path):
+    run = RunFolder.new(tmp_path, run_recipe())
+    run.adopt(whole[1].checkpoint_files()[0])
+    longer = {"steps": 20}
+    plain = train(run, run_recipe(**longer))
+    run = RunFolder.new(tmp_path, run_recipe())
+    run.adopt(whole[1].checkpoint_files()[0])
+    decayed = train(run, run_recipe(**longer, optimizer=Optimizer(learning_rate=1e-2, weight_decay=0.5)))
+    norm = lambda result: sum(tensor.norm().item() for tensor in result.state.values())  # noqa: E731
+    assert norm(decayed) < 0.98 * norm(plain)
+
+
+def test_an_opened_folder_knows_what_its_lora_has_learnt(whole):
+    assert RunFolder(whole[1].path).saved_steps == 12 and RunFolder(whole[1].path / "nowhere").saved_steps == 0
+
+
+def test_validation_looks_at_the_moving_average_and_changes_nothing(whole):
+    result, run = whole
+    state = trainer.begin(run_recipe(optimizer=Optimizer(learning_rate=1e-2, ema=0.9)), LinearHost(), RunFolder.new(run.path.parent, run_recipe(name="x")))
+    for tensor in lowrank.parameters(state.average):
+        tensor.fill_(0.25)
+    before = [tensor.detach().clone() for tensor in lowrank.parameters(state.lora)]
+    with state.as_shown():
+        assert all((tensor == 0.25).all() for tensor in lowrank.parameters(state.lora))
+    assert all(torch.equal(tensor, old) for tensor, old in zip(lowrank.parameters(state.lora), before))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zturbo import dataset, flow, lorafile, lowrank, runfolder, trainer
-from zturbo.dataset import Captions, Encoded
+from zturbo.dataset import Encoded
 from zturbo.errors import LossError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps
@@ -49,8 +49,9 @@ class LinearHost:
     def memory(self):
         return 0.5
 
-    def encode(self, _dataset, captions):
-        return Encoded([latent[None] for latent in self.latents], [8] * len(captions.texts))
+    def encode(self, _dataset, _captions, check):
+        check()
+        return Encoded([latent[None] for latent in self.latents])
 
     @contextmanager
     def training(self, lora):
@@ -220,19 +221,34 @@ def test_a_loss_that_is_no_number_goes_back_once_with_half_the_learning_rate(tmp
     result = trainer.train(given, PICTURES, host, run, Nobody(), {})
     steps = [(event["step"], event["lr"]) for event in runfolder.read_events(run.events) if "loss" in event]
     assert steps == [(n, 1e-2 if n <= 8 else 5e-3) for n in range(1, 21)]
-    assert "Going back from step 11 to step 8" in notes(run, "nan")[0]["text"]
+    assert "Going back to step 8" in notes(run, "nan")[0]["text"]
     assert result.steps == 20 and all(torch.isfinite(value).all() for value in result.state.values())
 
 
-def test_a_loss_that_is_no_number_twice_stops_before_it_spoils_the_lora(tmp_path):
-    host = LinearHost()
-    host.fail_at = (4, 8)
-    run = RunFolder.new(tmp_path, recipe())
-    with pytest.raises(LossError, match="nan at step 4; training was stopped before"):
-        trainer.train(recipe(), PICTURES, host, run, Nobody(), {})
-    whole, _, _, _ = go(tmp_path, recipe(steps=3, optimizer=Optimizer(learning_rate=5e-3)))
-    saved = load_file(run.lora)
-    assert all(torch.equal(saved[key], whole.state[key]) for key in saved)
+def test_a_loss_that_is_no_number_twice_stops_and_leaves_what_was_good(tmp_path):
+    host, given = LinearHost(), recipe(saving=Saving(4, 2, "fp32"))
+    host.fail_at = (11, 17)
+    run = RunFolder.new(tmp_path, given)
+    with pytest.raises(LossError, match="training was stopped before"):
+        trainer.train(given, PICTURES, host, run, Nobody(), {})
+    assert [path.stem for path in run.checkpoint_files()] == ["step_000012", "step_000008"] and run.saved_steps == 12
+    kept, known = load_file(run.lora), run.newest_checkpoint()[0]
+    assert all(torch.equal(kept[f"diffusion_model.layers.0.feed_forward.w1.{part}"], known[f"lora.layers.0.feed_forward.w1.{part}"]) for part in ("lora_A.weight", "lora_B.weight"))
+    assert "The LoRA of step 12 is saved" in RunFolder(run.path).kept()
+
+
+def test_no_number_right_behind_a_checkpoint_goes_back_one_further(tmp_path):
+    host, given = LinearHost(), recipe(steps=20, saving=Saving(4, 3, "fp32"))
+    host.fail_at = (9,)
+    run = RunFolder.new(tmp_path, given)
+    trainer.train(given, PICTURES, host, run, Nobody(), {})
+    assert "Going back to step 4" in notes(run, "nan")[0]["text"]
+
+
+def test_one_checkpoint_from_before_an_explosion_always_stays(tmp_path):
+    given = recipe(steps=260, saving=Saving(10, 1, "fp32"))
+    _, run, _, _ = go(tmp_path, given)
+    assert [path.stem for path in run.checkpoint_files()] == ["step_000260", "step_000200", "step_000100"]
 
 
 def test_an_explosion_is_told_from_noise():
@@ -251,7 +267,7 @@ def test_an_explosion_goes_back_before_it_began(tmp_path):
     given = recipe(steps=320, saving=Saving(40, 9, "fp32"))
     run = RunFolder.new(tmp_path, given)
     trainer.train(given, PICTURES, Exploding(), run, Nobody(), {})
-    assert "Going back from step 250 to step 120" in notes(run, "more than 5 times")[0]["text"]
+    assert "Going back to step 120" in notes(run, "more than 5 times")[0]["text"]
     assert [event["step"] for event in runfolder.read_events(run.events) if "loss" in event] == list(range(1, 321))
 
 
@@ -327,14 +343,15 @@ def test_regularisation_pictures_and_masks_weigh_the_loss():
 
 
 def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
-    encoded = Encoded([torch.zeros(1, *SHAPES[i % 2]) for i in range(7)], [8, 40])
-    groups = trainer.group_pictures(encoded, Captions(("a", "long"), ((0,),) * 6 + ((1,),), None), [1] * 7)
+    encoded = Encoded([torch.zeros(1, *SHAPES[i % 2]) for i in range(7)])
+    groups = trainer.group_pictures(encoded, [1] * 7)
     batches = trainer.Batches(groups, 2, seed=3)
     for epoch in range(3):
         shown = [batches.at(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
         assert sorted(n for batch in shown for n in batch) == list(range(7))
         for batch in shown:
-            assert len({(n % 2, n == 6) for n in batch}) == 1
+            assert len({n % 2 for n in batch}) == 1
+    assert batches.note().startswith("1 of 4 batches an epoch have fewer than 2 pictures") and trainer.Batches(((0, 1), (2, 3)), 2, 0).note() == ""
     assert [batches.at(i) for i in range(4)] != [batches.at(i + batches.per_epoch) for i in range(4)]
 
 

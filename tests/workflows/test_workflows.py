@@ -13,7 +13,7 @@ from PIL import Image
 import dev
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
-NAMES = ["adapter_plus_zero_minus", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one"]
+NAMES = ["adapter_plus_zero_minus", "convert_lora", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one"]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
 SMALL = {"width": 64, "height": 64, "preview_width": 64, "preview_height": 64, "resolution": 128, "steps": 3, "preview_every": 2, "folder": "bundled: smiley", "batch_size": 1}
 
@@ -53,12 +53,13 @@ def test_the_frontend_can_offer_every_download(name):
 def test_every_node_of_the_pack_is_in_a_workflow():
     used = {node["type"] for name in NAMES for node in load(name)["nodes"]}
     ours = {path.stem for path in (dev.ROOT / "js" / "docs").glob("*.md")}
-    assert len(ours) == 11 and ours <= used
+    assert len(ours) == 12 and ours <= used
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_on_the_real_server(server, name):
-    (server.base / "models" / "loras" / ADAPTER).write_bytes((dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
+    for file in (ADAPTER, "my_lora.safetensors"):
+        (server.base / "models" / "loras" / file).write_bytes((dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
     prompt = dev.to_prompt(load(name), server.get("/object_info"))
     for node in prompt.values():
         inputs = node["inputs"]

@@ -1,9 +1,11 @@
 """The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import comfy.ops
@@ -13,6 +15,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+import torch.utils.deterministic
 
 from .. import lorafile, lowrank, network
 from ..cache import Cache
@@ -38,13 +41,14 @@ class ComfyHost:
         self.dtype = COMPUTE[recipe.compute.dtype]
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
-        beside = recipe.network.kind == "dora" or (recipe.adapter.start, recipe.adapter.end) != (1, 1)
-        self.way = choose_way(model, "branch" if beside else recipe.compute.adapter)
-        self.model = comfy_adapter.without_adapter(model) if self.way == "branch" else model.clone()
+        self.given = model
+        beside = recipe.network.kind == "dora" or self.fades()
+        self.carry(choose_way(model, "branch" if beside else recipe.compute.adapter))
+        self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
         self.features: list[torch.Tensor] = []  # one a caption
-        self.captions: list[torch.Tensor] = []  # `features` as the layers see them, once they were needed
+        self.captions: dict[int, torch.Tensor] = {}  # `features` as the layers see them, once they were needed
         self.image_tokens = 0  # of the largest picture
         self.cache = Cache(comfy_paths.cache() if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
@@ -52,12 +56,26 @@ class ComfyHost:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
+    def fades(self) -> bool:
+        return (self.recipe.adapter.start, self.recipe.adapter.end) != (1, 1)
+
+    def carry(self, way: str):
+        """Carry the adapter as a branch, or merged into the weights."""
+        self.way = way
+        self.model = comfy_adapter.without_adapter(self.given) if way == "branch" else self.given.clone()
+
+    def warning(self) -> str:
+        """What about the wiring is probably not meant, or nothing."""
+        if self.straight:
+            return "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
+        return "" if self.tag is not None or not self.fades() else "The adapter schedule has no effect: there is no adapter on the model."
+
     def digest(self) -> str:
         """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
-        carried = None if self.tag is None else (self.tag.sha256, self.tag.net, self.way)
+        carried = None if self.tag is None else (self.tag.sha256, self.tag.net)
         dtypes = [str(module.weight.dtype) for module in comfy_adapter.linears(self.dit).values()]
         start = "" if not self.recipe.network.start else lorafile.read(comfy_paths.lora_file(self.recipe.network.start)).sha256
-        return comfy_cache.fingerprint(self.model, (carried, dtypes, start))[:32]
+        return comfy_cache.fingerprint(comfy_adapter.without_adapter(self.given), (carried, dtypes, start))[:32]
 
     def describe(self) -> str:
         """One line for the log: what training runs on."""
@@ -67,17 +85,22 @@ class ComfyHost:
         fades = "" if (course.start, course.end) == (1, 1) else f", times {course.start:g} at the first step and {course.end:g} at the last"
         return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}."
 
-    def encode(self, dataset: Dataset, captions: Captions) -> Encoded:
+    def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
+        self.features, latents = [], []
         with torch.no_grad():
             text_encoder, autoencoder = comfy_cache.of_clip(self.clip), comfy_cache.of_vae(self.vae)
-            self.features = [self._features(text_encoder, text) for text in captions.texts]
+            for text in captions.texts:
+                check()
+                self.features.append(self._features(text_encoder, text))
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
-            latents = [self._views(autoencoder, item.pixels(), dataset.options.flip) for item in dataset.items]
+            for item in dataset.items:
+                check()
+                latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
+        self.cache.tidy()
         log.info("%s", self.cache.report())
         self.image_tokens = max(views.shape[2] * views.shape[3] for views in latents) // self.dit.patch_size**2
-        block = self.dit.pad_tokens_multiple
-        return Encoded(latents, [-(-features.shape[1] // block) * block for features in self.features])
+        return Encoded(latents)
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
@@ -131,18 +154,23 @@ class ComfyHost:
             linears = stack.enter_context(self._loaded(self._room(lora)))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
+            stack.enter_context(repeatable(self.device))
             if adapter:
                 branches.insert(0, adapter)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
             if not self.captions:
                 with torch.no_grad():
-                    self.captions = [comfy_forward.refine_caption(self.dit, f.to(self.device, self.dtype)).cpu() for f in self.features]
+                    self.captions = {n: self._refined(n) for n in range(len(self.features))}
 
             def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
                 if adapter:
                     branches[0] = {name: replace(f, scale=f.scale * factor) for name, f in adapter.items()} if factor != 1 else adapter
-                return self._velocity(x, sigma, numbers)
+                captions = self.captions
+                if factor != 1 and any(name.startswith("context_refiner.") for name in adapter):
+                    with torch.no_grad():
+                        captions = {n: self._refined(n) for n in set(numbers)}
+                return self._velocity(x, sigma, numbers, captions)
 
             yield velocity
 
@@ -156,15 +184,18 @@ class ComfyHost:
             comfy.model_management.load_models_gpu([self.model], memory_required=room)
             yield {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
 
-    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...]) -> torch.Tensor:
+    def _refined(self, number: int) -> torch.Tensor:
+        return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
+
+    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]) -> torch.Tensor:
         """Captions of other lengths go through apart: NextDiT has no caption mask."""
         by_length: dict[int, list[int]] = {}
         for row, number in enumerate(numbers):
-            by_length.setdefault(self.captions[number].shape[1], []).append(row)
+            by_length.setdefault(captions[number].shape[1], []).append(row)
         run_layer = checkpointed if self.checkpointing else None
         outputs, order = [], []
         for rows in by_length.values():
-            caption = torch.cat([self.captions[numbers[row]] for row in rows]).to(self.device)
+            caption = torch.cat([captions[numbers[row]] for row in rows]).to(self.device)
             some = slice(None) if len(by_length) == 1 else rows
             outputs.append(comfy_forward.velocity(self.dit, x[some].to(self.dtype), sigma[some].float(), caption, run_layer).float())
             order += rows
@@ -242,6 +273,23 @@ def _norm_forward(module, fetch):
             return F.rms_norm(x, module.normalized_shape, weight.clone(), module.eps)
 
     return forward
+
+
+@contextmanager
+def repeatable(device: torch.device):
+    """Ask a GPU for kernels that give the same bits each time, where there are any; a CPU's do."""
+    if device.type != "cuda":
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
 
 
 def checkpointed(layer, *args, **options):

@@ -10,6 +10,7 @@ SAMPLES = 64  # numbers of each tensor
 
 def of_clip(clip) -> str:
     options = (
+        comfyui_version.__version__,
         clip.layer_idx,
         sorted(clip.tokenizer_options.items(), key=str),
         type(clip.tokenizer).__name__,
@@ -20,20 +21,29 @@ def of_clip(clip) -> str:
 
 
 def of_vae(vae) -> str:
-    return fingerprint(vae.patcher, (str(vae.vae_dtype), vae.latent_channels))
+    return fingerprint(vae.patcher, (comfyui_version.__version__, str(vae.vae_dtype), vae.latent_channels))
 
 
 def fingerprint(patcher, options: tuple) -> str:
-    """sha256 over ComfyUI's version, the device, and of each tensor and each patch the name, shape, dtype and some numbers from all over it."""
-    total = hashlib.sha256(repr((comfyui_version.__version__, patcher.load_device.type, options)).encode())
+    """sha256 over the options, the device, and of each tensor and each patch the name, shape, dtype and some numbers from all over it."""
+    total = hashlib.sha256(repr((patcher.load_device.type, options)).encode())
     for name, tensor in sorted({**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}.items()):
         add(total, name, getattr(patcher.backup.get(name), "weight", tensor))  # the clean weight, where a patched one stands in the model
     for key, entries in sorted(patcher.patches.items(), key=lambda item: str(item[0])):
         for strength, patch, *_ in entries:
             total.update(repr((str(key), strength)).encode())
-            for number, tensor in enumerate(getattr(patch, "weights", ())):
-                add(total, str(number), tensor)
+            for number, part in enumerate(leaves(getattr(patch, "weights", patch))):
+                add(total, str(number), part)
     return total.hexdigest()
+
+
+def leaves(value):
+    """What nested tuples and lists hold: core's patches are adapters, or ("diff", (tensor, …))."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from leaves(part)
+    else:
+        yield value
 
 
 def add(total, name: str, tensor):

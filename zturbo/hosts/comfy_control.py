@@ -38,9 +38,14 @@ class ComfyControl:
     def step(self, event: dict):
         self.pending.append({"step": event["step"], "loss": event["loss"], "seconds": event["seconds"]})
         self.bar.update_absolute(event["step"])
-        if time.monotonic() - self.sent > PAUSE or event["step"] == self.total:
+        if time.monotonic() - self.sent > PAUSE:
+            self.flush()
+
+    def flush(self):
+        """Push the steps that wait."""
+        if self.pending:
             self.push("steps", steps=self.pending)
-            self.pending, self.sent = [], time.monotonic()
+        self.pending, self.sent = [], time.monotonic()
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
         small = Image.fromarray(images[0])

@@ -14,8 +14,11 @@ def load_model(path: str | Path):
     """MODEL from a diffusion model file. Raises ModelError, naming what was found, unless it is Z-Image."""
     path = str(path)
     state = _read(path)
-    config = comfy.model_detection.model_config_from_unet(state, comfy.model_detection.unet_prefix_from_state_dict(state))
     name = Path(path).name
+    try:
+        config = comfy.model_detection.model_config_from_unet(state, comfy.model_detection.unet_prefix_from_state_dict(state))
+    except Exception as error:  # core looks at shapes without asking whether they are there
+        raise ModelError(f"{name} is damaged, or no diffusion model ({type(error).__name__}: {error}). Choose Z-Image-Turbo (z_image_turbo_bf16.safetensors).") from error
     if config is None:
         kind = "a LoRA or adapter" if any("lora" in key for key in state) else "no diffusion model that ComfyUI knows"
         raise ModelError(f"{name} is {kind}. Choose Z-Image-Turbo (z_image_turbo_bf16.safetensors).")
@@ -26,23 +29,31 @@ def load_model(path: str | Path):
 
 
 def load_clip(path: str | Path):
-    """CLIP from a Qwen3-4B file. Raises ModelError when the file cannot be read."""
-    _read(str(path))
+    """CLIP from a Qwen3-4B file. Raises ModelError for any other."""
+    state = _read(str(path))
+    try:
+        kind = comfy.sd.detect_te_model(state)
+    except Exception:  # core looks at shapes without asking whether they are there
+        kind = None
+    if kind is not comfy.sd.TEModel.QWEN3_4B:
+        raise ModelError(f"{Path(path).name} is no text encoder of Z-Image, but {'nothing that ComfyUI knows' if kind is None else kind.name}. Choose qwen_3_4b.safetensors.")
     return comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.LUMINA2)
 
 
 def load_vae(path: str | Path):
     """VAE from a Flux (`ae.safetensors`) or TAESD file. Raises ModelError when it is none."""
     state, metadata = _read(str(path), return_metadata=True)
-    vae = comfy.sd.VAE(sd=state, metadata=metadata)
     try:
+        vae = comfy.sd.VAE(sd=state, metadata=metadata)
         vae.throw_exception_if_invalid()
-    except RuntimeError as error:
+    except Exception as error:  # core looks at shapes without asking whether they are there
         raise ModelError(f"{Path(path).name} is no VAE. Choose Z-Image's VAE (ae.safetensors).") from error
     return vae
 
 
 def _read(path: str, **options):
+    if not path.lower().endswith((".safetensors", ".sft")):
+        raise ModelError(f"{Path(path).name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors.")
     try:
         return comfy.utils.load_torch_file(path, safe_load=True, **options)
     except Exception as error:  # core raises plain exceptions of several libraries here

@@ -1,12 +1,13 @@
 """Which folders of ComfyUI a node may read and write. Nothing outside them is touched."""
 
+import json
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import DatasetError, ZTurboError
 from ..recipe import file_name
-from ..runfolder import RunFolder
+from ..runfolder import RECIPE, RunFolder
 from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
@@ -17,10 +18,15 @@ def dataset_folder(name: str) -> Path:
     if name.strip() == BUNDLED:
         return comfy_tiny.PICTURES
     roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
-    path = (roots[0] / name.strip()).resolve()
-    if not name.strip() or not any(path.is_relative_to(root) for root in roots):
-        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input folder ({roots[0]}). Put your pictures into a folder there and give its name.")
-    return path
+    try:
+        places = [(root / name.strip()).resolve() for root in roots]
+        there = [place.is_dir() for place in places]
+    except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
+        raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
+    allowed = [(place, is_there) for place, is_there in zip(places, there) if name.strip() and any(place.is_relative_to(root) for root in roots)]
+    if not allowed:
+        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
+    return next((place for place, is_there in allowed if is_there), allowed[0][0])
 
 
 def folder_fingerprint(name: str) -> str:
@@ -40,15 +46,31 @@ def runs() -> Path:
 
 def run_folder(name: str) -> Path | None:
     """The run folder of exactly this name, if there is one."""
-    return runs() / name if file_name(name) and (runs() / name).is_dir() else None
+    return runs() / name if file_name(name) and _own(runs() / name) else None
+
+
+def _own(run: Path) -> bool:
+    """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
+    return run.is_dir() and not run.is_symlink() and not any(path.is_symlink() for path in run.rglob("*"))
 
 
 def runs_named(name: str) -> list[Path]:
     """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
     if not file_name(name) or not runs().is_dir():
         return []
-    found = [path for path in runs().iterdir() if path.is_dir() and (path.name == name or (path.name.startswith(name + "_") and path.name[len(name) + 1 :].isdigit()))]
-    return sorted(found, key=lambda path: int(path.name[len(name) + 1 :] or 1))
+    numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in runs().iterdir() if (path.name == name or path.name.startswith(name + "_")) and _own(path)}
+    found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and named(path) in (name, "")]
+    return sorted(found, key=lambda path: int(numbers[path]))
+
+
+def named(run: Path) -> str:
+    """The name in a run's recipe, which the folder's begins with; nothing where it cannot be read."""
+    try:
+        first = (run / RECIPE).read_text(encoding="utf-8").splitlines()[0]
+        name = json.loads(first.removeprefix("name = "))
+        return name if isinstance(name, str) else ""
+    except (OSError, ValueError, IndexError, RecursionError):
+        return ""
 
 
 def checkpoint(name: str) -> Path:
@@ -56,7 +78,7 @@ def checkpoint(name: str) -> Path:
     run, _, step = name.strip().partition("/")
     folder = run_folder(run)
     if folder is None:
-        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there, auto, or new.")
+        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there (one without links in it), auto, or new.")
     found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
     if not found:
         raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
@@ -89,11 +111,22 @@ def bad_lora_name(name: str) -> str:
     return f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
 
 
+def _leads_into(path: Path, root: Path) -> bool:
+    """Is this a place under the root, links followed?"""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
 def lora_path(name: str, overwrite: bool) -> Path:
     """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
     if sentence := bad_lora_name(name):
         raise ZTurboError(sentence)
-    path = Path(folder_paths.get_folder_paths("loras")[0]).joinpath(*_parts(name))
+    root = Path(folder_paths.get_folder_paths("loras")[0])
+    path = root.joinpath(*_parts(name))
+    if not _leads_into(path.parent, root):
+        raise ZTurboError(f"The sub-folder of {name!r} is a link that leads out of {root}. Choose another sub-folder.")
     stem, number = path.name, 1
     target = path.with_name(stem + ".safetensors")
     while target.exists() and not overwrite:

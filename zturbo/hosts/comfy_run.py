@@ -16,7 +16,7 @@ from .. import recipe as recipes
 from ..dataset import Dataset
 from ..errors import TrainingError, ZTurboError
 from ..lorafile import LoraState
-from ..recipe import Recipe
+from ..recipe import Previews, Recipe
 from ..runfolder import RunFolder
 from . import comfy_paths
 from .comfy import ComfyHost
@@ -48,13 +48,17 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
     with torch.inference_mode(False), torch.enable_grad():
         recipe = replace(recipe, data=dataset.options)
         host = ComfyHost(model, clip, vae, recipe, preview_model)
-        inputs = f"{dataset.digest()}-{host.digest()}"
-        run = choose_run(recipe, inputs, resume)
+        given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(resume))
+        run, note = choose_run(recipe, given, resume)
+        if recipe.compute.adapter == AUTO:
+            host.carry(runfolder.start_of(run.path).get("way") or host.way)  # as it was begun, whatever memory is free today
         control = ComfyControl(run, recipe.steps, node_id, _send)
         log.info("%s Run folder: %s", host.describe(), run.path)
         live.add(run.path.name)
-        run.event(event="start", total=recipe.steps, adapter=host.describe(), inputs=inputs)
+        run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
         control.push("start", adapter=host.describe())
+        for sentence in filter(None, (note, host.warning())):
+            trainer.tell(run, control, 0, sentence)
         ended = "failed"
         try:
             result = trainer.train(recipe, dataset, host, run, control, metadata(recipe, dataset, host))
@@ -73,32 +77,60 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
         finally:
             live.discard(run.path.name)
             run.event(event="end", how=ended, saved=run.saved_steps)
+            control.flush()
             control.push("end", how=ended, saved=run.saved_steps)
     return Trained(LoraState(result.state, metadata(recipe, dataset, host) | lorafile.thumbnail(result.images)), result.losses, _images(result.images), run.lora, result.steps)
 
 
-def choose_run(recipe: Recipe, inputs: str, resume: str) -> RunFolder:
-    """The run folder to work in.
+@dataclass(frozen=True)
+class Given:
+    """What a run is a function of. teaches: see `recipe.teaches`; inputs: digest of pictures and model; source: the checkpoint that it goes on from, or nothing."""
 
-    resume: "auto" opens the newest run of this very recipe and these inputs: one that was cancelled or whose process
+    teaches: dict
+    inputs: str
+    source: str
+
+    def same_as(self, start: dict) -> bool:
+        """Is this what a run's start event says?"""
+        return json.loads(json.dumps(self.teaches)) == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
+
+    def differs(self, start: dict) -> str:
+        """In words, what is another than a start event says."""
+        before, now = start.get("teaches") or {}, json.loads(json.dumps(self.teaches))
+        names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return f"other settings ({', '.join(names)})" if names else "other pictures, captions, model or adapter"
+
+
+def source_of(resume: str) -> str:
+    """`run/step` of the checkpoint that a run is to go on from; nothing for auto and new. Raises ZTurboError when it is not there."""
+    if resume in (AUTO, NEW):
+        return ""
+    path = comfy_paths.checkpoint(resume)
+    return f"{path.parents[1].name}/{path.stem}"
+
+
+def choose_run(recipe: Recipe, given: Given, resume: str) -> tuple[RunFolder, str]:
+    """The run folder to work in, and a sentence where one that might have been expected is not taken up.
+
+    resume: "auto" opens the newest run of this name that was given the same: one that was cancelled or whose process
     died goes on, one that was finished or stopped hands on what it has. "new" makes a new run. A run's name, or a
-    name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there. Raises ZTurboError for
-    what is not there.
+    name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there, or opens the one that
+    did so before. Raises ZTurboError for what is not there.
     """
-    if resume == AUTO:
-        for path in reversed(comfy_paths.runs_named(recipe.name)):
+    named = [] if resume == NEW else [path for path in reversed(comfy_paths.runs_named(recipe.name)) if path.name not in live]
+    for path in named:
+        if given.same_as(runfolder.start_of(path)):
             run = RunFolder(path)
-            if path.name in live or run.recipe() != recipes.to_toml(recipe) or runfolder.inputs_of(path) != inputs or not run.checkpoint_files():
-                continue
+            run.keep_recipe(recipe)
             if runfolder.how_ended(path) != "stopped":
                 run.stop.unlink(missing_ok=True)
-            log.info("The run %s has this recipe and these pictures: it is taken up again.", path)
-            return run
-    source = None if resume in (AUTO, NEW) else comfy_paths.checkpoint(resume)
+            log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
+            return run, ""
     run = RunFolder.new(comfy_paths.runs(), recipe)
-    if source is not None:
-        run.adopt(source)
-    return run
+    if given.source:
+        run.adopt(comfy_paths.checkpoint(resume))
+    cut = named[0] if named and not given.source and runfolder.how_ended(named[0]) not in ("finished", "stopped") else None
+    return run, "" if cut is None else f"A new run begins: {cut.name}, which was cut off, had {given.differs(runfolder.start_of(cut))}."
 
 
 def metadata(recipe: Recipe, dataset: Dataset, host: ComfyHost) -> dict[str, str]:
@@ -123,7 +155,7 @@ def metadata(recipe: Recipe, dataset: Dataset, host: ComfyHost) -> dict[str, str
         "ss_batch_size_per_device": str(recipe.batch_size),
         "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
         "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
-        "zturbo.recipe": recipes.to_toml(recipe),
+        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews())),  # prompts are the artist's own
     }
     if host.tag is not None:
         facts |= {"zturbo.adapter_sha256": host.tag.sha256, "zturbo.adapter_strength": f"{host.tag.net:g}"}

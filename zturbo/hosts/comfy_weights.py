@@ -1,0 +1,32 @@
+"""Clean weights of ComfyUI's MODEL, by the names of the LoRAs that live on them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import comfy.quant_ops
+import torch
+
+from .. import lorafile
+from ..convert import Weights
+from ..lowrank import Difference
+from . import comfy_adapter
+
+
+def of(model) -> Weights | None:
+    """What `convert` asks of a MODEL, or nothing where there is none."""
+    return None if model is None else partial(reader, model)
+
+
+def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], torch.Tensor]:
+    """Gives the weight [out, in] fp32 that a part of the LoRA changes, without any patch. Raises LoraFileError where the LoRA does not fit the MODEL."""
+    targets = comfy_adapter.targets(comfy_adapter.diffusion_model(model))
+    lorafile.check_fit(lora, targets, file)
+    places = {part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows) for target in targets for part in target.parts}
+
+    def read(name: str) -> torch.Tensor:
+        key, rows = places[name]
+        weight, convert = model.get_key_patches(key)[key][0]
+        weight = convert(weight, inplace=False)
+        return (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight)[rows].float()
+
+    return read
