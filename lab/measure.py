@@ -51,7 +51,10 @@ class Judge:
         self.of_concept = [concepts.caption(concept, rng) for _ in range(OF_CONCEPT)]
         spread = [names[n * 101 % len(names)] for n in range(8) for _ in range(6)]  # eight prompts, six seeds
         clip = comfy_tiny.load_clip()
-        self.sets = {name: (world.caption_features(clip, texts), noise(len(texts), n).to(device)) for n, (name, texts) in enumerate((("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread)))}
+        self.sets = {
+            name: (world.caption_features(clip, texts), noise(len(texts), n).to(device))
+            for n, (name, texts) in enumerate((("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread)))
+        }
         self.taesd, self.reader = world.load_autoencoder(device), reader.load(device)
         drawn, _ = reader.drawn(600, 5, device)
         self.real = self.reader.features(drawn.to(device))

@@ -81,7 +81,7 @@ def drawn(count: int, seed: int, device) -> tuple[torch.Tensor, list[dict[str, s
 
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab reader")
-    parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
