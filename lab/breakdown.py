@@ -1,7 +1,7 @@
 """What training does to turbo: LoRAs of several unseen concepts, straight on turbo and on the adapter, measured as they grow.
 
 Through the pack's own trainer, with the previews' place taken by the measurement. Every measurement is a line of
-`lab/work/breakdown/<concept>_<variant>_<seed>.jsonl`; what is there already is not done again.
+`lab/work/breakdown/<concept>_<variant>_<seed>.jsonl`; what is there already is not done again. Needs `lab reader` first.
 """
 
 import argparse
@@ -41,6 +41,20 @@ def main(argv: list[str]):
                     continue
                 judge = judge or measure.Judge(clean_turbo(device), concept, device)
                 study(path, judge, concept, variant, seed, args)
+    print(table(args))
+
+
+def table(args) -> str:
+    """Means over concepts and seeds, a line a step and variant."""
+    columns = ("fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept")
+    lines = ["step   variant   " + "  ".join(f"{name:>11}" for name in columns)]
+    for step in range(0, args.steps + 1, args.every):
+        for variant in args.variants.split(","):
+            paths = [FOLDER / f"{concept}_{variant}_{seed}.jsonl" for concept in args.concepts.split(",") for seed in range(args.seeds)]
+            found = [row for path in paths if path.is_file() for row in map(json.loads, path.read_text().splitlines()) if row["step"] == step]
+            if found:
+                lines.append(f"{step:5}  {variant:8}  " + "  ".join(f"{sum(row[name] for row in found) / len(found):11.3f}" for name in columns) + f"  ({len(found)})")
+    return "\n".join(lines)
 
 
 def done(path: Path) -> int:
