@@ -1,0 +1,117 @@
+"""What a LoRA did to turbo: read from pictures at 8 steps, CFG 1, adapter off, with fixed prompts and noise.
+
+All numbers compare with clean turbo's own pictures of the same prompts and noise.
+"""
+
+import random
+from dataclasses import asdict, dataclass
+
+import torch
+
+from . import concepts, pictures, reader, world
+
+UNRELATED = 144  # pictures
+OF_CONCEPT = 48
+FINE = tuple(torch.linspace(1, 0, 51, dtype=torch.float64).tolist())  # 50 steps, before the shift
+
+
+@dataclass
+class Damage:
+    """fidelity: share of unrelated pictures that are read right in every respect. sharpness: of their edges, turbo = 1.
+    frechet: distance of their features from drawn pictures'. drift: their latents' relative distance from turbo's own.
+    diversity: spread over seeds, turbo = 1. steps_apart: relative distance between 8 and 50 steps. concept: share of
+    concept pictures that are read as the concept, in every respect.
+    """
+
+    fidelity: float
+    sharpness: float
+    frechet: float
+    drift: float
+    diversity: float
+    steps_apart: float
+    concept: float
+
+    def rounded(self) -> dict:
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def shifted(steps) -> tuple[float, ...]:
+    return tuple(3 * s / (1 + 2 * s) for s in steps)
+
+
+class Judge:
+    """Holds prompts, noise, the reader, and what clean turbo draws. `dit` is turbo with clean weights, fp32."""
+
+    def __init__(self, dit, concept: str, device):
+        from zturbo.hosts import comfy_tiny
+
+        self.dit, self.device, self.concept = dit, device, concept
+        rng, names = random.Random(11), pictures.captions()
+        self.asked = [names[(n * 37) % len(names)] for n in range(UNRELATED)]
+        self.of_concept = [concepts.caption(concept, rng) for _ in range(OF_CONCEPT)]
+        spread = [names[n * 101 % len(names)] for n in range(8) for _ in range(6)]  # eight prompts, six seeds
+        clip = comfy_tiny.load_clip()
+        self.sets = {
+            name: (world.caption_features(clip, texts), noise(len(texts), n).to(device))
+            for n, (name, texts) in enumerate((("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread)))
+        }
+        self.taesd, self.reader = world.load_autoencoder(device), reader.load(device)
+        drawn, _ = reader.drawn(600, 5, device)
+        self.real = self.reader.features(drawn.to(device))
+        self.turbo = {name: self.draw(name) for name in ("unrelated", "spread")}
+        self.edges = edges(self.decode(self.turbo["unrelated"]))
+        self.spread = scatter(self.turbo["spread"])
+
+    @torch.no_grad()
+    def draw(self, name: str, sigmas=world.SIGMAS, count=None) -> torch.Tensor:
+        """Latents of a set with the model as it is now."""
+        (features, lengths), start = self.sets[name]
+        caption = world.refine(self.dit, features[:count].to(self.device), lengths[:count])
+        return torch.cat([world.sample(self.dit, noise, some, sigmas=sigmas) for noise, some in zip(start[:count].split(48), caption.split(48))])
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.taesd.taesd_decoder(part).clamp(0, 1) for part in latents.split(48)])
+
+    def measure(self) -> Damage:
+        """The model as it is now (with a LoRA attached) against clean turbo."""
+        unrelated, concept, spread = self.draw("unrelated"), self.draw("concept"), self.draw("spread")
+        images, fine = self.decode(unrelated), self.draw("unrelated", shifted(FINE), 24)
+        return Damage(
+            fidelity=reader.right(self.reader, images, [reader.labels(text) for text in self.asked]).float().mean().item(),
+            sharpness=(edges(images) / self.edges).item(),
+            frechet=frechet(self.reader.features(images), self.real),
+            drift=relative(unrelated, self.turbo["unrelated"]),
+            diversity=scatter(spread) / self.spread,
+            steps_apart=relative(unrelated[:24], fine),
+            concept=reader.right(self.reader, self.decode(concept), [reader.labels(text, self.concept) for text in self.of_concept]).float().mean().item(),
+        )
+
+
+def noise(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 16, 16, 16, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def scatter(latents: torch.Tensor) -> float:
+    """Mean distance between the six pictures of a prompt."""
+    groups = latents.flatten(1).unflatten(0, (-1, 6))
+    return torch.cdist(groups, groups).mean().item()
+
+
+def edges(images: torch.Tensor) -> torch.Tensor:
+    """Mean square of the Laplacian: what blur takes away first."""
+    middle = images[..., 1:-1, 1:-1]
+    around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
+    return (4 * middle - around).square().mean()
+
+
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Fréchet distance of two sets of features [N, D] (arXiv 1706.08500)."""
+    a, b = a.double(), b.double()
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    values = torch.linalg.eigvals(cov_a @ cov_b).real.clamp_min(0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * values).item()
