@@ -8,7 +8,7 @@ import argparse
 import time
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from . import world
 from .setup import TINY, WORK, log, use_comfy
@@ -43,20 +43,19 @@ def main(argv: list[str]):
     import comfy.model_management
 
     from zturbo import lorafile, lowrank, network
-    from zturbo.hosts import comfy_adapter, comfy_tiny
-    from zturbo.hosts.comfy import fetcher
+    from zturbo.hosts import comfy_adapter
+    from zturbo.hosts.comfy import fetchers
     from zturbo.hosts.comfy_forward import velocity
     from zturbo.recipe import Network
 
     generator = torch.Generator().manual_seed(args.seed)
     comfy.model_management.in_training = True
     data = world.build(args.world, 1, device)
-    turbo = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(False)
-    turbo.load_state_dict({name: value.float() for name, value in load_file(TINY / "z_image_turbo_tiny.safetensors").items()})
+    turbo = world.load_turbo(device)
     drawn = turbo_pictures(turbo, data, args.pictures, 64, args.seed, device)
     targets = comfy_adapter.targets(turbo, ("layers.",))
     lora = network.create(targets, Network(args.rank, args.rank), args.seed, device)
-    linears = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(turbo).items()}
+    linears = fetchers(turbo)
     optimizer = torch.optim.AdamW(lowrank.parameters(lora), lr=args.lr, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, 50)
     started, recent = time.time(), []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import concepts, measure
+from . import concepts, measure, world
 from .setup import WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
@@ -39,7 +39,7 @@ def main(argv: list[str]):
                 path = FOLDER / f"{concept}_{variant}_{seed}.jsonl"
                 if done(path) >= args.steps:
                     continue
-                judge = judge or measure.Judge(clean_turbo(device), concept, device)
+                judge = judge or measure.Judge(world.load_turbo(device), concept, device)
                 study(path, judge, concept, variant, seed, args)
     print(table(args))
 
@@ -59,16 +59,6 @@ def table(args) -> str:
 
 def done(path: Path) -> int:
     return max((json.loads(line)["step"] for line in path.read_text().splitlines()), default=-1) if path.is_file() else -1
-
-
-def clean_turbo(device):
-    from safetensors.torch import load_file
-
-    from zturbo.hosts import comfy_tiny
-
-    dit = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(False)
-    dit.load_state_dict({name: value.float() for name, value in load_file(comfy_tiny.MODEL).items()})
-    return dit
 
 
 def bad_adapter(good):
@@ -103,12 +93,18 @@ def study(path: Path, judge: measure.Judge, concept: str, variant: str, seed: in
     if VARIANTS[variant]:
         adapter = lorafile.read(comfy_tiny.ADAPTER)
         model = comfy_adapter.apply(model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant])
+
+    class Counting(trainer.Unattended):
+        def step(self, event):
+            host.step = event["step"]
+            host.recent.append(event["loss"])
+
     host = measuring_host(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given, judge, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     host.write(0, {})
     log.info("%s on %s, seed %d", concept, variant, seed)
-    trainer.train(given, found, host, RunFolder.new(WORK / "runs", given), Silent(host), {})
+    trainer.train(given, found, host, RunFolder.new(WORK / "runs", given), Counting(), {})
 
 
 def measuring_host(model, clip, vae, given, judge: measure.Judge, path: Path):
@@ -142,28 +138,8 @@ def with_lora(dit, state: dict):
     """Turbo with a LoRA file's tensors, while the context lasts."""
     from zturbo import lorafile, lowrank
     from zturbo.hosts import comfy_adapter
-    from zturbo.hosts.comfy import fetcher
+    from zturbo.hosts.comfy import fetchers
 
     lora = lorafile.parse(state)[0]
-    linears = {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(dit).items()}
-    with torch.no_grad(), lowrank.attached(linears, comfy_adapter.targets(dit), [lora]):
+    with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [lora]):
         yield
-
-
-class Silent:
-    stop_requested = False
-
-    def __init__(self, host):
-        self.host = host
-
-    def check(self): ...
-
-    def step(self, event):
-        self.host.step = event["step"]
-        self.host.recent.append(event["loss"])
-
-    def preview(self, step, images, paths): ...
-
-    def look(self, event): ...
-
-    def say(self, sentence): ...

@@ -33,24 +33,6 @@ def crops(folder: Path, count: int):
         (folder / f"{name}_{n}.txt").write_text(f"a photo of {name.replace('_', ' ')}", encoding="utf-8")
 
 
-class Quiet:
-    """Nobody at the screen."""
-
-    stop_requested = False
-
-    def check(self): ...
-
-    def step(self, event): ...
-
-    def preview(self, step, images, paths): ...
-
-    def look(self, event):
-        log.info("step %5d  trained %.4f  held out %.4f", event["step"], event["trained"], event["held_out"])
-
-    def say(self, sentence):
-        log.info("%s", sentence)
-
-
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab overfit")
     parser.add_argument("--steps", type=int, default=2000)
@@ -67,6 +49,10 @@ def main(argv: list[str]):
     from zturbo.recipe import Compute, Data, Network, Optimizer, Recipe
     from zturbo.runfolder import RunFolder
 
+    class Watched(trainer.Unattended):
+        def look(self, event):
+            log.info("step %5d  trained %.4f  held out %.4f", event["step"], event["trained"], event["held_out"])
+
     with tempfile.TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
         pictures.mkdir()
@@ -77,7 +63,7 @@ def main(argv: list[str]):
         run = RunFolder.new(Path(temporary), given)
         model = comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
         host = ComfyHost(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given)
-        trainer.train(given, found, host, run, Quiet(), {})
+        trainer.train(given, found, host, run, Watched(), {})
         looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
     series = {name: [(event["step"], event[key]) for event in looks] for name, key in (("trained on", "trained"), ("held out", "held_out"))}
     args.out.mkdir(parents=True, exist_ok=True)

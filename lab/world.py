@@ -66,6 +66,15 @@ def load_autoencoder(device):
     return taesd.to(device)
 
 
+def load_turbo(device):
+    """NextDiT with the bundled turbo's weights, frozen, fp32."""
+    from zturbo.hosts import comfy_tiny
+
+    turbo = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(False)
+    turbo.load_state_dict({name: value.float() for name, value in load_file(comfy_tiny.MODEL).items()})
+    return turbo
+
+
 def build(count: int, seed: int, device) -> World:
     """`count` drawn pictures: half at the wide sizes, half at the narrow ones; cached in lab/work."""
     from zturbo.hosts import comfy_tiny

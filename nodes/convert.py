@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..zturbo import convert, lorafile
 from ..zturbo.hosts import comfy_load, comfy_paths, comfy_weights
-from .screen import say
+from .save import save
 from .types import CATEGORY, LoraModel
 
 
@@ -35,7 +35,7 @@ class ZTurboConvertLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=["bf16", "fp16", "fp32"],
+                    options=list(lorafile.DTYPES),
                     default="bf16",
                     tooltip="Of the numbers in the file. bf16: half the size of fp32. fp32: to the bit what the source has; fp16: finer than bf16 for small numbers.",
                 ),
@@ -57,12 +57,9 @@ class ZTurboConvertLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, file, name, rank, dtype, overwrite, model=None) -> io.NodeOutput:
         made = convert.convert(comfy_paths.lora_file(file), rank, dtype, comfy_weights.of(model))
-        path = lorafile.write(comfy_paths.lora_path(name, overwrite), made.state, made.state.metadata)
-        text = f"{made.report}\nSaved {path.name} in models/loras. Press R to see it in the lists of loaders."
-        say(cls, text)
-        return io.NodeOutput(made.state, str(path), text, ui={"text": (text,)})
+        path, text = save(cls, made.state, made.state.metadata, name, overwrite, made.report)
+        return io.NodeOutput(made.state, path, text, ui={"text": (text,)})
 
     @classmethod
     def fingerprint_inputs(cls, file, **_):
-        path = None if file is None else folder_paths.get_full_path("loras", file)
-        return "" if path is None else comfy_load.fingerprint(path)
+        return "" if file is None else comfy_load.fingerprint(folder_paths.get_full_path("loras", file))

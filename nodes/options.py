@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..zturbo.flow import WEIGHTINGS
 from ..zturbo.hosts import comfy_load
+from ..zturbo.lorafile import DTYPES
 from ..zturbo.recipe import NETWORKS, OPTIMIZERS, SCHEDULES, AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps
 from .types import CATEGORY, AdapterSchedule, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions
 
@@ -189,7 +190,7 @@ class ZTurboSavingOptions(io.ComfyNode):
                     max=1000,
                     tooltip="Newest checkpoints that stay on the disk, beside one or two from about 100 and 200 steps ago, to fall back on. One has about six times the size of the LoRA in bf16.",
                 ),
-                io.Combo.Input("dtype", options=["bf16", "fp16", "fp32"], default="bf16", tooltip="Of the LoRA's numbers, in the run folder and as handed on. bf16: half the size of fp32."),
+                io.Combo.Input("dtype", options=list(DTYPES), default="bf16", tooltip="Of the LoRA's numbers, in the run folder and as handed on. bf16: half the size of fp32."),
             ],
             outputs=[SavingOptions.Output(display_name="saving_options")],
         )

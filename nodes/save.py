@@ -8,6 +8,14 @@ from .screen import say
 from .types import CATEGORY, LoraModel
 
 
+def save(node, state: dict, metadata: dict[str, str], name: str, overwrite: bool, report: str = "") -> tuple[str, str]:
+    """Write a LoRA into models/loras and say so on the node, behind a report: (path, what was said)."""
+    path = lorafile.write(comfy_paths.lora_path(name, overwrite), state, metadata)
+    text = "\n".join(filter(None, (report, f"Saved {path.name} in models/loras. Press R to see it in the lists of loaders.")))
+    say(node, text)
+    return str(path), text
+
+
 class ZTurboSaveLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -21,7 +29,7 @@ class ZTurboSaveLoRA(io.ComfyNode):
             inputs=[
                 LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."),
                 io.String.Input("name", default="my_lora", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
-                io.Combo.Input("dtype", options=["bf16", "fp16", "fp32"], default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on."),
+                io.Combo.Input("dtype", options=list(lorafile.DTYPES), default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on."),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
             ],
             outputs=[io.String.Output(display_name="path")],
@@ -36,7 +44,5 @@ class ZTurboSaveLoRA(io.ComfyNode):
     def execute(cls, lora, name, dtype, overwrite) -> io.NodeOutput:
         factors, leftover = lorafile.parse(lora, "The LORA_MODEL")
         lorafile.need_all(factors, leftover, "The LORA_MODEL")
-        path = lorafile.write(comfy_paths.lora_path(name, overwrite), lorafile.state_dict(factors, lorafile.DTYPES[dtype]), getattr(lora, "metadata", {}))
-        text = f"Saved {path.name} in models/loras. Press R to see it in the lists of loaders."
-        say(cls, text)
-        return io.NodeOutput(str(path), ui={"text": (text,)})
+        path, text = save(cls, lorafile.state_dict(factors, lorafile.DTYPES[dtype]), getattr(lora, "metadata", {}), name, overwrite)
+        return io.NodeOutput(path, ui={"text": (text,)})

@@ -6,8 +6,7 @@ far are everything that training needs to go on as if it had never stopped.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,24 +40,12 @@ class State:
 
     def shown(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What is previewed, saved and handed on, as a LoRA file's tensors: the average where there is one, else what the optimizer gives out."""
-        if self.average:
-            return lorafile.state_dict(self.average, dtype)
-        with optimizers.averaged(self.optimizer, lowrank.parameters(self.lora)):
+        with self.as_shown():
             return lorafile.state_dict(self.lora, dtype)
 
-    @contextmanager
-    def as_shown(self) -> Iterator[None]:
+    def as_shown(self) -> AbstractContextManager[None]:
         """While open, the LoRA that trains has the numbers that are previewed and saved; afterwards, to the bit, its own."""
-        trained, average = lowrank.parameters(self.lora), lowrank.parameters(self.average)
-        before = [parameter.detach().clone() for parameter in trained]
-        with optimizers.averaged(self.optimizer, trained), torch.no_grad():
-            for parameter, value in zip(trained, average):
-                parameter.copy_(value)
-            try:
-                yield
-            finally:
-                for parameter, value in zip(trained, before):
-                    parameter.copy_(value)
+        return optimizers.averaged(self.optimizer, lowrank.parameters(self.lora), lowrank.parameters(self.average))
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The trained numbers of the LoRA and of its average, by their names in the file."""
@@ -123,7 +110,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        facts = files.header(content).get("__metadata__") or {}
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
     if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks"} <= facts.keys() or "losses" not in tensors:

@@ -56,7 +56,7 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     else:
         before = after = with_row_lengths(source.factors, weights, notes, path.name)
     state = lorafile.state_dict(after, lorafile.DTYPES[dtype])
-    if broken := next((key for key, tensor in state.items() if not tensor.isfinite().all()), ""):
+    if broken := lorafile.not_finite(state):
         raise LoraFileError(f"{broken} has numbers that are too large for {dtype}. Choose bf16 or fp32.")
     written = lorafile.parse(state)[0]
     whole, worst, name = errors(before, written)
@@ -103,7 +103,7 @@ def singular(one: Difference, count: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 def _singular_kron(one: LoKr, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """kron(U1 S1 V1^T, U2 S2 V2^T) = kron(U1, U2) kron(S1, S2) kron(V1, V2)^T."""
-    w1, w2 = _matrices(one)
+    w1, w2 = one.matrices(torch.float64)
     U1, S1, V1 = torch.linalg.svd(w1, full_matrices=False)
     U2, S2, V2 = torch.linalg.svd(w2, full_matrices=False)
     S, order = torch.outer(S1, S2).flatten().sort(descending=True)
@@ -111,12 +111,6 @@ def _singular_kron(one: LoKr, count: int) -> tuple[torch.Tensor, torch.Tensor, t
     U = (U1[:, None, first] * U2[None, :, second]).flatten(0, 1)
     V = (V1.T[:, None, first] * V2.T[None, :, second]).flatten(0, 1)
     return U, S[:count] * one.scale, V
-
-
-def _matrices(one: LoKr) -> tuple[torch.Tensor, torch.Tensor]:
-    """w1 and w2, fp64."""
-    left, *right = (tensor.double() for tensor in one.w2)
-    return one.w1.double(), left @ right[0] if right else left
 
 
 def product(one: Difference) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +125,7 @@ def product(one: Difference) -> tuple[torch.Tensor, torch.Tensor]:
 def inner(one: Difference, two: Difference) -> float:
     """Sum over all places of one's number times two's, without building either."""
     if isinstance(one, LoKr) and isinstance(two, LoKr) and one.w1.shape == two.w1.shape:
-        (a1, a2), (b1, b2) = _matrices(one), _matrices(two)
+        (a1, a2), (b1, b2) = one.matrices(torch.float64), two.matrices(torch.float64)
         return one.scale * two.scale * ((a1 * b1).sum() * (a2 * b2).sum()).item()
     if isinstance(two, LoKr):
         one, two = two, one

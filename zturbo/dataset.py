@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,22 +110,19 @@ class Dataset:
 
     def report(self) -> str:
         """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
-        buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
-        shown = sum(item.repeats for number, item in enumerate(self.items) if number not in self.held_out())
+        buckets, held_out = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items()), self.held_out()
+        shown = sum(item.repeats for number, item in enumerate(self.items) if number not in held_out)
         pictures = len({(item.name, item.regularisation) for item in self.items})
         lines = [f"{pictures} pictures, {shown} an epoch. Buckets: {buckets}."]
         special = {
             "masked": sum(item.mask_file is not None for item in self.items),
             "for regularisation": sum(item.regularisation for item in self.items),
-            "held out for validation": len(self.held_out()),
+            "held out for validation": len(held_out),
         }
         lines += [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."] if any(special.values()) else []
         cropped = sorted((item for item in self.items if item.cropped >= 0.005), key=lambda item: -item.cropped)
-        lines += (
-            ["Cropped: " + ", ".join(f"{item.name} {item.cropped:.0%}" for item in cropped[:LISTED]) + (f" and {len(cropped) - LISTED} more" if len(cropped) > LISTED else "") + "."]
-            if cropped
-            else ["Nothing is cropped."]
-        )
+        more = f" and {len(cropped) - LISTED} more" if len(cropped) > LISTED else ""
+        lines.append(f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:LISTED])}{more}." if cropped else "Nothing is cropped.")
         return "\n".join([*lines, *self.notes])
 
 
@@ -185,13 +182,7 @@ def load_picture(path: Path) -> Image.Image:
 
     Raises DatasetError for what Pillow cannot read whole.
     """
-    try:
-        with whole_only(), open_picture(path) as opened:
-            opened.seek(0)
-            opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except Exception as error:  # Pillow's readers raise whatever their parts do
-        raise DatasetError(f"{path.name} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
+    return _load(path, path.name, to_rgb)
 
 
 @contextmanager
@@ -216,13 +207,18 @@ def open_picture(path: Path) -> Image.Image:
 
 def load_mask(path: Path) -> Image.Image:
     """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
+    return _load(path, f"The mask {path.name}", lambda image: image.convert("L") if path.name.endswith(MASK) else image.convert("RGBA").getchannel("A"))
+
+
+def _load(path: Path, called: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The first picture of a file, whole, turned as its EXIF says and converted. Raises DatasetError, which names it as `called`."""
     try:
         with whole_only(), open_picture(path) as opened:
+            opened.seek(0)
             opened.load()
-            turned = ImageOps.exif_transpose(opened)
-            return turned.convert("L") if path.name.endswith(MASK) else turned.convert("RGBA").getchannel("A")
+            return convert(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's readers raise whatever their parts do
-        raise DatasetError(f"The mask {path.name} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
+        raise DatasetError(f"{called} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
 
 
 def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Writing so that a file is never half there: beside, flushed to the disk, renamed."""
+"""Writing so that a file is never half there: beside, flushed to the disk, renamed. And the header of safetensors files."""
 
 import contextlib
 import errno
@@ -39,15 +39,19 @@ def replace(beside: Path, path: Path):
     os.replace(beside, path)
 
 
+def header(content: bytes) -> dict:
+    """The header of a whole safetensors file: tensors by name, and its words under `__metadata__`."""
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
 def same_each_time(content: bytes) -> bytes:
     """A safetensors file with the words of its header in order: the library writes them in any, so that equal files had other bytes."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    words = header(content)
+    if "__metadata__" in words:
+        words["__metadata__"] = dict(sorted(words["__metadata__"].items()))
+    text = json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+    return len(text).to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def _unfollowed(path: str, flags: int) -> int:

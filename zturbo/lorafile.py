@@ -8,11 +8,9 @@ ComfyUI, diffusers and the reference trainer all read. DoRA adds `.dora_scale`; 
 import base64
 import hashlib
 import io
-import json
 import math
 import os
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,18 +109,13 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    metadata, names = _metadata(raw), dialect(tensors)
+    metadata, names = files.header(raw).get("__metadata__") or {}, dialect(tensors)
     config = peft_config.find(path, metadata, "PEFT" in names)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
         raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).")
     notes = (peft_config.MISSING,) if config is None and "PEFT" in names else ()
     return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
-
-
-def _metadata(raw: bytes) -> dict[str, str]:
-    size = struct.unpack("<Q", raw[:8])[0]
-    return json.loads(raw[8 : 8 + size]).get("__metadata__") or {}
 
 
 def _examples(keys) -> str:
@@ -193,7 +186,7 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
-    if broken := next((kind for kind, tensor in parts.items() if not tensor.float().isfinite().all()), ""):
+    if broken := not_finite(parts):
         raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
     kinds = parts.keys() - {"alpha", "dora_scale"}
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
@@ -205,6 +198,11 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     if math.prod(one.shape) > LARGEST:
         raise LoraFileError(f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large.")
     return one
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first with a number that is none, or is infinite; else nothing."""
+    return next((name for name, tensor in tensors.items() if not tensor.float().isfinite().all()), "")
 
 
 def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...], file: str) -> list[torch.Tensor]:
@@ -330,7 +328,7 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
     """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
     path = Path(path)
-    if broken := next((key for key, tensor in state.items() if not tensor.float().isfinite().all()), ""):
+    if broken := not_finite(state):
         raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ The frozen weight never enters autograd: its owner lends it when asked (`fetch`)
 once in backward, so it may be quantised, offloaded, or made under inference mode.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -126,9 +125,13 @@ class Factors:
 
 def create(name: str, rows: int, columns: int, rank: int, alpha: float, seed: int) -> Factors:
     """An untrained fp32 LoRA. A: Kaiming uniform (a = sqrt 5), B: zero, as in peft; a function of seed and name."""
-    bound = 1 / math.sqrt(columns)  # kaiming_uniform_(a=sqrt(5)) on [rank, in]
-    A = torch.rand(rank, columns, generator=flow.generator(seed, "lora", name)) * (2 * bound) - bound
-    return Factors(A, torch.zeros(rows, rank), alpha / rank)
+    return Factors(uniform(rank, columns, seed, "lora", name), torch.zeros(rows, rank), alpha / rank)
+
+
+def uniform(rows: int, columns: int, *counters) -> torch.Tensor:
+    """[rows, columns] Kaiming uniform (a = sqrt 5), a function of the counters."""
+    bound = columns**-0.5
+    return torch.rand(rows, columns, generator=flow.generator(*counters)) * (2 * bound) - bound
 
 
 def parameters(lora: Mapping[str, Difference]) -> list[torch.Tensor]:
@@ -235,9 +238,10 @@ def covered(forwards: Iterable[tuple[torch.nn.Module, Callable]]) -> Iterator[No
 
 
 def _forward(fetch: Fetch, target: Target | None, branches: Branches):
+    if target is not None and decomposed(target, branches):
+        return lambda x: decomposed_output(x, target, fetch, branches)
+
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if target is not None and decomposed(target, branches):
-            return decomposed_output(x, target, fetch, branches)
         y = frozen(x, fetch)
         extra = branch_output(x, target, branches) if target is not None else None
         return y if extra is None else y + extra

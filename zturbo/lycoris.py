@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import flow
+from .lowrank import uniform
 
 WHOLE, PRODUCT = ("lokr_w2",), ("lokr_w2_a", "lokr_w2_b")
 
@@ -37,19 +38,20 @@ class LoKr:
     def alpha(self) -> float | None:
         return None if len(self.w2) == 1 else self.scale * self.rank  # core scales only where there is a rank
 
-    def _w2(self, dtype: torch.dtype) -> torch.Tensor:
+    def matrices(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """w1 and w2, both whole."""
         left, *right = (tensor.to(dtype) for tensor in self.w2)
-        return left @ right[0] if right else left
+        return self.w1.to(dtype), left @ right[0] if right else left
 
     def output(self, x: torch.Tensor) -> torch.Tensor:
         """kron(w1, w2) x = w1 X w2^T with X = x as a matrix [i1, i2]. [..., in] -> [..., out]."""
-        w1 = self.w1.to(x.dtype)
-        inner = F.linear(x.unflatten(-1, (w1.shape[1], -1)), self._w2(x.dtype))
+        w1, w2 = self.matrices(x.dtype)
+        inner = F.linear(x.unflatten(-1, (w1.shape[1], -1)), w2)
         return (self.scale * (w1 @ inner)).flatten(-2)
 
     def delta(self) -> torch.Tensor:
         """[out, in] fp32."""
-        return self.scale * torch.kron(self.w1.float(), self._w2(torch.float32))
+        return self.scale * torch.kron(*self.matrices(torch.float32))
 
     def of(self, tensors: dict[str, torch.Tensor]) -> "LoKr":
         return LoKr(tensors["lokr_w1"], tuple(tensors[name] for name in (*WHOLE, *PRODUCT) if name in tensors), self.scale)
@@ -116,9 +118,3 @@ def create_loha(name: str, rows: int, columns: int, rank: int, alpha: float, see
     random = flow.generator(seed, "loha", name)
     w1_a, w1_b, w2_b = torch.randn(rows, rank, generator=random) * 0.1, torch.randn(rank, columns, generator=random), torch.randn(rank, columns, generator=random)
     return LoHa(w1_a, w1_b, torch.zeros(rows, rank), w2_b, alpha / rank)
-
-
-def uniform(rows: int, columns: int, *counters) -> torch.Tensor:
-    """[rows, columns] Kaiming uniform (a = sqrt 5)."""
-    bound = columns**-0.5
-    return torch.rand(rows, columns, generator=flow.generator(*counters)) * (2 * bound) - bound

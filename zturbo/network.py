@@ -76,7 +76,9 @@ def part_names(targets: list[Target]) -> list[str]:
     return list(dict.fromkeys(part.name.split(".", 2)[2] for target in targets for part in target.parts))
 
 
-def create(targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None, start: dict[str, Difference] | None = None):
+def create(
+    targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None, start: dict[str, Difference] | None = None
+) -> dict[str, Difference]:
     """What a run trains, {name: Difference} in fp32 with gradients on `device`; a function of network, seed and name.
 
     norms: gives the column norms [1, in] of the clean weights by part, for DoRA. start: a LoRA to go on from.
@@ -116,8 +118,6 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
             raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
         if given.rank > mine.rank:
             raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
-        if given.magnitude is not None and given.magnitude.shape[0] != 1:
-            raise LoraFileError("The DoRA to start from has a length for each row; a run trains one for each column. It cannot be gone on from.")
         if given.shape != mine.shape:
             raise LoraFileError(f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}.")
         A = torch.cat((given.A.float(), mine.A[given.rank :]))
@@ -139,11 +139,10 @@ def frozen_copy(lora: dict[str, Difference]) -> dict[str, Difference]:
     return {name: one.of({key: tensor.detach().clone() for key, tensor in one.tensors.items()}) for name, one in lora.items()}
 
 
-def describe(lora: dict[str, Difference], kind: str) -> str:
+def describe(lora: dict[str, Difference]) -> str:
     """One line: how much is trained."""
     ranks = sorted({one.rank for one in lora.values()})
-    name = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind]
-    return f"{name} of rank {', '.join(map(str, ranks))}: {lowrank.count(lora):,} numbers in {len(lora)} places."
+    return f"{form(next(iter(lora.values())))} of rank {', '.join(map(str, ranks))}: {lowrank.count(lora):,} numbers in {len(lora)} places."
 
 
 def read_start(path, targets: list[Target]) -> dict[str, Difference]:

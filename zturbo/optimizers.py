@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,17 +54,28 @@ def learning_rate(options: Optimizer, step: int, total: int) -> float:
 
 
 @contextmanager
-def averaged(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]):
-    """While open, the parameters are what a schedule-free optimizer would hand out; afterwards they are, to the bit, what they were."""
-    if not (hasattr(optimizer, "eval") and hasattr(optimizer, "train")):
+def averaged(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], average: list[torch.Tensor]) -> Iterator[None]:
+    """While open, the parameters are what is handed out: their `average` where there is one, else what a schedule-free optimizer gives out.
+
+    Afterwards they are, to the bit, what they were.
+    """
+    swaps = hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+    if not swaps and not average:
         yield
         return
     before = [parameter.detach().clone() for parameter in parameters]
-    optimizer.eval()
+    if swaps:
+        optimizer.eval()  # type: ignore[attr-defined]
     try:
+        _copy(average, parameters)
         yield
     finally:
-        optimizer.train()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before):
-                parameter.copy_(value)
+        if swaps:
+            optimizer.train()  # type: ignore[attr-defined]
+        _copy(before, parameters)
+
+
+@torch.no_grad()
+def _copy(values: list[torch.Tensor], parameters: list[torch.Tensor]):
+    for parameter, value in zip(parameters, values):
+        parameter.copy_(value)

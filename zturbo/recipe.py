@@ -75,7 +75,7 @@ class Loss:
 class Data:
     """What training does with pictures and captions; the pictures themselves come from the dataset."""
 
-    caption_dropout: float = 0.05  # share of batches whose captions shrink to the trigger word, 0 to 1
+    caption_dropout: float = 0.05  # how often a picture's caption shrinks to the trigger word, 0 to 1
     shuffle_tags: bool = False  # captions are lists of tags with commas between, in any order
     keep_tags: int = 1  # first tags that stay in front when tags are shuffled
     flip: bool = False  # show pictures mirrored, every other time by chance
@@ -104,6 +104,10 @@ class AdapterCourse:
     start: float = 1.0  # at the first step
     end: float = 1.0  # at the last step; in between along a straight line
 
+    @property
+    def changes(self) -> bool:
+        return (self.start, self.end) != (1, 1)
+
 
 @dataclass(frozen=True)
 class Previews:
@@ -123,7 +127,7 @@ class Saving:
     """What is written into the run folder while training."""
 
     every: int = 250  # steps between two checkpoints, each with the LoRA so far
-    keep: int = 2  # newest checkpoints that stay
+    keep: int = 2  # newest checkpoints that stay, beside one or two to fall back on
     dtype: str = "bf16"  # of the LoRA file: bf16, fp16 or fp32
 
 
@@ -178,7 +182,7 @@ class Recipe:
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
-        if self.compute.adapter == "merged" and (self.network.kind == "dora" or (self.adapter.start, self.adapter.end) != (1, 1)):
+        if self.compute.adapter == "merged" and (self.network.kind == "dora" or self.adapter.changes):
             raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)

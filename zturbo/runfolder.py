@@ -4,6 +4,7 @@ Every file is written beside and renamed; the event log is appended to, a JSON o
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -143,13 +144,11 @@ class RunFolder:
     def preview(self, step: int, number: int, image: np.ndarray) -> Path | None:
         """Keep a preview [H, W, 3] uint8 as PNG. Returns its path, or None where it could not be written."""
         path = self.path / PREVIEWS / f"step_{step:06d}_{number}.png"
-        beside = path.with_suffix(".part")
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, format="PNG", compress_level=4)  # as core saves, so that files compare
         try:
-            Image.fromarray(image).save(beside, format="PNG", compress_level=4)  # as core saves, so that files compare
-            os.replace(beside, path)
+            files.write(path, content.getvalue())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             log.warning("The preview %s cannot be written (%s).", path, error.strerror)
             return None
         return path

@@ -91,6 +91,22 @@ class Control(Protocol):
         ...
 
 
+class Unattended:
+    """A `Control` with nobody at the screen."""
+
+    stop_requested = False
+
+    def check(self): ...
+
+    def step(self, event: dict): ...
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]): ...
+
+    def look(self, event: dict): ...
+
+    def say(self, sentence: str): ...
+
+
 @dataclass
 class Result:
     """What a run leaves. state: the LoRA file's tensors. losses: one a step. images: the newest previews."""
@@ -152,6 +168,8 @@ class Pictures:
     masks: list[torch.Tensor | None]
     dropout: list[float]
     weight: list[float]
+    held_out: tuple[int, ...] = ()  # numbers of those that are only looked at
+    trained: tuple[int, ...] = ()  # and of those that they are compared with
 
     def at(self, recipe: Recipe, place: int) -> Batch:
         """Batch `place`: which pictures, which mirrored, in which tag order, whose captions are dropped."""
@@ -182,11 +200,12 @@ def pictures_of(recipe: Recipe, dataset: Dataset, host: Host, check: Callable[[]
     encoded = host.encode(dataset, captions, check)
     masks = [item.mask(recipe.data.outside) for item in dataset.items]
     views = [None if mask is None else torch.stack([mask, mask.flip(-1)][: len(encoded.latents[n])]) for n, mask in enumerate(masks)]
-    held = dataset.held_out()
+    held = sorted(dataset.held_out())
+    trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
     repeats = [0 if n in held else item.repeats for n, item in enumerate(dataset.items)]
     batches = Batches(group_pictures(encoded, repeats), recipe.batch_size, recipe.seed)
     weight = [recipe.data.regularisation_weight if item.regularisation else 1.0 for item in dataset.items]
-    return Pictures(encoded, captions, batches, views, [dataset.dropout(n) for n in range(len(dataset.items))], weight)
+    return Pictures(encoded, captions, batches, views, [dataset.dropout(n) for n in range(len(dataset.items))], weight, tuple(held), tuple(trained))
 
 
 def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -208,7 +227,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     """
     state = begin(recipe, host, run)  # first: what is wrong with a recipe is said before pictures are encoded
     if state.step == 0:
-        tell(run, control, 0, network.describe(state.lora, recipe.network.kind))
+        tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
     if state.step == 0 and (note := pictures.batches.note()):
         tell(run, control, 0, note)
@@ -219,9 +238,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
     said = ""
 
+    def save_lora():
+        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
+
     def save():
         nonlocal said
-        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
+        save_lora()
         if state.whole:
             run.checkpoint(state, recipe.saving.keep)
         if run.refused and run.refused != said:
@@ -229,9 +251,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
     try:
-        if state.step == 0 and dataset.held_out():
+        if state.step == 0 and pictures.held_out:
             with host.training(state.lora) as velocity:
-                look(dataset, pictures, state, velocity, host.device, run, control, recipe.seed)
+                look(pictures, state, velocity, host.device, run, control, recipe.seed)
         while not finished(recipe, state, control):
             out_of_memory = False
             try:
@@ -242,8 +264,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         event["memory"] = host.memory()
                         run.event(**event)
                         control.step(event)
-                        if state.step % recipe.data.validation_every == 0:
-                            look(dataset, pictures, state, velocity, host.device, run, control, recipe.seed)
+                        if pictures.held_out and state.step % recipe.data.validation_every == 0:
+                            look(pictures, state, velocity, host.device, run, control, recipe.seed)
                         if save_due(recipe, state, run):
                             save()
                         if preview_due(recipe, state):
@@ -281,7 +303,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if run.saved_steps < state.step:
         save()
     elif images:  # the last preview as its thumbnail
-        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
+        save_lora()
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 
@@ -319,25 +341,21 @@ def save_memory(host: Host, run: RunFolder, state: State, control: Control):
     tell(run, control, state.step, f"There was not enough memory for step {state.step + 1}: it is done again with gradient checkpointing, one picture at a time. This takes longer.")
 
 
-def look(dataset: Dataset, pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, control: Control, seed: int):
+def look(pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, control: Control, seed: int):
     """Log the loss at fixed noise levels and fixed noise on pictures held out, and on as many that are trained on: "validation" events."""
-    held = sorted(dataset.held_out())
-    if not held:
-        return
-    trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
     with state.as_shown():
-        found = {kind: fixed_loss(pictures, spread(numbers), velocity, device, seed) for kind, numbers in (("held_out", held), ("trained", trained))}
+        found = {kind: fixed_loss(pictures, spread(getattr(pictures, kind)), velocity, device, seed) for kind in ("held_out", "trained")}
     event = {"event": "validation", "step": state.step, **found}
     run.event(**event)
     control.look(event)
 
 
-def spread(numbers: list[int]) -> list[int]:
+def spread(numbers: tuple[int, ...]) -> tuple[int, ...]:
     """At most LOOKED_AT of them, evenly from first to last."""
-    return numbers if len(numbers) <= LOOKED_AT else [numbers[i * len(numbers) // LOOKED_AT] for i in range(LOOKED_AT)]
+    return numbers if len(numbers) <= LOOKED_AT else tuple(numbers[i * len(numbers) // LOOKED_AT] for i in range(LOOKED_AT))
 
 
-def fixed_loss(pictures: Pictures, numbers: list[int], velocity: Velocity, device, seed: int) -> float:
+def fixed_loss(pictures: Pictures, numbers: tuple[int, ...], velocity: Velocity, device, seed: int) -> float:
     """Mean square error of the velocity over these pictures at FIXED_SIGMAS, with noise that never changes."""
     total = 0.0
     with torch.no_grad():
@@ -352,7 +370,7 @@ def fixed_loss(pictures: Pictures, numbers: list[int], velocity: Velocity, devic
 
 
 def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, control: Control) -> list[np.ndarray]:
-    """Draw, keep and show the previews of a step. None, with a warning, when drawing fails: training is worth more."""
+    """Draw, keep and show the previews of a step. Nothing, with a note, when drawing fails: training is worth more."""
     try:
         images = host.draw(state)
     except Exception as error:

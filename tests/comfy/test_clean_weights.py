@@ -23,9 +23,7 @@ class Boom(BaseException):
     """Stands for Cancel, Ctrl-C and everything else that can come at any moment."""
 
 
-class Control:
-    stop_requested = False
-
+class Control(trainer.Unattended):
     def __init__(self, cancel_at=None):
         self.steps, self.cancel_at = 0, cancel_at
 
@@ -35,12 +33,6 @@ class Control:
 
     def step(self, event):
         self.steps = event["step"]
-
-    def preview(self, step, images, paths): ...
-
-    def look(self, event): ...
-
-    def say(self, sentence): ...
 
 
 def recipe(way):

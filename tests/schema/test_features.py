@@ -1,12 +1,11 @@
 """docs/features.md: every setting of a recipe, with its node, its default and a test that would fail without it."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from zturbo.recipe import Recipe
+from zturbo.recipe import Recipe, flat
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `(?P<field>[\w.]+)` \| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE)
@@ -16,15 +15,6 @@ def rows() -> dict[str, dict]:
     return {row["field"]: row.groupdict() for row in ROW.finditer((ROOT / "docs" / "features.md").read_text(encoding="utf-8"))}
 
 
-def fields(value, prefix="") -> dict[str, object]:
-    """Dotted name -> default, over the whole recipe."""
-    found = {}
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        found |= fields(inner, f"{prefix}{field.name}.") if dataclasses.is_dataclass(inner) else {prefix + field.name: inner}
-    return found
-
-
 # the node has a word for what is empty in the recipe
 WORDED = {"previews.prompts", "network.start"}
 # set by the pack itself, the same for everyone
@@ -32,7 +22,7 @@ FIXED = {"previews.steps", "previews.sampler"}
 
 
 def test_every_setting_is_in_the_table_and_nothing_else():
-    assert set(rows()) == set(fields(Recipe())) - FIXED
+    assert set(rows()) == set(flat(Recipe())) - FIXED
 
 
 @pytest.mark.parametrize("field", sorted(rows()))
@@ -42,7 +32,7 @@ def test_its_test_exists(field):
 
 
 def test_node_input_and_default_are_those_of_the_schemas(schemas):
-    defaults = fields(Recipe())
+    defaults = flat(Recipe())
     for field, row in rows().items():
         given = next(i for i in schemas[row["node"]].inputs if i.id == row["input"])
         assert row["default"] == repr(given.default), field

@@ -1,5 +1,7 @@
 """What is trained where: targets, layers, ranks, forms, and a start from another LoRA."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -52,13 +54,13 @@ def test_what_fits_nothing_is_said(settings, words):
 def test_a_group_of_another_rank_has_the_same_scale():
     lora = network.create(TARGETS, Network(rank=4, alpha=2, targets="attention:8, feed_forward"), 0)
     assert {one.rank for one in lora.values()} == {8, 4} and {one.scale for one in lora.values()} == {0.5}
-    assert network.describe(lora, "lora") == f"LoRA of rank 4, 8: {lowrank.count(lora):,} numbers in 20 places."
+    assert network.describe(lora) == f"LoRA of rank 4, 8: {lowrank.count(lora):,} numbers in 20 places."
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
 def test_every_form_begins_as_nothing_and_learns(kind):
     weight = torch.randn(36, 12)
-    fetch = lambda x: __import__("contextlib").nullcontext((weight, None))  # noqa: E731
+    fetch = lambda x: nullcontext((weight, None))  # noqa: E731
     target = TARGETS[0]
     norms = lambda targets: {part.name: lowrank.column_norms(None, fetch, part.rows, torch.zeros(1)) for part in targets[0].parts}  # noqa: E731
     lora = network.create([target], Network(kind=kind, rank=2, alpha=2, factor=2), 0, norms=norms)
@@ -94,7 +96,7 @@ def test_dora_output_is_the_normed_weight_times_x():
     weight, target = torch.randn(12, 12), TARGETS[1]
     one = lowrank.Factors(torch.randn(2, 12), torch.randn(12, 2), 0.5, torch.rand(1, 12) + 0.5)
     adapter = lowrank.Factors(torch.randn(3, 12), torch.randn(12, 3), 0.7)
-    fetch = lambda x: __import__("contextlib").nullcontext((weight, None))  # noqa: E731
+    fetch = lambda x: nullcontext((weight, None))  # noqa: E731
     x, name = torch.randn(4, 12), target.parts[0].name
     whole = weight + one.delta()
     gain = one.magnitude / whole.norm(dim=0, keepdim=True)

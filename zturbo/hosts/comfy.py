@@ -42,7 +42,7 @@ class ComfyHost:
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
         self.given = model
-        beside = recipe.network.kind == "dora" or self.fades()
+        beside = recipe.network.kind == "dora" or recipe.adapter.changes
         self.carry(choose_way(model, "branch" if beside else recipe.compute.adapter))
         self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
@@ -56,9 +56,6 @@ class ComfyHost:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def fades(self) -> bool:
-        return (self.recipe.adapter.start, self.recipe.adapter.end) != (1, 1)
-
     def carry(self, way: str):
         """Carry the adapter as a branch, or merged into the weights."""
         self.way = way
@@ -68,7 +65,7 @@ class ComfyHost:
         """What about the wiring is probably not meant, or nothing."""
         if self.straight:
             return "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
-        return "" if self.tag is not None or not self.fades() else "The adapter schedule has no effect: there is no adapter on the model."
+        return "" if self.tag is not None or not self.recipe.adapter.changes else "The adapter schedule has no effect: there is no adapter on the model."
 
     def digest(self) -> str:
         """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
@@ -82,7 +79,7 @@ class ComfyHost:
         course = self.recipe.adapter
         if self.tag is None or self.tag.net == 0:
             return "No de-distill adapter on the model: training straight on it."
-        fades = "" if (course.start, course.end) == (1, 1) else f", times {course.start:g} at the first step and {course.end:g} at the last"
+        fades = f", times {course.start:g} at the first step and {course.end:g} at the last" if course.changes else ""
         return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}."
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
@@ -182,7 +179,7 @@ class ComfyHost:
         with ExitStack() as stack:
             stack.callback(release, self.model)
             comfy.model_management.load_models_gpu([self.model], memory_required=room)
-            yield {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(self.dit).items()}
+            yield fetchers(self.dit)
 
     def _refined(self, number: int) -> torch.Tensor:
         return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
@@ -260,6 +257,11 @@ def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
                 yield (weight if smoothing is None else weight * smoothing.to(weight)), bias
 
     return fetch
+
+
+def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:
+    """Name -> (Linear, fetch), for all Linears."""
+    return {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(dit).items()}
 
 
 def normal_norms(dit):

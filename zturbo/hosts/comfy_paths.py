@@ -58,8 +58,8 @@ def runs_named(name: str) -> list[Path]:
     """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
     if not file_name(name) or not runs().is_dir():
         return []
-    numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in runs().iterdir() if (path.name == name or path.name.startswith(name + "_")) and _own(path)}
-    found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and named(path) in (name, "")]
+    numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in runs().iterdir() if path.name == name or path.name.startswith(name + "_")}
+    found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and _own(path) and named(path) in (name, "")]
     return sorted(found, key=lambda path: int(numbers[path]))
 
 

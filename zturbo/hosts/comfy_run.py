@@ -61,7 +61,8 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
             trainer.tell(run, control, 0, sentence)
         ended = "failed"
         try:
-            result = trainer.train(recipe, dataset, host, run, control, metadata(recipe, dataset, host))
+            facts = metadata(recipe, dataset, host)
+            result = trainer.train(recipe, dataset, host, run, control, facts)
             ended = "stopped" if result.steps < recipe.steps else "finished"
         except comfy.model_management.InterruptProcessingException:
             ended = "cancelled"
@@ -79,12 +80,12 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
             run.event(event="end", how=ended, saved=run.saved_steps)
             control.flush()
             control.push("end", how=ended, saved=run.saved_steps)
-    return Trained(LoraState(result.state, metadata(recipe, dataset, host) | lorafile.thumbnail(result.images)), result.losses, _images(result.images), run.lora, result.steps)
+    return Trained(LoraState(result.state, facts | lorafile.thumbnail(result.images)), result.losses, _images(result.images), run.lora, result.steps)
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a run is a function of. teaches: see `recipe.teaches`; inputs: digest of pictures and model; source: the checkpoint that it goes on from, or nothing."""
+    """What a run is a function of. teaches: see `recipe.teaches`, numbers and words only, so that the log gives them back alike; inputs: digest of pictures and model; source: the checkpoint that it goes on from, or nothing."""
 
     teaches: dict
     inputs: str
@@ -92,11 +93,11 @@ class Given:
 
     def same_as(self, start: dict) -> bool:
         """Is this what a run's start event says?"""
-        return json.loads(json.dumps(self.teaches)) == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
+        return self.teaches == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
 
     def differs(self, start: dict) -> str:
         """In words, what is another than a start event says."""
-        before, now = start.get("teaches") or {}, json.loads(json.dumps(self.teaches))
+        before, now = start.get("teaches") or {}, self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         return f"other settings ({', '.join(names)})" if names else "other pictures, captions, model or adapter"
 
