@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from . import concepts, measure, world
 from .setup import WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
-VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "bad": 1.0}
+VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "bad": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
+POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
+GUARD_PROMPTS = 64
 PICTURES = 20
 
 
@@ -27,7 +30,7 @@ def main(argv: list[str]):
     parser.add_argument("--variants", default="straight,adapter")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=250, help="steps between measurements")
+    parser.add_argument("--guard", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     args = parser.parse_args(argv)
@@ -48,7 +51,7 @@ def table(args) -> str:
     """Means over concepts and seeds, a line a step and variant."""
     columns = ("fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept")
     lines = ["step   variant   " + "  ".join(f"{name:>11}" for name in columns)]
-    for step in range(0, args.steps + 1, args.every):
+    for step in POINTS:
         for variant in args.variants.split(","):
             paths = [FOLDER / f"{concept}_{variant}_{seed}.jsonl" for concept in args.concepts.split(",") for seed in range(args.seeds)]
             found = [row for path in paths if path.is_file() for row in map(json.loads, path.read_text().splitlines()) if row["step"] == step]
@@ -78,7 +81,7 @@ def study(path: Path, judge: measure.Judge, concept: str, variant: str, seed: in
     """Train one LoRA and write down what it does, every `args.every` steps and before the first."""
     from zturbo import dataset, lorafile, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
-    from zturbo.recipe import Compute, Data, Network, Optimizer, Previews, Recipe
+    from zturbo.recipe import Compute, Data, Network, Optimizer, Previews, Recipe, Saving, Turbo
     from zturbo.runfolder import RunFolder
 
     folder = WORK / "concepts" / f"{concept}_{seed}"
@@ -87,7 +90,8 @@ def study(path: Path, judge: measure.Judge, concept: str, variant: str, seed: in
     found = dataset.from_folder(folder, (128,), concepts.TRIGGER[concept], data)
     given = Recipe(
         f"{concept}_{variant}_{seed}", args.steps, 2, seed, data=data, network=Network(args.rank, args.rank), optimizer=Optimizer(learning_rate=args.learning_rate),
-        compute=Compute("fp32", False, "merged" if variant != "straight" else "auto"), previews=Previews(("measured",), args.every),
+        compute=Compute("fp32", False, "auto" if "guard" in variant else "merged"), previews=Previews(("measured",), 250), saving=Saving(1000, 1),
+        turbo=Turbo(tuple(measure.unasked(GUARD_PROMPTS)), 128, 0, guard=args.guard if "guard" in variant else 0.0),
     )  # fmt: skip
     model = comfy_tiny.load_model(comfy_tiny.MODEL)
     if VARIANTS[variant]:
@@ -118,17 +122,19 @@ def measuring_host(model, clip, vae, given, judge: measure.Judge, path: Path):
             self.recent, self.started = [], time.time()
 
         def draw(self, state):
-            self.write(self.step, state)
+            if self.step in POINTS:
+                self.write(self.step, state)
             return [np.zeros((8, 8, 3), np.uint8)]
 
         def write(self, step: int, state: dict):
-            with with_lora(judge.dit, state):
-                found = judge.measure().rounded()
+            save_file(state, path.with_name(f"{path.stem}_{step:05d}.safetensors")) if state else None
+            with with_lora(judge.dit, state) as lora:
+                found = judge.measure().rounded() | judge.watched.read(lora)
             line = {"step": step, "loss": round(sum(self.recent) / max(1, len(self.recent)), 5), "seconds": round(time.time() - self.started, 1), **found}
             self.recent.clear()
             with open(path, "a") as file:
                 file.write(json.dumps(line) + "\n")
-            log.info("%s", line)
+            log.info("%s %s", path.stem, {key: value for key, value in line.items() if not isinstance(value, list)})
 
     return MeasuringHost()
 
@@ -142,4 +148,4 @@ def with_lora(dit, state: dict):
 
     lora = lorafile.parse(state)[0]
     with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [lora]):
-        yield
+        yield lora

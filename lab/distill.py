@@ -15,7 +15,7 @@ from .setup import TINY, WORK, log, use_comfy
 from .teacher import compile_blocks, make_optimizers
 
 
-def teacher_paths(teacher, data, count: int, batch: int, seed: int, device):
+def teacher_paths(teacher, data, count: int, batch: int, seed: int, device, guidance: float = 2.0):
     """[(states [9, B, 16, H, W] half, caption rows [B])], one entry a batch of one shape."""
     generator, shapes, paths = torch.Generator().manual_seed(seed), list(data.latents), []
     for number in range(count // batch):
@@ -26,7 +26,7 @@ def teacher_paths(teacher, data, count: int, batch: int, seed: int, device):
             caption = world.refine(teacher, data.features[rows].to(device), data.lengths[rows])
             empty = world.refine(teacher, data.features[[-1] * batch].to(device), data.lengths[[-1] * batch])
         states = []
-        world.sample(teacher, noise, caption, empty, scale=2.0, substeps=3, path=states)
+        world.sample(teacher, noise, caption, empty, scale=guidance, substeps=3, path=states)
         paths.append((torch.stack(states).half().cpu(), rows))
         if number % 10 == 9:
             log.info("teacher paths %d of %d", (number + 1) * batch, count)

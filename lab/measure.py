@@ -11,6 +11,7 @@ import torch
 from . import concepts, pictures, reader, world
 
 UNRELATED = 144  # pictures
+WATCHED = 16  # prompts of the gauge's candidates
 OF_CONCEPT = 48
 FINE = tuple(torch.linspace(1, 0, 51, dtype=torch.float64).tolist())  # 50 steps, before the shift
 
@@ -56,11 +57,12 @@ class Judge:
             for n, (name, texts) in enumerate((("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread)))
         }
         self.taesd, self.reader = world.load_autoencoder(device), reader.load(device)
-        drawn, _ = reader.drawn(600, 5, device)
+        drawn, _ = reader.drawn(600, 5, device, concepts_too=False)
         self.real = self.reader.features(drawn.to(device))
         self.turbo = {name: self.draw(name) for name in ("unrelated", "spread")}
         self.edges = edges(self.decode(self.turbo["unrelated"]))
         self.spread = scatter(self.turbo["spread"])
+        self.watched = Watched(dit, clip, device)
 
     @torch.no_grad()
     def draw(self, name: str, sigmas=world.SIGMAS, count=None) -> torch.Tensor:
@@ -86,6 +88,56 @@ class Judge:
             steps_apart=relative(unrelated[:24], fine),
             concept=reader.right(self.reader, self.decode(concept), [reader.labels(text, self.concept) for text in self.of_concept]).float().mean().item(),
         )
+
+
+def unasked(count: int) -> list[str]:
+    """Captions of the known world that no measurement asks for."""
+    names = pictures.captions()
+    asked = {names[n * 37 % len(names)] for n in range(UNRELATED)} | {names[n * 101 % len(names)] for n in range(8)}
+    free = [name for name in names if name not in asked]
+    return [free[n * 53 % len(free)] for n in range(count)]
+
+
+class Watched:
+    """What a gauge could look at while a LoRA trains: no pictures, no reader, only velocities on clean turbo's own paths."""
+
+    def __init__(self, dit, clip, device):
+        from zturbo import health, lorafile, lowrank
+        from zturbo.hosts import comfy_adapter, comfy_tiny
+        from zturbo.hosts.comfy import fetchers
+
+        self.dit, self.device = dit, device
+        features, lengths = world.caption_features(clip, unasked(WATCHED))
+        with torch.no_grad():
+            self.caption = world.refine(dit, features.to(device), lengths)
+        self.paths = {side: health.walk(self.velocity, WATCHED, side // 8, side // 8, 0, device, WATCHED) for side in (64, 128)}
+        adapter = lorafile.read(comfy_tiny.ADAPTER).factors
+        self.adapter_size = size_of(adapter)
+        with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [adapter]):
+            self.adapter = [self.changed(self.paths[128], place) for place in range(8)]
+
+    def velocity(self, x, sigma, numbers):
+        from zturbo.hosts.comfy_forward import velocity
+
+        return velocity(self.dit, x, sigma, self.caption[list(numbers)])
+
+    def changed(self, paths, place: int) -> torch.Tensor:
+        """[P, ...]: what is added to clean turbo's velocities at a noise level."""
+        x = paths.states[:, place].to(self.device)
+        return (self.velocity(x, paths.sigmas[place].expand(len(x)).to(self.device), range(len(x))) - paths.velocities[:, place].to(self.device)).flatten(1)
+
+    @torch.no_grad()
+    def read(self, lora) -> dict:
+        """Lists have an entry a noise level, from 1 down; means over the prompts."""
+        found: dict = {"size": round((size_of(lora) / self.adapter_size).item(), 4)}
+        for side, paths in self.paths.items():
+            changes = [self.changed(paths, place) for place in range(8)]
+            clean = [paths.velocities[:, place].flatten(1).norm(dim=1) for place in range(8)]
+            found[f"deviation{side}"] = [[round(value, 4) for value in (change.norm(dim=1).cpu() / size).tolist()] for change, size in zip(changes, clean)]
+            if side == 128:
+                along = [(change * adapter).sum(1) / adapter.square().sum(1) for change, adapter in zip(changes, self.adapter)]
+                found["along"] = [round(value.mean().item(), 4) for value in along]
+        return found
 
 
 def noise(count: int, seed: int) -> torch.Tensor:
@@ -115,3 +167,8 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     values = torch.linalg.eigvals(cov_a @ cov_b).real.clamp_min(0).sqrt().sum()
     return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * values).item()
+
+
+def size_of(lora) -> torch.Tensor:
+    """Frobenius norm of all that a LoRA adds to the weights."""
+    return torch.stack([one.delta().norm() for one in lora.values()]).norm() if lora else torch.zeros(())

@@ -61,14 +61,14 @@ def right(reader: Reader, images: torch.Tensor, wanted: list[dict[str, str]]) ->
     return torch.tensor([all(HEADS[name][int(said[name][n])] == word for name, word in labels.items()) for n, labels in enumerate(wanted)])
 
 
-def drawn(count: int, seed: int, device) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels; three of ten are of a concept."""
+def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[torch.Tensor, list[dict[str, str]]]:
+    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels; three of ten are of a concept, unless told otherwise."""
     rng, taesd, names = random.Random(seed), world.load_autoencoder(device), pictures.captions()
     images, wanted = [], []
     for start in range(0, count, 32):
         size, batch = rng.choice(concepts.SIZES), []
         for _ in range(min(32, count - start)):
-            concept = rng.choice(concepts.CONCEPTS) if rng.random() < 0.3 else ""
+            concept = rng.choice(concepts.CONCEPTS) if concepts_too and rng.random() < 0.3 else ""
             caption = concepts.caption(concept, rng) if concept else rng.choice(names)
             batch.append(np.asarray(concepts.draw(concept, caption, size, rng) if concept else pictures.draw(caption, size, rng)))
             wanted.append(labels(caption, concept))

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import flow
+from . import flow, health
 from .errors import ZTurboError
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
@@ -110,6 +110,18 @@ class AdapterCourse:
 
 
 @dataclass(frozen=True)
+class Turbo:
+    """How turbo is watched and kept, on prompts that have nothing to do with the pictures."""
+
+    prompts: tuple[str, ...] = health.PROMPTS
+    size: int = 512  # pixels, width and height of their pictures
+    every: int = 250  # steps between two readings of the gauge; 0: none
+    stop_above: float = 0.0  # the run ends when the gauge reads more, 0 to 1; 0: never
+    guard: float = 0.0  # weight of the turbo guard beside the loss; 0: no guard
+    guard_every: int = 2  # steps between two guarded ones
+
+
+@dataclass(frozen=True)
 class Previews:
     """Pictures drawn while training, on the clean turbo model."""
 
@@ -146,6 +158,7 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     compute: Compute = field(default_factory=Compute)
     adapter: AdapterCourse = field(default_factory=AdapterCourse)
+    turbo: Turbo = field(default_factory=Turbo)
     previews: Previews = field(default_factory=Previews)
     saving: Saving = field(default_factory=Saving)
 
@@ -177,15 +190,29 @@ class Recipe:
         at_least(0, preview_seed=self.previews.seed)
         between(1, 1000, preview_steps=self.previews.steps)
         between(16, 8192, preview_width=self.previews.width, preview_height=self.previews.height)
+        at_least(0, health_every=self.turbo.every)
+        between(0, 1, stop_above=self.turbo.stop_above)
+        between(0, 1000, guard=self.turbo.guard)
+        at_least(1, guard_every=self.turbo.guard_every)
+        between(64, 4096, health_size=self.turbo.size)
+        if self.turbo.size % 16:
+            raise ZTurboError(f"health_size is {self.turbo.size}; it must be a multiple of 16.")
+        if not self.turbo.prompts and (self.turbo.guard or self.turbo.stop_above):
+            raise ZTurboError("The turbo guard and stop_above need unrelated prompts; there are none. Write some, one a line.")
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
-        if self.compute.adapter == "merged" and (self.network.kind == "dora" or self.adapter.changes):
-            raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
+        if self.compute.adapter == "merged" and self.beside:
+            raise ZTurboError("adapter_way is merged, but DoRA, an adapter schedule and the turbo guard need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
+
+    @property
+    def beside(self) -> bool:
+        """Must the adapter be carried beside the weights?"""
+        return self.network.kind == "dora" or self.adapter.changes or self.turbo.guard > 0
 
 
 def check_types(settings, where: str = ""):
@@ -273,8 +300,10 @@ def to_toml(recipe: Recipe) -> str:
 def teaches(recipe: Recipe) -> dict[str, object]:
     """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with the same ones train the same LoRA."""
     given, default = flat(recipe), flat(Recipe())
-    idle = ("name", "previews.", "saving.", "data.cache", "data.validation_every")
-    return {key: value for key, value in given.items() if value != default[key] and not key.startswith(idle)}
+    idle = ["name", "previews.", "saving.", "data.cache", "data.validation_every"]
+    idle += [] if recipe.turbo.stop_above else ["turbo.every"]
+    idle += [] if recipe.turbo.stop_above or recipe.turbo.guard else ["turbo."]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value != default[key] and not key.startswith(tuple(idle))}
 
 
 def flat(recipe: Recipe) -> dict[str, object]:

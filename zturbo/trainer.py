@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from . import flow, lorafile, lowrank, network, optimizers
+from . import flow, health, lorafile, lowrank, network, optimizers
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
@@ -38,9 +38,10 @@ class Host(Protocol):
 
     device: torch.device
     targets: list[Target]
+    turbo: bool  # is the model that trains turbo itself, once its adapter is taken away?
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None]) -> Encoded:
-        """Latents of the pictures. Keeps the captions. check: called between two pictures; may raise."""
+        """Latents of the pictures. Keeps the captions, and behind them the recipe's unrelated prompts. check: called between two pictures; may raise."""
         ...
 
     def start(self) -> Lora | None:
@@ -229,12 +230,13 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
+    paths = turbo_paths(recipe, pictures, host)
     if state.step == 0 and (note := pictures.batches.note()):
         tell(run, control, 0, note)
     had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
-    piece, thrifty = recipe.batch_size, False  # pictures that go through the model at once; whether memory ran out once
+    thrifty = False  # one picture at a time, since memory ran out once
 
     said = ""
 
@@ -260,7 +262,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 with host.training(state.lora) as velocity:
                     while not finished(recipe, state, control):
                         control.check()
-                        event = one_step(recipe, pictures, state, velocity, host.device, piece)
+                        event = one_step(recipe, pictures, paths, state, velocity, host.device, thrifty)
                         event["memory"] = host.memory()
                         run.event(**event)
                         control.step(event)
@@ -280,10 +282,10 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 continue
             except Exception as error:
                 out_of_memory = state.whole and host.out_of_memory(error)
-                if not out_of_memory or thrifty or (piece == 1 and recipe.compute.checkpointing):
+                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and not recipe.turbo.guard):
                     raise
             if out_of_memory:  # out here, where nothing of the failed step is held any more
-                piece, thrifty = 1, True
+                thrifty = True
                 save_memory(host, run, state, control)
                 continue
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
@@ -305,6 +307,21 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     elif images:  # the last preview as its thumbnail
         save_lora()
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
+
+
+def turbo_paths(recipe: Recipe, pictures: Pictures, host: Host) -> health.Paths | None:
+    """Clean turbo's own paths for the unrelated prompts, where they are needed and can be had."""
+    wish = recipe.turbo
+    if not host.turbo or not wish.prompts or not wish.guard:
+        return None
+    with host.training({}) as velocity:
+        return health.walk(clean_turbo(velocity, pictures), len(wish.prompts), wish.size // 8, wish.size // 8, recipe.seed, host.device)
+
+
+def clean_turbo(velocity: Velocity, pictures: Pictures) -> health.Velocity:
+    """The velocity without the adapter, for the unrelated prompts by their numbers."""
+    first = len(pictures.captions.texts)
+    return lambda x, sigma, numbers: velocity(x, sigma, tuple(first + n for n in numbers), 0.0)
 
 
 def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
@@ -380,8 +397,8 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     return images
 
 
-def one_step(recipe: Recipe, pictures: Pictures, state: State, velocity: Velocity, device, piece: int) -> dict:
-    """One optimizer step; the state moves on by one. piece: pictures that go through the model at once. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+def one_step(recipe: Recipe, pictures: Pictures, paths: health.Paths | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
+    """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
     for group in state.optimizer.param_groups:
@@ -390,10 +407,13 @@ def one_step(recipe: Recipe, pictures: Pictures, state: State, velocity: Velocit
     adapter = adapter_factor(recipe, step)
     total, sigmas = torch.zeros((), device=device), []
     for place in range(step * options.accumulation, (step + 1) * options.accumulation):
-        for loss, sigma in losses(recipe, place, pictures, velocity, device, piece, adapter):
+        for loss, sigma in losses(recipe, place, pictures, velocity, device, thrifty, adapter):
             (loss / options.accumulation).backward()
             total += loss.detach() / options.accumulation
             sigmas.append(sigma)
+    guard = {}
+    if paths is not None and recipe.turbo.guard and step % recipe.turbo.guard_every == 0:
+        guard["guard"] = guard_backward(recipe, step, paths, clean_turbo(velocity, pictures), device, thrifty)
     parameters = lowrank.parameters(state.lora)
     norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
     value = total.item()  # the one point where a step waits for the device
@@ -410,7 +430,19 @@ def one_step(recipe: Recipe, pictures: Pictures, state: State, velocity: Velocit
     state.whole = True
     seconds = time.perf_counter() - started
     state.seconds += seconds
-    return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4)}
+    return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4), **guard}
+
+
+def guard_backward(recipe: Recipe, step: int, paths: health.Paths, velocity: health.Velocity, device, thrifty: bool) -> float:
+    """Gradients that hold turbo with the LoRA to clean turbo's velocities, at states of its own paths. Returns their mean square difference."""
+    states, sigmas, clean, numbers = health.guarded(paths, recipe.seed, step)
+    total = torch.zeros((), device=device)
+    for rows in pieces(len(numbers), thrifty):
+        v = velocity(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
+        loss = (v.float() - clean[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers)
+        (recipe.turbo.guard * loss).backward()
+        total += loss.detach()
+    return total.item()
 
 
 def exploded(losses: list[float]) -> bool:
@@ -427,7 +459,7 @@ def adapter_factor(recipe: Recipe, step: int) -> float:
     return recipe.adapter.start + (recipe.adapter.end - recipe.adapter.start) * course
 
 
-def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, device, piece: int, adapter: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, device, thrifty: bool, adapter: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Loss and sigmas of each piece of batch `place` (counted over the whole run); the losses add up to the batch's mean."""
     batch, options = pictures.at(recipe, place), recipe.timesteps
     random = flow.generator(recipe.seed, "step", place)
@@ -435,10 +467,15 @@ def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, d
     sigma = flow.sample_sigma(options.density, size, random, options.mean, options.std)
     sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
     eps = torch.randn(batch.x0.shape, generator=random)
-    for rows in (slice(i, i + piece) for i in range(0, size, piece)):
+    for rows in pieces(size, thrifty):
         part = Batch(batch.x0[rows].to(device), batch.captions[rows], batch.weight[rows].to(device), None if batch.mask is None else batch.mask[rows].to(device))
         each = piece_loss(recipe, part, eps[rows].to(device), sigma[rows].to(device), velocity, adapter)
         yield each.sum() / size, sigma[rows]
+
+
+def pieces(size: int, thrifty: bool) -> list[slice]:
+    """What of a batch goes through the model at once: all of it, or one by one."""
+    return [slice(n, n + 1) for n in range(size)] if thrifty else [slice(0, size)]
 
 
 def piece_loss(recipe: Recipe, batch: Batch, eps: torch.Tensor, sigma: torch.Tensor, velocity: Velocity, adapter: float) -> torch.Tensor:

@@ -206,11 +206,14 @@ def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(de_distilled(model), clip, vae, recipe())
         encode(host)
+        refined = []
         for _ in range(2):
-            with host.training({}):
-                first = list(map(id, host.captions))
-        assert len(host.captions) == len(pictures().captions().texts) < len(pictures().items)
-        assert first == list(map(id, host.captions))
+            with host.training({}) as velocity:
+                for caption in (caption for variants in pictures().captions().of for caption in variants):
+                    velocity(torch.zeros(1, 16, 8, 8), torch.ones(1), (caption,))
+            refined.append(list(map(id, host.captions.values())))
+        assert len(host.captions) == len({n for variants in pictures().captions().of for n in variants}) < len(pictures().items)
+        assert refined[0] == refined[1]
 
 
 def test_the_digest_tells_models_adapters_and_loras_apart(tiny):

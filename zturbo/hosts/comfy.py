@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 import torch.utils.deterministic
 
-from .. import lorafile, lowrank, network
+from .. import health, lorafile, lowrank, network
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
@@ -42,13 +42,17 @@ class ComfyHost:
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
         self.given = model
-        beside = recipe.network.kind == "dora" or recipe.adapter.changes
-        self.carry(choose_way(model, "branch" if beside else recipe.compute.adapter))
+        self.carry(choose_way(model, "branch" if recipe.beside else recipe.compute.adapter))
         self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
-        self.features: list[torch.Tensor] = []  # one a caption
-        self.captions: dict[int, torch.Tensor] = {}  # `features` as the layers see them, once they were needed
+        self.turbo = preview_model is None
+        if recipe.turbo.guard and not self.turbo:
+            raise ModelError(
+                "The turbo guard needs turbo itself under the LoRA, and another model is trained here (there is a preview_model). Set keep_turbo to off, or train on turbo with the de-distill adapter."
+            )
+        self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
+        self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
         self.image_tokens = 0  # of the largest picture
         self.cache = Cache(comfy_paths.cache() if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
@@ -90,6 +94,7 @@ class ComfyHost:
             for text in captions.texts:
                 check()
                 self.features.append(self._features(text_encoder, text))
+            self.features += [self._features(text_encoder, text) for text in self.recipe.turbo.prompts if self.turbo]
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
             for item in dataset.items:
                 check()
@@ -144,32 +149,50 @@ class ComfyHost:
     @contextmanager
     def training(self, lora: dict[str, Difference]):
         """See `trainer.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
-        branches: lowrank.Branches = [lora]
-        adapter = scaled(self.tag.factors, self.tag.strength, self.device, self.dtype) if self.tag is not None and self.tag.strength and self.way == "branch" else {}
+        branches: lowrank.Branches = [{}, lora]
+        strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
             linears = stack.enter_context(self._loaded(self._room(lora)))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(repeatable(self.device))
-            if adapter:
-                branches.insert(0, adapter)
+            branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
-            if not self.captions:
-                with torch.no_grad():
-                    self.captions = {n: self._refined(n) for n in range(len(self.features))}
 
             def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
-                if adapter:
-                    branches[0] = {name: replace(f, scale=f.scale * factor) for name, f in adapter.items()} if factor != 1 else adapter
-                captions = self.captions
-                if factor != 1 and any(name.startswith("context_refiner.") for name in adapter):
-                    with torch.no_grad():
-                        captions = {n: self._refined(n) for n in set(numbers)}
-                return self._velocity(x, sigma, numbers, captions)
+                branches[0] = strengths(factor)
+                return self._velocity(x, sigma, numbers, self._captions(numbers, factor))
 
             yield velocity
+
+    def _strengths(self) -> Callable[[float], dict[str, Factors]]:
+        """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
+        tag = self.tag
+        if tag is None or tag.net == 0:
+            return lambda factor: {}
+        there = tag.baked if self.way == "branch" else tag.net
+        unit: dict[str, Factors] = {}
+
+        def at(factor: float) -> dict[str, Factors]:
+            strength = factor * tag.net - there
+            if strength and not unit:
+                unit.update(scaled(tag.factors, 1.0, self.device, self.dtype))
+            return {name: replace(one, scale=one.scale * strength) for name, one in unit.items()} if strength else {}
+
+        return cache(at)
+
+    def _captions(self, numbers: tuple[int, ...], factor: float) -> dict[int, torch.Tensor]:
+        """Refined captions at a factor on the adapter, which may reach into their refiner."""
+        reaches = self.tag is not None and any(name.startswith("context_refiner.") for name in self.tag.factors)
+        place = factor if reaches else 1.0
+        found = self.captions if place in (0.0, 1.0) else {}
+        for number in set(numbers):
+            if (number, place) not in found:
+                with torch.no_grad():
+                    found[number, place] = self._refined(number)
+        return {number: found[number, place] for number in set(numbers)}
 
     @contextmanager
     def _loaded(self, room: int):
@@ -202,7 +225,8 @@ class ComfyHost:
         """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
         tokens = max(f.shape[1] for f in self.features) + self.image_tokens
         layers = 4 if self.checkpointing else len(self.dit.layers)
-        return int(self.recipe.batch_size * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
+        together = max(self.recipe.batch_size, health.GUARDED if self.recipe.turbo.guard else 0)
+        return int(together * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
