@@ -58,6 +58,8 @@ class Panel {
     this.stop.title = "End training after this step and hand the LoRA so far to the next node.";
     this.stop.addEventListener("click", () => this.ask("stop", "Stopping after this step…"));
     this.adapter = element("div", "zturbo-line", this.root);
+    this.gauge = element("div", "zturbo-line zturbo-gauge", this.root);
+    this.gauge.title = "How far turbo is worn: 0 untouched, 1 broken. Read on prompts that have nothing to do with your pictures.";
     this.notice = element("div", "zturbo-line zturbo-notice", this.root);
     this.chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     this.chart.setAttribute("viewBox", "0 0 300 90");
@@ -81,6 +83,7 @@ class Panel {
     this.chart.replaceChildren();
     this.stop.disabled = this.save.disabled = true; // until there is something to keep
     this.adapter.textContent = this.adapter.title = adapter;
+    this.gauge.textContent = "";
     this.note([]);
     this.say(run ? "Preparing pictures…" : "");
   }
@@ -96,10 +99,11 @@ class Panel {
     this.notice.title = this.notes.join("\n");
   }
 
-  /** Losses at fixed noise levels: of pictures held out, and of pictures that are trained on. */
+  /** Losses at fixed noise levels ("validation": of pictures held out, and of pictures that are trained on), and the gauge ("health"). */
   look(looks) {
-    const first = looks[0]?.step ?? Infinity;
-    this.looks = [...this.looks.filter(({ step }) => step < first), ...looks];
+    for (const look of looks) this.looks = [...this.looks.filter(({ event, step }) => step < look.step || event !== look.event), look];
+    const reading = this.looks.filter(({ event }) => event === "health").at(-1);
+    this.gauge.textContent = reading ? `Turbo wear ${reading.gauge.toFixed(2)} at step ${reading.step} (0 untouched, 1 broken)` : "";
     this.drawCurve();
   }
 
@@ -117,22 +121,22 @@ class Panel {
   }
 
   drawCurve() {
-    const series = (key) => this.looks.map((look) => ({ step: look.step, loss: look[key] }));
+    const series = (key) => this.looks.filter((look) => key in look).map((look) => ({ step: look.step, loss: look[key] }));
     const [heldOut, trained] = [series("held_out"), series("trained")];
     const losses = [...this.points, ...heldOut, ...trained].map(({ loss }) => loss);
     const top = Math.max(...losses);
     const bottom = Math.min(...losses, top - 1e-9);
-    const place = ({ step, loss }) => `${((300 * step) / Math.max(this.total, 1)).toFixed(1)},${(86 - (82 * (loss - bottom)) / (top - bottom)).toFixed(1)}`;
-    const line = (points, color, width) => {
+    const place = (high, low) => ({ step, loss }) => `${((300 * step) / Math.max(this.total, 1)).toFixed(1)},${(86 - (82 * (loss - low)) / (high - low)).toFixed(1)}`;
+    const line = (points, color, width, high = top, low = bottom) => {
       const made = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-      made.setAttribute("points", points.map(place).join(" "));
+      made.setAttribute("points", points.map(place(high, low)).join(" "));
       made.setAttribute("fill", "none");
       made.setAttribute("stroke", color);
       made.setAttribute("stroke-width", width);
       made.setAttribute("vector-effect", "non-scaling-stroke");
       return made;
     };
-    this.chart.replaceChildren(line(this.points, "#567", 1), line(smoothed(this.points), "#6cf", 2), line(trained, "#9c6", 1.5), line(heldOut, "#fa6", 1.5));
+    this.chart.replaceChildren(line(this.points, "#567", 1), line(smoothed(this.points), "#6cf", 2), line(trained, "#9c6", 1.5), line(heldOut, "#fa6", 1.5), line(series("gauge"), "#e55", 1.5, 1, 0));
   }
 
   show(files) {

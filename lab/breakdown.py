@@ -91,7 +91,7 @@ def study(path: Path, judge: measure.Judge, concept: str, variant: str, seed: in
     given = Recipe(
         f"{concept}_{variant}_{seed}", args.steps, 2, seed, data=data, network=Network(args.rank, args.rank), optimizer=Optimizer(learning_rate=args.learning_rate),
         compute=Compute("fp32", False, "auto" if "guard" in variant else "merged"), previews=Previews(("measured",), 250), saving=Saving(1000, 1),
-        turbo=Turbo(tuple(measure.unasked(GUARD_PROMPTS)), 128, 0, guard=args.guard if "guard" in variant else 0.0),
+        turbo=Turbo("guard" if "guard" in variant else "off", args.guard, prompts=tuple(measure.unasked(GUARD_PROMPTS)), size=128, every=0),
     )  # fmt: skip
     model = comfy_tiny.load_model(comfy_tiny.MODEL)
     if VARIANTS[variant]:

@@ -5,6 +5,7 @@ that path the velocities of turbo with the LoRA are compared with its own: what 
 pictures that nobody asked it to change.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +16,10 @@ from . import flow
 PROMPTS = (
     "a photo of a red bicycle leaning against a brick wall",
     "an oil painting of a stormy sea with a small sailing boat",
-    "a close-up of a bowl of fresh strawberries on a wooden table",
+    "a close-up of a bowl of strawberries on a wooden table",
     "a snowy mountain village at night, lights in the windows",
     "a black and white photo of an old man reading a newspaper",
-    "a sign that says OPEN in a shop window",
+    "a shop window with a sign that says OPEN",
     "a watercolor of a fox in an autumn forest",
     "an astronaut walking through a field of sunflowers",
     "a modern kitchen with a large window, morning light",
@@ -26,62 +27,85 @@ PROMPTS = (
     "a busy market street in the rain, people with umbrellas",
     "a glass of water on a marble counter, studio lighting",
     "a cartoon robot watering plants on a balcony",
-    "an aerial view of a river delta at sunset",
+    "a river delta from above at sunset",
     "a wooden chair in an empty white room",
     "a cat asleep on a pile of books",
+    "two children building a sand castle, film photograph",
+    "a steam train crossing a stone bridge",
+    "a pencil drawing of a pair of hands",
+    "a bowl of ramen with an egg and spring onions, from above",
+    "a lighthouse on a cliff, stormy sky",
+    "an isometric drawing of a small bookshop",
+    "a yellow taxi in heavy traffic, neon signs at night",
+    "a macro photo of a dew drop on a leaf",
+    "a white horse running along a beach",
+    "a poster with a blue mountain and the word NORTH",
+    "a jazz band playing in a smoky bar",
+    "an old leather suitcase full of postcards",
+    "a young man in a suit waiting for the subway",
+    "a ceramic vase with dried flowers against a gray wall",
+    "a castle made of glass on a floating island",
+    "a dog looking out of a car window",
 )
+WATCHED = 8  # prompts of the gauge; the guard takes the others
+HIGH = 3  # states of a path that the gauge looks at: the first ones, at noise levels from 1 to 0.9
+BROKEN = 0.25  # mean deviation at those at which the gauge reads 1 - 1/e
+HEALTHY = 0.5  # what the gauge reads at most while turbo is called healthy
 GUARDED = 4  # states that a guarded step looks at
 Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Clean turbo's 8-step paths of P prompts. sigmas: [8]; states and velocities: [P, 8, 16, h, w] on the CPU, in fp32."""
+    """The first S states of clean turbo's 8-step paths of P prompts. sigmas: [S]; states and velocities: [P, S, 16, h, w] on the CPU, in fp32."""
 
+    numbers: tuple[int, ...]  # of the prompts
     sigmas: torch.Tensor
     states: torch.Tensor
     velocities: torch.Tensor
 
-    @property
-    def prompts(self) -> int:
-        return len(self.states)
-
 
 @torch.no_grad()
-def walk(velocity: Velocity, prompts: int, height: int, width: int, seed: int, device, together: int = 4) -> Paths:
-    """Paths of prompts 0 … prompts - 1 by Euler's method, as sampled at 8 steps. height, width: of the latent; together: prompts that go through the model at once."""
-    grid = flow.turbo_sigmas()
+def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, together: int, steps: int = 8) -> Paths:
+    """Paths of these prompts by Euler's method, as sampled at 8 steps. height, width: of the latent; together: prompts that go through the model at once."""
+    grid = flow.turbo_sigmas()[: steps + 1]
     states, velocities = [], []
-    for first in range(0, prompts, together):
-        numbers = tuple(range(first, min(first + together, prompts)))
-        x = torch.stack([torch.randn(16, height, width, generator=flow.generator(seed, "health", n)) for n in numbers]).to(device)
+    for some in split(numbers, together):
+        x = torch.stack([torch.randn(16, height, width, generator=flow.generator(seed, "health", n)) for n in some]).to(device)
         seen, moved = [], []
         for high, low in zip(grid, grid[1:]):
-            v = velocity(x, torch.full((len(numbers),), float(high), device=device), numbers).float()
+            v = velocity(x, high.expand(len(some)).to(device), some).float()
             seen.append(x.cpu())
             moved.append(v.cpu())
             x = x + v * (low - high)
         states.append(torch.stack(seen, 1))
         velocities.append(torch.stack(moved, 1))
-    return Paths(grid[:-1], torch.cat(states), torch.cat(velocities))
+    return Paths(numbers, grid[:-1], torch.cat(states), torch.cat(velocities))
 
 
 @torch.no_grad()
-def deviations(paths: Paths, velocity: Velocity, device, together: int = 4) -> torch.Tensor:
-    """[P, 8]: relative distance of the velocity from clean turbo's at each state, ‖v - v₀‖ / ‖v₀‖."""
-    found = torch.zeros(paths.prompts, len(paths.sigmas))
-    for place, sigma in enumerate(paths.sigmas):
-        for first in range(0, paths.prompts, together):
-            rows = range(first, min(first + together, paths.prompts))
-            x, clean = paths.states[rows.start : rows.stop, place], paths.velocities[rows.start : rows.stop, place]
-            v = velocity(x.to(device), torch.full((len(rows),), float(sigma), device=device), tuple(rows)).float().cpu()
-            found[rows.start : rows.stop, place] = (v - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
-    return found
+def deviations(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
+    """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
+    found = []
+    for rows in split(tuple(range(len(paths.numbers))), together):
+        numbers, clean = tuple(paths.numbers[row] for row in rows), paths.velocities[list(rows)]
+        at = [velocity(x.to(device), sigma.expand(len(rows)).to(device), numbers).float().cpu() for sigma, x in zip(paths.sigmas, paths.states[list(rows)].unbind(1))]
+        found.append((torch.stack(at, 1) - clean).flatten(2).norm(dim=2) / clean.flatten(2).norm(dim=2))
+    return torch.cat(found)
+
+
+def gauge(deviation: float) -> float:
+    """0: turbo untouched; 1: broken. Of the mean deviation at the gauge's states."""
+    return 1 - math.exp(-deviation / BROKEN)
+
+
+def split(numbers: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def guarded(paths: Paths, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """(states, sigmas, clean velocities, prompt numbers) of GUARDED states, evenly over the noise levels; a function of the counters."""
     random = flow.generator("guard", *counters)
     places = (torch.randint(len(paths.sigmas), (), generator=random) + torch.arange(GUARDED) * len(paths.sigmas) // GUARDED) % len(paths.sigmas)
-    numbers = torch.randint(paths.prompts, (GUARDED,), generator=random)
-    return paths.states[numbers, places], paths.sigmas[places], paths.velocities[numbers, places], tuple(numbers.tolist())
+    rows = torch.randint(len(paths.numbers), (GUARDED,), generator=random)
+    return paths.states[rows, places], paths.sigmas[places], paths.velocities[rows, places], tuple(paths.numbers[row] for row in rows.tolist())

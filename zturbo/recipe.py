@@ -15,6 +15,7 @@ from .errors import ZTurboError
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
 NETWORKS = ("lora", "dora", "lokr", "loha")
+KEEPS = ("off", "guard")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
@@ -113,12 +114,17 @@ class AdapterCourse:
 class Turbo:
     """How turbo is watched and kept, on prompts that have nothing to do with the pictures."""
 
-    prompts: tuple[str, ...] = health.PROMPTS
+    keep: str = "off"  # one of KEEPS
+    weight: float = 1.0  # of the guard beside the loss
+    interval: int = 2  # steps between two guarded ones
+    prompts: tuple[str, ...] = health.PROMPTS  # the first 8 for the gauge, the others for the guard
     size: int = 512  # pixels, width and height of their pictures
     every: int = 250  # steps between two readings of the gauge; 0: none
     stop_above: float = 0.0  # the run ends when the gauge reads more, 0 to 1; 0: never
-    guard: float = 0.0  # weight of the turbo guard beside the loss; 0: no guard
-    guard_every: int = 2  # steps between two guarded ones
+
+    @property
+    def guarded(self) -> bool:
+        return self.keep == "guard"
 
 
 @dataclass(frozen=True)
@@ -190,29 +196,34 @@ class Recipe:
         at_least(0, preview_seed=self.previews.seed)
         between(1, 1000, preview_steps=self.previews.steps)
         between(16, 8192, preview_width=self.previews.width, preview_height=self.previews.height)
-        at_least(0, health_every=self.turbo.every)
+        one_of(KEEPS, keep_turbo=self.turbo.keep)
+        above_zero(guard_weight=self.turbo.weight)
+        at_least(1, guard_interval=self.turbo.interval)
+        at_least(0, gauge_every=self.turbo.every)
         between(0, 1, stop_above=self.turbo.stop_above)
-        between(0, 1000, guard=self.turbo.guard)
-        at_least(1, guard_every=self.turbo.guard_every)
-        between(64, 4096, health_size=self.turbo.size)
+        between(64, 4096, gauge_size=self.turbo.size)
         if self.turbo.size % 16:
-            raise ZTurboError(f"health_size is {self.turbo.size}; it must be a multiple of 16.")
-        if not self.turbo.prompts and (self.turbo.guard or self.turbo.stop_above):
-            raise ZTurboError("The turbo guard and stop_above need unrelated prompts; there are none. Write some, one a line.")
+            raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be a multiple of 16.")
+        if self.turbo.stop_above and not (self.turbo.every and self.turbo.prompts):
+            raise ZTurboError("stop_above needs readings of the gauge. Set gauge_every above 0 and write some unrelated prompts, one a line.")
+        if self.turbo.guarded and len(self.turbo.prompts) <= health.WATCHED:
+            raise ZTurboError(
+                f"The turbo guard has {len(self.turbo.prompts)} unrelated prompts; it needs more than {health.WATCHED}, since the first {health.WATCHED} are the gauge's. Write more, one a line."
+            )
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
         if self.compute.adapter == "merged" and self.beside:
-            raise ZTurboError("adapter_way is merged, but DoRA, an adapter schedule and the turbo guard need the adapter beside the weights. Set adapter_way to auto or branch.")
+            raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
 
     @property
     def beside(self) -> bool:
         """Must the adapter be carried beside the weights?"""
-        return self.network.kind == "dora" or self.adapter.changes or self.turbo.guard > 0
+        return self.network.kind == "dora" or self.adapter.changes
 
 
 def check_types(settings, where: str = ""):
@@ -302,7 +313,7 @@ def teaches(recipe: Recipe) -> dict[str, object]:
     given, default = flat(recipe), flat(Recipe())
     idle = ["name", "previews.", "saving.", "data.cache", "data.validation_every"]
     idle += [] if recipe.turbo.stop_above else ["turbo.every"]
-    idle += [] if recipe.turbo.stop_above or recipe.turbo.guard else ["turbo."]
+    idle += [] if recipe.turbo.stop_above or recipe.turbo.guarded else ["turbo."]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value != default[key] and not key.startswith(tuple(idle))}
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -21,7 +22,8 @@ from . import recipe as recipes
 from .errors import CheckpointError, LoraFileError, ZTurboError
 
 log = logging.getLogger("zturbo")
-RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, LORA = "recipe.toml", "events.jsonl", "previews", "checkpoints", "lora.safetensors"
+RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
+LORA, HEALTHY = "lora.safetensors", "healthy.safetensors"
 STOP, SAVE = "stop", "save"
 STEPS = "ss_steps"  # of a LoRA's metadata
 SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
@@ -37,6 +39,8 @@ class RunFolder:
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
+        self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
+        self.healthy_step = steps_of(self.healthy)
         self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
@@ -76,7 +80,7 @@ class RunFolder:
         whole = state.step // SAFE * SAFE
         safe = [next((path for path in written if step_of(path) <= limit), None) for limit in (whole, whole - SAFE)]
         for old in written[keep:]:
-            if old not in safe:
+            if old not in safe and step_of(old) != self.healthy_step:
                 with contextlib.suppress(OSError):
                     old.unlink()
 
@@ -135,6 +139,18 @@ class RunFolder:
         except LoraFileError as error:
             log.error("%s", error)
             self.refused = str(error)
+
+    def keep_healthy(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
+        """Write the LoRA of `steps` steps as the healthy one. A disk that refuses is logged."""
+        try:
+            lorafile.write(self.healthy, state, metadata | {STEPS: str(steps)})
+            self.healthy_step = steps
+        except LoraFileError as error:
+            log.warning("%s", error)
+
+    def newest_reading(self) -> float:
+        """Of the gauge; NaN for none."""
+        return next((event["gauge"] for event in reversed(read_events(self.events)) if event.get("event") == "health"), math.nan)
 
     def kept(self) -> str:
         """A sentence: what of the LoRA is on the disk."""
@@ -213,12 +229,12 @@ def _is_text(value) -> bool:
 
 # What others rely on in an event: kinds of fields, and the fields that a kind of event must have
 FIELDS = {
-    **dict.fromkeys(("loss", "seconds", "trained", "held_out"), _is_number),
+    **dict.fromkeys(("loss", "seconds", "trained", "held_out", "gauge"), _is_number),
     **dict.fromkeys(("step", "total", "saved"), _is_count),
     **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
     "teaches": lambda value: isinstance(value, dict),
 }
-NEEDED: dict[str | None, tuple[str, ...]] = {"note": ("text",), "end": ("how",), "validation": ("step", "held_out", "trained")}
+NEEDED: dict[str | None, tuple[str, ...]] = {"note": ("text",), "end": ("how",), "validation": ("step", "held_out", "trained"), "health": ("step", "gauge")}
 
 
 def how_ended(folder: Path) -> str | None:
@@ -247,7 +263,7 @@ def summary(folder: Path, points: int) -> dict:
         "total": start.get("total", 0),
         "adapter": start.get("adapter", ""),
         "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
-        "looks": [{key: event[key] for key in ("event", "step", "held_out", "trained")} for event in events if event.get("event") == "validation"],
+        "looks": [{key: event[key] for key in ("event", *NEEDED[event["event"]])} for event in events if event.get("event") in ("validation", "health")],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
         "files": newest_previews(folder),
         "how": end.get("how"),

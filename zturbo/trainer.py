@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from . import flow, health, lorafile, lowrank, network, optimizers
+from . import flow, health, lorafile, lowrank, network, optimizers, turbo
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
 from .lowrank import Difference, Target
 from .recipe import Recipe
-from .runfolder import RunFolder
+from .runfolder import RunFolder, request_stop
 
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
@@ -230,15 +230,19 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
-    paths = turbo_paths(recipe, pictures, host)
+    watched = watch(recipe, pictures, host)
     if state.step == 0 and (note := pictures.batches.note()):
         tell(run, control, 0, note)
-    had_ended = finished(recipe, state, control)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
     thrifty = False  # one picture at a time, since memory ran out once
 
-    said = ""
+    worn, said = False, ""  # whether the gauge has ended the run; what of the disk has been said
+
+    def ended() -> bool:
+        return worn or finished(recipe, state, control)
+
+    had_ended = ended()
 
     def save_lora():
         run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
@@ -252,25 +256,32 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             said = run.refused
             tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
+    def keep_healthy():
+        run.keep_healthy(state.step, state.shown(dtype), metadata)
+        if recipe.turbo.stop_above:
+            save()  # with a checkpoint to go back to
+
     try:
         if state.step == 0 and pictures.held_out:
             with host.training(state.lora) as velocity:
                 look(pictures, state, velocity, host.device, run, control, recipe.seed)
-        while not finished(recipe, state, control):
+        while not ended():
             out_of_memory = False
             try:
                 with host.training(state.lora) as velocity:
-                    while not finished(recipe, state, control):
+                    while not ended():
                         control.check()
-                        event = one_step(recipe, pictures, paths, state, velocity, host.device, thrifty)
+                        event = one_step(recipe, pictures, watched, state, velocity, host.device, thrifty)
                         event["memory"] = host.memory()
                         run.event(**event)
                         control.step(event)
                         if pictures.held_out and state.step % recipe.data.validation_every == 0:
                             look(pictures, state, velocity, host.device, run, control, recipe.seed)
+                        if reading_due(recipe, state, watched):
+                            worn = not read_gauge(recipe, state, watched, velocity, host.device, thrifty, run, control, keep_healthy)
                         if save_due(recipe, state, run):
                             save()
-                        if preview_due(recipe, state):
+                        if worn or preview_due(recipe, state):
                             break
             except LossError as error:
                 spent = state.setbacks > 0
@@ -282,14 +293,16 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 continue
             except Exception as error:
                 out_of_memory = state.whole and host.out_of_memory(error)
-                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and not recipe.turbo.guard):
+                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and not recipe.turbo.guarded):
                     raise
             if out_of_memory:  # out here, where nothing of the failed step is held any more
                 thrifty = True
                 save_memory(host, run, state, control)
                 continue
+            if worn:
+                state = end_worn(recipe, host, run, state, control)
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
-            if recipe.previews.prompts and (preview_due(recipe, state) or finished(recipe, state, control)):
+            if recipe.previews.prompts and (preview_due(recipe, state) or ended()):
                 images = draw(host, state.shown(dtype), state.step, run, control) or images
     except LossError:
         raise  # the disk has what was good
@@ -300,6 +313,13 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
                 log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
+    if not worn and 0 < run.healthy_step < state.step and (reading := run.newest_reading()) > health.HEALTHY:
+        tell(
+            run,
+            control,
+            state.step,
+            f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken). The LoRA of step {run.healthy_step}, when it still read at most {health.HEALTHY:g}, is kept as {run.healthy.name}.",
+        )
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
     if run.saved_steps < state.step:
@@ -309,19 +329,21 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
 
 
-def turbo_paths(recipe: Recipe, pictures: Pictures, host: Host) -> health.Paths | None:
-    """Clean turbo's own paths for the unrelated prompts, where they are needed and can be had."""
-    wish = recipe.turbo
-    if not host.turbo or not wish.prompts or not wish.guard:
-        return None
-    with host.training({}) as velocity:
-        return health.walk(clean_turbo(velocity, pictures), len(wish.prompts), wish.size // 8, wish.size // 8, recipe.seed, host.device)
+def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
+    """What the gauge and the guard need, where they are asked for and can be had."""
+    if not host.turbo or not recipe.turbo.prompts or not (recipe.turbo.every or recipe.turbo.guarded):
+        return turbo.Watch()
 
+    def walked(together: int) -> turbo.Watch:
+        with host.training({}) as velocity:
+            return turbo.watch(recipe, len(pictures.captions.texts), velocity, host.device, together)
 
-def clean_turbo(velocity: Velocity, pictures: Pictures) -> health.Velocity:
-    """The velocity without the adapter, for the unrelated prompts by their numbers."""
-    first = len(pictures.captions.texts)
-    return lambda x, sigma, numbers: velocity(x, sigma, tuple(first + n for n in numbers), 0.0)
+    try:
+        return walked(recipe.batch_size)
+    except Exception as error:
+        if recipe.batch_size == 1 or not host.out_of_memory(error):
+            raise
+    return walked(1)  # out here, where nothing of the failed one is held any more
 
 
 def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
@@ -343,6 +365,38 @@ def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, error: L
     state = begin(recipe, host, run)
     state.setbacks += 1
     run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
+    return state
+
+
+def reading_due(recipe: Recipe, state: State, watched: turbo.Watch) -> bool:
+    return watched.gauge is not None and (state.step % recipe.turbo.every == 0 or state.step == recipe.steps)
+
+
+def read_gauge(recipe: Recipe, state: State, watched: turbo.Watch, velocity: Velocity, device, thrifty: bool, run: RunFolder, control: Control, keep: Callable[[], None]) -> bool:
+    """Log a reading of the gauge, and keep the LoRA while turbo is healthy. False: the reading ends the run."""
+    with state.as_shown():
+        event = watched.read(velocity, state.step, device, 1 if thrifty else recipe.batch_size)
+    run.event(**event)
+    control.look(event)
+    limit = recipe.turbo.stop_above
+    if event["gauge"] <= (limit or health.HEALTHY):
+        keep()
+    return not limit or event["gauge"] <= limit
+
+
+def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control) -> State:
+    """The run ends because turbo is worn: with the LoRA of the last reading that was within the limit, where there is one."""
+    reached, reading = state.step, run.newest_reading()
+    if run.healthy_step:
+        run.forget_checkpoints(after=run.healthy_step)
+        state = begin(recipe, host, run)
+        run.saved_steps = 0
+    request_stop(run.path)
+    limit = recipe.turbo.stop_above
+    if state.step == reached:
+        tell(run, control, reached, f"The gauge read {reading:.2f} at step {reached}, above {limit:g}, in its first reading: training ends here. Let gauge_every be smaller to end earlier.")
+    else:
+        tell(run, control, state.step, f"The gauge read {reading:.2f} at step {reached}, above {limit:g}: training ends with the LoRA of step {state.step}.")
     return state
 
 
@@ -397,7 +451,7 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     return images
 
 
-def one_step(recipe: Recipe, pictures: Pictures, paths: health.Paths | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
+def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
     """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
@@ -412,8 +466,8 @@ def one_step(recipe: Recipe, pictures: Pictures, paths: health.Paths | None, sta
             total += loss.detach() / options.accumulation
             sigmas.append(sigma)
     guard = {}
-    if paths is not None and recipe.turbo.guard and step % recipe.turbo.guard_every == 0:
-        guard["guard"] = guard_backward(recipe, step, paths, clean_turbo(velocity, pictures), device, thrifty)
+    if watched.guard is not None and step % recipe.turbo.interval == 0:
+        guard["guard"] = watched.hold(recipe, step, velocity, device, lambda size: pieces(size, thrifty))
     parameters = lowrank.parameters(state.lora)
     norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
     value = total.item()  # the one point where a step waits for the device
@@ -431,18 +485,6 @@ def one_step(recipe: Recipe, pictures: Pictures, paths: health.Paths | None, sta
     seconds = time.perf_counter() - started
     state.seconds += seconds
     return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4), **guard}
-
-
-def guard_backward(recipe: Recipe, step: int, paths: health.Paths, velocity: health.Velocity, device, thrifty: bool) -> float:
-    """Gradients that hold turbo with the LoRA to clean turbo's velocities, at states of its own paths. Returns their mean square difference."""
-    states, sigmas, clean, numbers = health.guarded(paths, recipe.seed, step)
-    total = torch.zeros((), device=device)
-    for rows in pieces(len(numbers), thrifty):
-        v = velocity(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
-        loss = (v.float() - clean[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers)
-        (recipe.turbo.guard * loss).backward()
-        total += loss.detach()
-    return total.item()
 
 
 def exploded(losses: list[float]) -> bool:

@@ -47,7 +47,7 @@ class ComfyHost:
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
         self.turbo = preview_model is None
-        if recipe.turbo.guard and not self.turbo:
+        if recipe.turbo.guarded and not self.turbo:
             raise ModelError(
                 "The turbo guard needs turbo itself under the LoRA, and another model is trained here (there is a preview_model). Set keep_turbo to off, or train on turbo with the de-distill adapter."
             )
@@ -225,7 +225,7 @@ class ComfyHost:
         """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
         tokens = max(f.shape[1] for f in self.features) + self.image_tokens
         layers = 4 if self.checkpointing else len(self.dit.layers)
-        together = max(self.recipe.batch_size, health.GUARDED if self.recipe.turbo.guard else 0)
+        together = max(self.recipe.batch_size, health.GUARDED if self.recipe.turbo.guarded else 0)
         return int(together * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:

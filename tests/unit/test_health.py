@@ -1,0 +1,171 @@
+"""The gauge and the guard: on a model that is one linear map, where both can be checked by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe
+
+from zturbo import flow, health, runfolder, trainer
+from zturbo.errors import ZTurboError
+from zturbo.recipe import Recipe, Turbo
+from zturbo.runfolder import RunFolder
+
+SMALL = Turbo(size=64, every=5)
+
+
+def linear(weight):
+    return lambda x, sigma, numbers: torch.einsum("oc,bchw->bohw", weight, x)
+
+
+def walked(weight, **options):
+    return health.walk(linear(weight), (3, 4, 5), 2, 4, 7, torch.device("cpu"), 2, **options)
+
+
+def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)) / 8
+    paths = walked(weight)
+    assert paths.states.shape == paths.velocities.shape == (3, 8, 16, 2, 4) and paths.numbers == (3, 4, 5)
+    assert torch.equal(paths.sigmas, flow.turbo_sigmas()[:8])
+    x = torch.randn(16, 2, 4, generator=flow.generator(7, "health", 4))
+    for place, (high, low) in enumerate(zip(flow.turbo_sigmas(), flow.turbo_sigmas()[1:])):
+        torch.testing.assert_close(paths.states[1, place], x)
+        v = torch.einsum("oc,chw->ohw", weight, x)
+        torch.testing.assert_close(paths.velocities[1, place], v)
+        x = x + v * (low - high)
+    short = walked(weight, steps=3)
+    assert torch.equal(short.states, paths.states[:, :3]) and len(short.sigmas) == 3
+
+
+def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
+    weight = torch.eye(16)
+    paths = walked(weight)
+    assert health.deviations(paths, linear(weight), torch.device("cpu"), 2).max() == 0
+    torch.testing.assert_close(health.deviations(paths, linear(1.25 * weight), torch.device("cpu"), 3), torch.full((3, 8), 0.25))
+
+
+def test_the_gauge_runs_from_nothing_to_one():
+    readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.BROKEN, 1, 100)]
+    assert readings[0] == 0 and readings == sorted(readings) and readings[3] == pytest.approx(1 - 1 / math.e) and readings[-1] <= 1
+
+
+def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
+    paths = walked(torch.eye(16))
+    states, sigmas, clean, numbers = health.guarded(paths, 0, 12)
+    places = [paths.sigmas.tolist().index(sigma) for sigma in sigmas.tolist()]
+    assert sorted(place % 2 for place in places) in ([0] * 4, [1] * 4) and len(set(places)) == 4
+    for state, v, place, number in zip(states, clean, places, numbers):
+        row = paths.numbers.index(number)
+        assert torch.equal(state, paths.states[row, place]) and torch.equal(v, paths.velocities[row, place])
+    assert torch.equal(health.guarded(paths, 0, 12)[0], states) and not torch.equal(health.guarded(paths, 0, 13)[0], states)
+
+
+def readings(run):
+    return [event for event in runfolder.read_events(run.events) if event.get("event") == "health"]
+
+
+def test_readings_are_logged_and_shown_and_change_nothing_that_is_learnt(tmp_path):
+    result, run, _, control = go(tmp_path, recipe(steps=12, turbo=SMALL))
+    plain, _, _, _ = go(tmp_path, recipe(steps=12, turbo=replace(SMALL, every=0)))
+    found = readings(run)
+    assert [event["step"] for event in found] == [5, 10, 12] and 0 < found[0]["gauge"] < found[1]["gauge"] < 1
+    assert [event for event in control.looks if event["event"] == "health"] == found
+    assert result.losses == plain.losses and all(torch.equal(result.state[key], plain.state[key]) for key in plain.state)
+    assert runfolder.summary(run.path, 100)["looks"] == [{key: event[key] for key in ("event", "step", "gauge")} for event in found]
+
+
+def test_the_guard_holds_turbo_where_nothing_is_trained(tmp_path):
+    pace = recipe(steps=60).optimizer
+    free, free_run, _, _ = go(tmp_path, recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=SMALL))
+    held, held_run, _, _ = go(tmp_path, recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=replace(SMALL, keep="guard", weight=10.0)))
+    assert readings(held_run)[-1]["deviation"] < 0.5 * readings(free_run)[-1]["deviation"]
+    guarded = ["guard" in event for event in runfolder.read_events(held_run.events) if "loss" in event]
+    assert guarded == [True, False] * 30 and not any("guard" in event for event in runfolder.read_events(free_run.events))
+
+
+def test_the_guards_gradient_is_its_losss(tmp_path):
+    """One guarded step's mean square difference, by hand."""
+    given = recipe(steps=2, turbo=replace(SMALL, keep="guard", interval=1))
+    _, run, host, _ = go(tmp_path, given)
+    second = [event for event in runfolder.read_events(run.events) if "loss" in event][1]
+    one, _, again, _ = go(tmp_path, replace(given, steps=1, saving=replace(given.saving, dtype="fp32")))
+    weight = host.linear.weight.detach()
+    A, B = (one.state[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
+    paths = health.walk(linear(weight), tuple(range(8, 32)), 8, 8, given.seed, host.device, 1)
+    states, _, clean, _ = health.guarded(paths, given.seed, 1)
+    scale = given.network.alpha / given.network.rank
+    assert second["guard"] == pytest.approx((linear(weight + scale * B @ A)(states, None, None) - clean).square().mean().item(), rel=1e-4)
+
+
+def test_a_guarded_run_goes_on_to_the_same_bits(tmp_path):
+    given = recipe(steps=9, turbo=replace(SMALL, keep="guard"))
+    whole, _, _, _ = go(tmp_path, given)
+    run = RunFolder.new(tmp_path, given)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(given, PICTURES, LinearHost(), run, Nobody(cancel_after=4), {})
+    result = trainer.train(given, PICTURES, LinearHost(), RunFolder(run.path), Nobody(), {})
+    assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+
+
+def test_stop_above_ends_the_run_with_the_last_healthy_lora(tmp_path):
+    free, free_run, _, _ = go(tmp_path, recipe(steps=40, turbo=SMALL))
+    limit = readings(free_run)[3]["gauge"]  # of step 20
+    given = recipe(steps=40, turbo=replace(SMALL, stop_above=limit))
+    result, run, _, control = go(tmp_path, given)
+    assert result.steps == 20 and runfolder.steps_of(run.lora) == runfolder.steps_of(run.healthy) == 20
+    assert len(notes(run, "training ends with the LoRA of step 20")) == 1 and any("above" in text for text in control.said)
+    short, _, _, _ = go(tmp_path, replace(given, steps=20, turbo=SMALL))
+    assert all(torch.equal(load_file(run.lora)[key], tensor) for key, tensor in short.state.items())
+    again = trainer.train(given, PICTURES, LinearHost(), RunFolder(run.path), Stopped(run), {})
+    assert again.steps == 20  # a stopped run hands on what it has
+
+
+class Stopped(Nobody):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    @property
+    def stop_requested(self):
+        return self.run.stop.exists()
+
+
+def test_stop_above_in_the_first_reading_keeps_what_there_is(tmp_path):
+    result, run, _, _ = go(tmp_path, recipe(steps=40, turbo=replace(SMALL, stop_above=1e-6)))
+    assert result.steps == 5 and not run.healthy.exists() and len(notes(run, "in its first reading")) == 1
+
+
+def test_a_worn_run_says_which_lora_was_healthy(tmp_path):
+    pace = recipe().optimizer
+    given = recipe(steps=100, optimizer=replace(pace, learning_rate=0.01), turbo=SMALL)
+    _, run, _, _ = go(tmp_path, given)
+    healthy = [event["step"] for event in readings(run) if event["gauge"] <= health.HEALTHY]
+    assert 0 < healthy[-1] < 100 and runfolder.steps_of(run.healthy) == healthy[-1]
+    assert f"The LoRA of step {healthy[-1]}" in notes(run, "Turbo is worn")[0]["text"]
+
+
+def test_where_another_model_trains_there_is_no_gauge(tmp_path):
+    host = LinearHost()
+    host.turbo = False
+    _, run, _, _ = go(tmp_path, recipe(steps=12, turbo=SMALL), host)
+    assert readings(run) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (dict(keep="both"), "off, guard"),
+        (dict(weight=0.0), "guard_weight"),
+        (dict(interval=0), "guard_interval"),
+        (dict(every=-1), "gauge_every"),
+        (dict(stop_above=1.5), "stop_above"),
+        (dict(size=100), "multiple of 16"),
+        (dict(stop_above=0.5, every=0), "gauge_every above 0"),
+        (dict(keep="guard", prompts=("a",) * 8), "more than 8"),
+    ],
+)
+def test_what_cannot_be_gets_a_sentence(wrong, word):
+    with pytest.raises(ZTurboError, match=word):
+        Recipe(turbo=Turbo(**wrong))
