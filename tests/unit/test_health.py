@@ -1,11 +1,15 @@
 """The gauge and the guard: on a model that is one linear map, where both can be checked by hand."""
 
 import math
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe
 
 from zturbo import flow, health, runfolder, trainer
