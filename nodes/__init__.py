@@ -5,8 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .convert import ZTurboConvertLoRA
 from .dataset import ZTurboImageDataset
+from .health import ZTurboHealth
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
-from .options import ZTurboAdapterSchedule, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
+from .options import ZTurboAdapterSchedule, ZTurboHealthOptions, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
 from .sample import ZTurboSampler
 from .save import ZTurboSaveLoRA
 from .train import ZTurboTrainLoRA
@@ -21,9 +22,11 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboLossOptions,
     ZTurboSavingOptions,
     ZTurboAdapterSchedule,
+    ZTurboHealthOptions,
     ZTurboSampler,
     ZTurboSaveLoRA,
     ZTurboConvertLoRA,
+    ZTurboHealth,
 ]
 
 

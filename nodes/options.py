@@ -4,10 +4,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo.flow import WEIGHTINGS
+from ..zturbo.health import PROMPTS
 from ..zturbo.hosts import comfy_load
 from ..zturbo.lorafile import DTYPES
-from ..zturbo.recipe import NETWORKS, OPTIMIZERS, SCHEDULES, AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps
-from .types import CATEGORY, AdapterSchedule, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions
+from ..zturbo.recipe import NETWORKS, OPTIMIZERS, SCHEDULES, AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps, Turbo
+from .screen import lines
+from .types import CATEGORY, AdapterSchedule, HealthOptions, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions
 
 NOTHING = "nothing"
 
@@ -198,3 +200,48 @@ class ZTurboSavingOptions(io.ComfyNode):
     @classmethod
     def execute(cls, every, keep, dtype) -> io.NodeOutput:
         return io.NodeOutput(Saving(every, keep, dtype))
+
+
+class ZTurboHealthOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZTurboHealthOptions",
+            display_name="Turbo Health Options",
+            category=CATEGORY,
+            description="How Train LoRA watches turbo's wear and keeps turbo. The gauge compares turbo with the LoRA and clean turbo on prompts that have nothing to do with your pictures: 0 untouched, 1 broken. Without this node: a reading every 250 steps, and nothing ends the run.",
+            search_aliases=["turbo gauge", "turbo guard", "early stopping", "damage", "blurry lora"],
+            inputs=[
+                io.Int.Input("gauge_every", default=250, min=0, max=100000, tooltip="Steps between two readings of the gauge. 0: none. One reading takes about as long as ten steps."),
+                io.Float.Input(
+                    "stop_above",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The run ends when the gauge reads more than this, 0 to 1, and hands on the LoRA of the reading before. 0: it never does. Usual, when on: 0.5.",
+                ),
+                io.Float.Input(
+                    "guard_weight",
+                    default=1.0,
+                    min=0.001,
+                    max=1000.0,
+                    step=0.1,
+                    round=False,
+                    tooltip="Of keep_turbo's guard beside the loss, as a factor. Higher keeps more of turbo and learns more slowly. Usual: 1.",
+                ),
+                io.Int.Input("guard_interval", default=2, min=1, max=100, tooltip="Steps between two guarded ones. Higher is faster and keeps less. Usual: 2."),
+                io.Int.Input("size", default=0, min=0, max=2048, step=16, tooltip="Pixels, width and height at which gauge and guard look. 0: the short side of your pictures, at most 512."),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="\n".join(PROMPTS),
+                    tooltip="Unrelated prompts, one a line, without the trigger word: the first 8 are the gauge's, the others the guard's. What is near to your subject and must stay as it is belongs here, too.",
+                ),
+            ],
+            outputs=[HealthOptions.Output(display_name="health_options")],
+        )
+
+    @classmethod
+    def execute(cls, gauge_every, stop_above, guard_weight, guard_interval, size, prompts) -> io.NodeOutput:
+        return io.NodeOutput(Turbo(weight=guard_weight, interval=guard_interval, prompts=lines(prompts), size=size, every=gauge_every, stop_above=stop_above))

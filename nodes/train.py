@@ -6,8 +6,9 @@ from comfy_api.latest import io
 
 from ..zturbo.flow import DENSITIES
 from ..zturbo.hosts import comfy_run
-from ..zturbo.recipe import AdapterCourse, Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, bad_name
-from .types import CATEGORY, AdapterSchedule, LoraModel, LossMap, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions, TrainingSet
+from ..zturbo.recipe import KEEPS, AdapterCourse, Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo, bad_name
+from .screen import lines
+from .types import CATEGORY, AdapterSchedule, HealthOptions, LoraModel, LossMap, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions, TrainingSet
 
 
 class ZTurboTrainLoRA(io.ComfyNode):
@@ -60,6 +61,12 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     default="auto",
                     tooltip="How the adapter is carried while training. merged: patched into the weights, no extra work a step. branch: beside them, exact on fp8 and int8 models, no copy of the weights. auto picks and says which.",
                 ),
+                io.Combo.Input(
+                    "keep_turbo",
+                    options=list(KEEPS),
+                    default="off",
+                    tooltip="guard: while it trains, the LoRA is held to leave turbo's own pictures of unrelated prompts as they are. For long runs and high learning rates; half to all of the time more. See Turbo Health Options.",
+                ),
                 io.String.Input("preview_prompts", multiline=True, default="", tooltip="One prompt a line, drawn while training and at the end. Empty: no previews."),
                 io.Int.Input("preview_every", default=250, min=0, max=100000, tooltip="Steps between previews. 0: only at the end."),
                 io.Int.Input("preview_width", default=1024, min=64, max=2048, step=16, tooltip="Pixels. The tiny model: 128."),
@@ -76,6 +83,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                 LossOptions.Input("loss_options", optional=True, tooltip="From Timestep and Loss Options. Not connected: all noise levels, mean square error."),
                 SavingOptions.Input("saving_options", optional=True, tooltip="From Saving Options. Not connected: a checkpoint every 250 steps, two stay."),
                 AdapterSchedule.Input("adapter_schedule", optional=True, tooltip="From Adapter Schedule. Not connected: the adapter stays as strong as it is."),
+                HealthOptions.Input("health_options", optional=True, tooltip="From Turbo Health Options. Not connected: the gauge is read every 250 steps, and nothing ends the run."),
             ],
             outputs=[
                 LoraModel.Output(display_name="lora"),
@@ -89,8 +97,8 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, name, steps, learning_rate, rank, alpha, batch_size, seed, timesteps, compute_dtype, gradient_checkpointing,
-        adapter_way, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume,
-        preview_model=None, network_options=None, optimizer_options=None, loss_options=None, saving_options=None, adapter_schedule=None,
+        adapter_way, keep_turbo, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume,
+        preview_model=None, network_options=None, optimizer_options=None, loss_options=None, saving_options=None, adapter_schedule=None, health_options=None,
     ) -> io.NodeOutput:  # fmt: skip
         timestep_options, loss = loss_options or (Timesteps(), Loss())
         recipe = Recipe(
@@ -105,6 +113,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
             saving=saving_options or Saving(),
             compute=Compute(compute_dtype, gradient_checkpointing, adapter_way),
             adapter=adapter_schedule or AdapterCourse(),
+            turbo=replace(health_options or Turbo(), keep=keep_turbo),
             previews=Previews(lines(preview_prompts), preview_every, preview_width, preview_height, seed=preview_seed),
         )
         trained = comfy_run.train(recipe, dataset, model, clip, vae, preview_model, cls.hidden.unique_id, resume.strip())
@@ -113,7 +122,3 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name):
         return name is None or bad_name(name.strip()) or True  # None: it comes from another node
-
-
-def lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -99,6 +99,13 @@ def gauge(deviation: float) -> float:
     return 1 - math.exp(-deviation / BROKEN)
 
 
+def sharpness(images: torch.Tensor) -> float:
+    """Mean square of the Laplacian of images [B, H, W, 3] in 0..1: what blur takes away first."""
+    middle = images[:, 1:-1, 1:-1]
+    around = images[:, :-2, 1:-1] + images[:, 2:, 1:-1] + images[:, 1:-1, :-2] + images[:, 1:-1, 2:]
+    return (4 * middle - around).square().mean().item()
+
+
 def split(numbers: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
     return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 

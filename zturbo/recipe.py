@@ -118,7 +118,7 @@ class Turbo:
     weight: float = 1.0  # of the guard beside the loss
     interval: int = 2  # steps between two guarded ones
     prompts: tuple[str, ...] = health.PROMPTS  # the first 8 for the gauge, the others for the guard
-    size: int = 512  # pixels, width and height of their pictures
+    size: int = 0  # pixels, width and height of their pictures; 0: the short side of the training pictures, at most 512
     every: int = 250  # steps between two readings of the gauge; 0: none
     stop_above: float = 0.0  # the run ends when the gauge reads more, 0 to 1; 0: never
 
@@ -201,9 +201,8 @@ class Recipe:
         at_least(1, guard_interval=self.turbo.interval)
         at_least(0, gauge_every=self.turbo.every)
         between(0, 1, stop_above=self.turbo.stop_above)
-        between(64, 4096, gauge_size=self.turbo.size)
-        if self.turbo.size % 16:
-            raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be a multiple of 16.")
+        if self.turbo.size and not (64 <= self.turbo.size <= 4096 and self.turbo.size % 16 == 0):
+            raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be 0, or a multiple of 16 from 64 to 4096.")
         if self.turbo.stop_above and not (self.turbo.every and self.turbo.prompts):
             raise ZTurboError("stop_above needs readings of the gauge. Set gauge_every above 0 and write some unrelated prompts, one a line.")
         if self.turbo.guarded and len(self.turbo.prompts) <= health.WATCHED:

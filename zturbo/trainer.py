@@ -336,7 +336,8 @@ def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
 
     def walked(together: int) -> turbo.Watch:
         with host.training({}) as velocity:
-            return turbo.watch(recipe, len(pictures.captions.texts), velocity, host.device, together)
+            short = min(side for views in pictures.encoded.latents for side in views.shape[2:])
+            return turbo.watch(recipe, len(pictures.captions.texts), short, velocity, host.device, together)
 
     try:
         return walked(recipe.batch_size)

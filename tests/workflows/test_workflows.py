@@ -13,9 +13,9 @@ from PIL import Image
 import dev
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
-NAMES = ["adapter_plus_zero_minus", "convert_lora", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one"]
+NAMES = ["adapter_plus_zero_minus", "convert_lora", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one", "turbo_health"]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
-SMALL = {"width": 64, "height": 64, "preview_width": 64, "preview_height": 64, "resolution": 128, "steps": 3, "preview_every": 2, "folder": "bundled: smiley", "batch_size": 1}
+SMALL = {"width": 64, "height": 64, "preview_width": 64, "preview_height": 64, "resolution": 128, "steps": 3, "preview_every": 2, "folder": "bundled: smiley", "batch_size": 1, "size": 64}
 
 
 def load(name: str) -> dict:
@@ -53,7 +53,7 @@ def test_the_frontend_can_offer_every_download(name):
 def test_every_node_of_the_pack_is_in_a_workflow():
     used = {node["type"] for name in NAMES for node in load(name)["nodes"]}
     ours = {path.stem for path in (dev.ROOT / "js" / "docs").glob("*.md")}
-    assert len(ours) == 12 and ours <= used
+    assert len(ours) == 14 and ours <= used
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,4 +70,4 @@ def test_it_runs_on_the_real_server(server, name):
             inputs["name"] = name
     outputs = server.run(prompt)
     pictures = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
-    assert len(pictures) == (3 if name == "adapter_plus_zero_minus" else 1)
+    assert len(pictures) == {"adapter_plus_zero_minus": 3, "turbo_health": 2}.get(name, 1)

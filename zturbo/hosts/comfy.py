@@ -1,7 +1,7 @@
 """The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -88,13 +88,10 @@ class ComfyHost:
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
-        self.features, latents = [], []
+        latents = []
         with torch.no_grad():
-            text_encoder, autoencoder = comfy_cache.of_clip(self.clip), comfy_cache.of_vae(self.vae)
-            for text in captions.texts:
-                check()
-                self.features.append(self._features(text_encoder, text))
-            self.features += [self._features(text_encoder, text) for text in self.recipe.turbo.prompts if self.turbo]
+            autoencoder = comfy_cache.of_vae(self.vae)
+            self.encode_texts((*captions.texts, *self.unrelated), check)
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
             for item in dataset.items:
                 check()
@@ -103,6 +100,19 @@ class ComfyHost:
         log.info("%s", self.cache.report())
         self.image_tokens = max(views.shape[2] * views.shape[3] for views in latents) // self.dit.patch_size**2
         return Encoded(latents)
+
+    def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0."""
+        self.features, self.captions = [], {}
+        text_encoder = comfy_cache.of_clip(self.clip)
+        for text in texts:
+            check()
+            self.features.append(self._features(text_encoder, text))
+
+    @property
+    def unrelated(self) -> tuple[str, ...]:
+        """The unrelated prompts, where they are needed."""
+        return self.recipe.turbo.prompts if self.turbo and (self.recipe.turbo.every or self.recipe.turbo.guarded) else ()
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]

@@ -1,0 +1,153 @@
+"""Gauge, guard and the damage report on the tiny turbo and through the real server."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
+import prompts
+from test_host import de_distilled, encode, recipe
+from test_server import events, failure, newest_run
+
+from zturbo import health, lowrank, network, turbo
+from zturbo import recipe as recipes
+from zturbo.errors import ModelError
+from zturbo.hosts.comfy import ComfyHost
+from zturbo.recipe import Network, Turbo
+
+UNRELATED = "\n".join(f"a large {color} {shape} on a white background" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross"))
+WATCHED = Turbo(prompts=tuple(UNRELATED.splitlines()), size=64)
+
+
+@pytest.mark.parametrize("way", ["branch", "merged"])
+def test_without_its_adapter_a_step_sees_clean_turbo(tiny, way):
+    """factor 0 takes the adapter out of the velocity, however it is carried; factor 1 is what trains."""
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        bare = ComfyHost(model, clip, vae, recipe(turbo=WATCHED))
+        carrying = ComfyHost(de_distilled(model), clip, vae, recipe(way, turbo=WATCHED))
+        texts, x, sigma = WATCHED.prompts, torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.6])
+        for host in (bare, carrying):
+            host.encode_texts(texts)
+        with bare.training({}) as velocity:
+            clean = velocity(x, sigma, (0, 5))
+        with carrying.training({}) as velocity:
+            taken, on = velocity(x, sigma, (0, 5), 0.0), velocity(x, sigma, (0, 5))
+            assert torch.equal(on, velocity(x, sigma, (0, 5), 1.0))
+    torch.testing.assert_close(taken, clean, rtol=1e-4, atol=1e-5)
+    assert (on - clean).norm() > 0.02 * clean.norm()
+
+
+@pytest.mark.parametrize("way", ["branch", "merged"])
+def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tiny, way):
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        host = ComfyHost(de_distilled(model), clip, vae, recipe(way, turbo=WATCHED))
+        encode(host)
+        first = len(host.features) - len(WATCHED.prompts)
+        with host.training({}) as velocity:
+            watched = turbo.watch(host.recipe, first, 16, velocity, host.device, 2)
+        assert watched.gauge.states.shape == (8, health.HIGH, 16, 8, 8) and watched.guard is None
+        lora = network.create(host.targets, Network(4, 4), 0)
+        with host.training(lora) as velocity:
+            assert watched.read(velocity, 1, host.device, 2)["deviation"] == 0
+        for B in lowrank.parameters(lora)[1::2]:
+            B.fill_(0.03)
+        with host.training(lora) as velocity:
+            found = watched.read(velocity, 2, host.device, 2)
+    assert found["gauge"] > 0.01
+    seen.setdefault("deviation", found["deviation"])
+    assert found["deviation"] == pytest.approx(seen["deviation"], rel=1e-3)
+
+
+seen: dict[str, float] = {}
+
+
+def test_the_guard_is_refused_where_another_model_trains(tiny):
+    model, clip, vae = tiny
+    with pytest.raises(ModelError, match="keep_turbo to off"):
+        ComfyHost(model, clip, vae, recipe(turbo=Turbo("guard")), model)
+
+
+def options(**changes) -> dict:
+    return prompts.node("ZTurboHealthOptions", **{"gauge_every": 2, "stop_above": 0.0, "guard_weight": 1.0, "guard_interval": 2, "size": 64, "prompts": UNRELATED, **changes})
+
+
+def watched_run(server, name: str, keep="off", save=False, changes=None, **training) -> Path:
+    graph = prompts.training(name=name, keep_turbo=keep, preview_prompts="", **training)
+    graph["health"] = options(**(changes or {}))
+    graph["train"]["inputs"]["health_options"] = ["health", 0]
+    if save:
+        graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=name, dtype="fp32", overwrite=True)
+    server.run(graph)
+    return newest_run(server, name)
+
+
+def test_gauge_guard_and_their_options_reach_the_run(server):
+    run = watched_run(server, "guarded", "guard", changes={"guard_weight": 3.0, "guard_interval": 3}, steps=5)
+    given = recipes.from_toml((run / "recipe.toml").read_text())
+    assert given.turbo == Turbo("guard", 3.0, 3, tuple(UNRELATED.splitlines()), 64, 2)
+    found = events(run)
+    assert [event["step"] for event in found if event.get("event") == "health"] == [2, 4, 5]
+    assert [event["step"] for event in found if "guard" in event] == [1, 4]
+
+
+def test_stop_above_hands_on_the_healthy_lora(server):
+    run = watched_run(server, "worn", changes={"stop_above": 0.02}, save=True, steps=60, learning_rate=3e-3)
+    notes = [event["text"] for event in events(run) if event.get("event") == "note" and "The gauge read" in event["text"]]
+    end = events(run)[-1]
+    assert end["how"] == "stopped" and 0 < end["saved"] < 60 and len(notes) == 1
+    handed, kept = load_file(server.base / "models" / "loras" / "worn.safetensors"), load_file(run / "lora.safetensors")
+    assert handed.keys() == kept.keys() and all(torch.equal(handed[key], kept[key].float()) for key in kept)
+
+
+def test_the_report_reads_what_the_trainer_read(server):
+    run = watched_run(server, "reported", save=True, steps=12, learning_rate=3e-3, seed=7)
+    reading = [event for event in events(run) if event.get("event") == "health"][-1]["gauge"]
+    first = "\n".join(UNRELATED.splitlines()[: health.WATCHED])
+    graph = {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], file="reported.safetensors", prompts=first, size=64, seed=7)}
+    graph |= {"plot": prompts.save_image(["health", 2], "test/plot"), "pictures": prompts.save_image(["health", 3], "test/pictures")}
+    outputs = server.run(graph)
+    text = outputs["health"]["text"][0]
+    assert reading > 0.02 and f"Turbo wear {reading:.2f} " in text and "sharpness" in text
+    files = {name: server.base / "output" / "test" / outputs[name]["images"][0]["filename"] for name in ("plot", "pictures")}
+    with Image.open(files["pictures"]) as pictures, Image.open(files["plot"]) as plot:
+        assert pictures.size == (8 * 64, 2 * 64) and plot.width > 300
+        upper, lower = pictures.crop((0, 0, 512, 64)).tobytes(), pictures.crop((0, 64, 512, 128)).tobytes()
+    assert upper != lower
+
+
+def test_a_lora_of_nothing_leaves_turbo_untouched(server):
+    nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(Path(prompts.__file__).parents[1] / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").items()}
+    save_file(nothing, server.base / "models" / "loras" / "nothing.safetensors")
+    graph = {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], file="nothing.safetensors", prompts=UNRELATED[:35], size=64, seed=0)}
+    text = server.run(graph)["health"]["text"][0]
+    assert "Turbo wear 0.00" in text and "untouched" in text and "sharpness 1.00" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"file": "the one connected"}, "connect one to lora"),
+        ({"prompts": " \n"}, "There are no prompts"),
+    ],
+)
+def test_bad_input_gets_a_sentence(server, changes, words):
+    save_file(
+        {"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.zeros(1, 256), "diffusion_model.layers.0.feed_forward.w1.lora_B.weight": torch.zeros(768, 1)},
+        server.base / "models" / "loras" / "small.safetensors",
+    )
+    inputs = {"file": "small.safetensors", "prompts": "a", "size": 64, "seed": 0, **changes}
+    assert words in failure(server, {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], **inputs)})
+
+
+def test_readings_are_in_what_the_panel_asks_for(server):
+    run = watched_run(server, "panel", steps=4)
+    looks = server.get(f"/zturbo/run?name={run.name}")["looks"]
+    assert [look["step"] for look in looks if look["event"] == "health"] == [2, 4] and json.dumps(looks)

@@ -1,0 +1,102 @@
+"""The damage report on a LoRA: velocities on clean turbo's own paths, and 8-step pictures side by side, as core draws them."""
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import flow, health, lorafile, plots, turbo
+from ..errors import ZTurboError
+from ..recipe import Compute, Recipe, Turbo
+from . import comfy_adapter, comfy_draw
+from .comfy import ComfyHost, release
+
+log = logging.getLogger("zturbo")
+
+
+@dataclass
+class Health:
+    """plot and pictures: IMAGE [1, H, W, 3]; in pictures the upper row is turbo's, the lower one's with the LoRA."""
+
+    gauge: float
+    text: str
+    plot: torch.Tensor
+    pictures: torch.Tensor
+
+
+def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: int, seed: int) -> Health:
+    """Compare clean turbo with itself under a LoRA (a file, or its tensors), on prompts that have nothing to do with it. size: pixels."""
+    if not prompts:
+        raise ZTurboError("There are no prompts. Write some that have nothing to do with the LoRA, one a line.")
+    if isinstance(lora, Path):
+        lora = lorafile.state_dict(lorafile.read(lora).factors, torch.float32)
+    factors, leftover = lorafile.parse(lora, "The LoRA")
+    lorafile.need_all(factors, leftover, "The LoRA")
+    clean = comfy_adapter.clean(model)
+    comfy_adapter.diffusion_model(clean)
+    worn = comfy_draw.with_lora(clean, lora)
+    side = size // 8
+    with torch.inference_mode(False), torch.no_grad():
+        with velocities(clean, clip, vae, prompts) as (velocity, host):
+            paths = health.walk(velocity, tuple(range(len(prompts))), side, side, seed, host.device, 1)
+        with velocities(worn, clip, vae, prompts) as (velocity, host):
+            deviations = health.deviations(paths, velocity, host.device, 1)
+    before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
+    gauge = health.gauge(deviations[:, : health.HIGH].mean().item())
+    text = words(gauge, deviations, before, after)
+    log.info("%s", text)
+    sigmas = flow.turbo_sigmas()[:8].tolist()
+    curve = plots.curves({"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))}, f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)", "noise level")
+    return Health(gauge, text, as_image(curve), as_image(side_by_side(before, after)))
+
+
+@contextmanager
+def velocities(model, clip, vae, prompts: tuple[str, ...]):
+    """While open, (velocity by the numbers of the prompts, host) of a MODEL as it is."""
+    weights = next(iter(comfy_adapter.linears(comfy_adapter.diffusion_model(model)).values())).weight
+    compute = Compute("fp32" if weights.dtype == torch.float32 else "bf16")
+    host = ComfyHost(model, clip, vae, Recipe(compute=compute, turbo=Turbo(prompts=prompts, every=0)))
+    host.encode_texts(prompts)
+    with host.training({}) as velocity:
+        yield turbo.Watch().clean(velocity), host
+
+
+def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> list[torch.Tensor]:
+    """A picture [H, W, 3] a prompt, at 8 steps."""
+    with torch.inference_mode():
+        images: list[torch.Tensor] = []
+        for prompt in prompts:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            images += comfy_draw.decode(vae, comfy_draw.sample(model, comfy_draw.encode_prompt(clip, prompt), size, size, 8, seed, "euler"))
+        release(model)
+    return images
+
+
+def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
+    """The report: the gauge, what it is made of, and what the pictures say."""
+    state = "untouched" if gauge < 0.05 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.8 else "broken"
+    levels = ", ".join(f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(flow.turbo_sigmas().tolist(), deviations.mean(0).tolist()))
+    sharp = health.sharpness(torch.stack(after)) / max(health.sharpness(torch.stack(before)), 1e-12)
+    apart = (torch.stack(after) - torch.stack(before)).abs().mean().item()
+    return "\n".join(
+        (
+            f"Turbo wear {gauge:.2f} (0 untouched, 1 broken): turbo is {state} on {len(before)} unrelated prompts.",
+            f"Velocity's relative deviation by noise level: {levels}. The first {health.HIGH} make the gauge.",
+            f"8-step pictures: sharpness {sharp:.2f} of turbo's, {apart:.3f} apart (mean difference of pixels from 0 to 1).",
+        )
+    )
+
+
+def side_by_side(before: list[torch.Tensor], after: list[torch.Tensor]) -> Image.Image:
+    """Turbo's pictures above, with the LoRA below."""
+    rows = [torch.cat(row, dim=1) for row in (before, after)]
+    return Image.fromarray(comfy_draw.to_bytes(torch.cat(rows, dim=0)))
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255.0)[None]
