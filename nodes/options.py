@@ -219,7 +219,7 @@ class ZTurboHealthOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The run ends when the gauge reads more than this, 0 to 1, and hands on the LoRA of the reading before. 0: it never does. Usual, when on: 0.5.",
+                    tooltip="The run ends when the gauge reads more than this, 0 to 1, and hands on the LoRA of the reading before. 0: it never does. Usual, when on: 0.1 to 0.3.",
                 ),
                 io.Float.Input(
                     "guard_weight",

@@ -58,10 +58,10 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
         with host.training(lora) as velocity:
             assert watched.read(velocity, 1, host.device, 2)["deviation"] == 0
         for B in lowrank.parameters(lora)[1::2]:
-            B.fill_(0.03)
+            B.copy_(0.1 * torch.randn(B.shape, generator=torch.Generator().manual_seed(2)))
         with host.training(lora) as velocity:
             found = watched.read(velocity, 2, host.device, 2)
-    assert found["gauge"] > 0.01
+    assert found["deviation"] > 0.01
     seen.setdefault("deviation", found["deviation"])
     assert found["deviation"] == pytest.approx(seen["deviation"], rel=1e-3)
 
@@ -99,7 +99,7 @@ def test_gauge_guard_and_their_options_reach_the_run(server):
 
 
 def test_stop_above_hands_on_the_healthy_lora(server):
-    run = watched_run(server, "worn", changes={"stop_above": 0.02}, save=True, steps=60, learning_rate=3e-3)
+    run = watched_run(server, "worn", changes={"stop_above": 0.002}, save=True, steps=60, learning_rate=3e-3)
     notes = [event["text"] for event in events(run) if event.get("event") == "note" and "The gauge read" in event["text"]]
     end = events(run)[-1]
     assert end["how"] == "stopped" and 0 < end["saved"] < 60 and len(notes) == 1
@@ -115,7 +115,7 @@ def test_the_report_reads_what_the_trainer_read(server):
     graph |= {"plot": prompts.save_image(["health", 2], "test/plot"), "pictures": prompts.save_image(["health", 3], "test/pictures")}
     outputs = server.run(graph)
     text = outputs["health"]["text"][0]
-    assert reading > 0.02 and f"Turbo wear {reading:.2f} " in text and "sharpness" in text
+    assert reading >= 0.01 and f"Turbo wear {reading:.2f} " in text and "sharpness" in text
     files = {name: server.base / "output" / "test" / outputs[name]["images"][0]["filename"] for name in ("plot", "pictures")}
     with Image.open(files["pictures"]) as pictures, Image.open(files["plot"]) as plot:
         assert pictures.size == (8 * 64, 2 * 64) and plot.width > 300

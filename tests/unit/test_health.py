@@ -51,7 +51,7 @@ def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
 
 
 def test_the_gauge_runs_from_nothing_to_one():
-    readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.BROKEN, 1, 100)]
+    readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.WORN, 1, 100)]
     assert readings[0] == 0 and readings == sorted(readings) and readings[3] == pytest.approx(1 - 1 / math.e) and readings[-1] <= 1
 
 
@@ -143,7 +143,7 @@ def test_stop_above_in_the_first_reading_keeps_what_there_is(tmp_path):
 
 def test_a_worn_run_says_which_lora_was_healthy(tmp_path):
     pace = recipe().optimizer
-    given = recipe(steps=100, optimizer=replace(pace, learning_rate=0.01), turbo=SMALL)
+    given = recipe(steps=100, optimizer=replace(pace, learning_rate=0.003), turbo=SMALL)
     _, run, _, _ = go(tmp_path, given)
     healthy = [event["step"] for event in readings(run) if event["gauge"] <= health.HEALTHY]
     assert 0 < healthy[-1] < 100 and runfolder.steps_of(run.healthy) == healthy[-1]

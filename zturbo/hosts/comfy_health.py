@@ -79,7 +79,7 @@ def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> l
 
 def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
     """The report: the gauge, what it is made of, and what the pictures say."""
-    state = "untouched" if gauge < 0.05 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.8 else "broken"
+    state = "untouched" if gauge < 0.005 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.7 else "broken"
     levels = ", ".join(f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(flow.turbo_sigmas().tolist(), deviations.mean(0).tolist()))
     sharp = health.sharpness(torch.stack(after)) / max(health.sharpness(torch.stack(before)), 1e-12)
     apart = (torch.stack(after) - torch.stack(before)).abs().mean().item()
