@@ -7,6 +7,7 @@ Through the pack's own trainer, with the previews' place taken by the measuremen
 import argparse
 import json
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from . import concepts, measure, world
 from .setup import WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
-VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "bad": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
+VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
 POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
-GUARD_PROMPTS = 64
+EVERY = 250  # steps between two readings of the gauge
+UNRELATED = 72  # prompts of gauge and guard: none is asked for in a measurement
 PICTURES = 20
 
 
@@ -34,7 +36,9 @@ def main(argv: list[str]):
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     args = parser.parse_args(argv)
+    args.points = POINTS
     device = use_comfy()
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for concept in args.concepts.split(","):
             judge = None
@@ -43,7 +47,7 @@ def main(argv: list[str]):
                 if done(path) >= args.steps:
                     continue
                 judge = judge or measure.Judge(world.load_turbo(device), concept, device)
-                study(path, judge, concept, variant, seed, args)
+                study(path, judge.dit, lambda lora: judge.measure().rounded() | judge.watched.read(lora), concept, variant, seed, args)
     print(table(args))
 
 
@@ -77,41 +81,57 @@ def bad_adapter(good):
     return replace(good, factors=factors, sha256="bad")
 
 
-def study(path: Path, judge: measure.Judge, concept: str, variant: str, seed: int, args):
-    """Train one LoRA and write down what it does, every `args.every` steps and before the first."""
+def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, variant: str, seed: int, args):
+    """Train one LoRA through the pack's trainer. At the points, and before the first step, `measured(lora)` is written down while `dit`, clean turbo, carries it."""
     from zturbo import dataset, lorafile, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
-    from zturbo.recipe import Compute, Data, Network, Optimizer, Previews, Recipe, Saving, Turbo
     from zturbo.runfolder import RunFolder
 
-    folder = WORK / "concepts" / f"{concept}_{seed}"
+    folder = path.parent / "pictures" / f"{concept}_{seed}"
     concepts.write(concept, folder, PICTURES, 100 + seed)
-    data = Data(cache=False)
-    found = dataset.from_folder(folder, (128,), concepts.TRIGGER[concept], data)
-    given = Recipe(
-        f"{concept}_{variant}_{seed}", args.steps, 2, seed, data=data, network=Network(args.rank, args.rank), optimizer=Optimizer(learning_rate=args.learning_rate),
-        compute=Compute("fp32", False, "auto" if "guard" in variant else "merged"), previews=Previews(("measured",), 250), saving=Saving(1000, 1),
-        turbo=Turbo("guard" if "guard" in variant else "off", args.guard, prompts=tuple(measure.unasked(GUARD_PROMPTS)), size=128, every=0),
-    )  # fmt: skip
+    given = recipe(concept, variant, seed, args)
+    found = dataset.from_folder(folder, (128,), concepts.TRIGGER[concept], given.data)
     model = comfy_tiny.load_model(comfy_tiny.MODEL)
     if VARIANTS[variant]:
         adapter = lorafile.read(comfy_tiny.ADAPTER)
         model = comfy_adapter.apply(model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant])
 
-    class Counting(trainer.Unattended):
+    class Following(trainer.Unattended):
         def step(self, event):
             host.step = event["step"]
             host.recent.append(event["loss"])
 
-    host = measuring_host(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given, judge, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+        def look(self, event):
+            host.gauge = {key: event[key] for key in ("gauge", "deviation")}
+
+    host = measuring_host(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given, dit, measured, path, args.points)
     path.unlink(missing_ok=True)
     host.write(0, {})
     log.info("%s on %s, seed %d", concept, variant, seed)
-    trainer.train(given, found, host, RunFolder.new(WORK / "runs", given), Counting(), {})
+    trainer.train(given, found, host, RunFolder.new(path.parent / "runs", given), Following(), {})
 
 
-def measuring_host(model, clip, vae, given, judge: measure.Judge, path: Path):
+def recipe(concept: str, variant: str, seed: int, args):
+    from zturbo.recipe import AdapterCourse, Compute, Data, Network, Optimizer, Previews, Recipe, Saving, Turbo
+
+    guarded = variant.startswith("guard")
+    return Recipe(
+        f"{concept}_{variant}_{seed}",
+        args.steps,
+        2,
+        seed,
+        data=Data(cache=False),
+        network=Network(args.rank, args.rank),
+        optimizer=Optimizer(learning_rate=args.learning_rate),
+        compute=Compute("fp32", False, "branch" if variant in ("straight", "fading") or guarded else "merged"),
+        adapter=AdapterCourse(1.0, 0.0) if variant == "fading" else AdapterCourse(),
+        previews=Previews(("measured",), EVERY),
+        saving=Saving(EVERY, 1),
+        turbo=Turbo("guard" if guarded else "off", args.guard, prompts=tuple(measure.unasked(UNRELATED)), size=128, every=EVERY),
+    )
+
+
+def measuring_host(model, clip, vae, given, dit, measured, path: Path, points):
     from zturbo.hosts.comfy import ComfyHost
 
     class MeasuringHost(ComfyHost):
@@ -119,20 +139,21 @@ def measuring_host(model, clip, vae, given, judge: measure.Judge, path: Path):
 
         def __init__(self):
             super().__init__(model, clip, vae, given)
-            self.recent, self.started = [], time.time()
+            self.step, self.recent, self.gauge, self.started = 0, [], {"gauge": 0.0, "deviation": 0.0}, time.time()
 
         def draw(self, state):
-            if self.step in POINTS:
+            if self.step in points:
                 self.write(self.step, state)
             return [np.zeros((8, 8, 3), np.uint8)]
 
         def write(self, step: int, state: dict):
-            save_file(state, path.with_name(f"{path.stem}_{step:05d}.safetensors")) if state else None
-            with with_lora(judge.dit, state) as lora:
-                found = judge.measure().rounded() | judge.watched.read(lora)
-            line = {"step": step, "loss": round(sum(self.recent) / max(1, len(self.recent)), 5), "seconds": round(time.time() - self.started, 1), **found}
+            if state:
+                save_file(state, path.with_name(f"{path.stem}_{step:05d}.safetensors"))
+            with with_lora(dit, state) as lora:
+                found = measured(lora)
+            line = {"step": step, "loss": round(sum(self.recent) / max(1, len(self.recent)), 5), "seconds": round(time.time() - self.started, 1), **self.gauge, **found}
             self.recent.clear()
-            with open(path, "a") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             log.info("%s %s", path.stem, {key: value for key, value in line.items() if not isinstance(value, list)})
 

@@ -3,6 +3,7 @@
 All numbers compare with clean turbo's own pictures of the same prompts and noise.
 """
 
+import math
 import random
 from dataclasses import asdict, dataclass
 
@@ -88,6 +89,47 @@ class Judge:
             steps_apart=relative(unrelated[:24], fine),
             concept=reader.right(self.reader, self.decode(concept), [reader.labels(text, self.concept) for text in self.of_concept]).float().mean().item(),
         )
+
+
+class Asked:
+    """Prompts of the known world with their noise, the reader, and the autoencoder: which pictures of a model are right."""
+
+    def __init__(self, count: int, device):
+        from zturbo.hosts import comfy_tiny
+
+        names = pictures.captions()
+        self.texts = [names[n * 37 % len(names)] for n in range(count)]
+        self.features, self.lengths = world.caption_features(comfy_tiny.load_clip(), [*self.texts, ""])
+        self.noise = noise(count, 0).to(device)
+        self.taesd, self.reader, self.device = world.load_autoencoder(device), reader.load(device), device
+
+    @torch.no_grad()
+    def right(self, dit, scale: float = 1.0, substeps: int = 1) -> torch.Tensor:
+        """[count] bool: is a picture, drawn in 8 * substeps steps with this guidance, what its prompt says in every respect?"""
+        found = []
+        for rows in torch.arange(len(self.texts)).split(48):
+            caption = world.refine(dit, self.features[rows].to(self.device), self.lengths[rows])
+            empty = world.refine(dit, self.features[[-1] * len(rows)].to(self.device), self.lengths[[-1] * len(rows)])
+            images = self.taesd.taesd_decoder(world.sample(dit, self.noise[rows], caption, empty, scale=scale, substeps=substeps)).clamp(0, 1)
+            found.append(reader.right(self.reader, images, [reader.labels(self.texts[row]) for row in rows.tolist()]))
+        return torch.cat(found)
+
+
+def interval(right: torch.Tensor) -> tuple[float, float, float]:
+    """(share, low, high): Wilson's 95 % interval of a share."""
+    n, p, z = len(right), right.float().mean().item(), 1.96
+    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return p, middle - half, middle + half
+
+
+def rank_correlation(a, b) -> float:
+    """Spearman's, with mean ranks for equals."""
+
+    def ranks(values):
+        values = torch.as_tensor(values, dtype=torch.float64)
+        return ((values[:, None] > values).sum(1) + ((values[:, None] == values).sum(1) + 1) / 2).double()
+
+    return torch.corrcoef(torch.stack((ranks(a), ranks(b))))[0, 1].item()
 
 
 def unasked(count: int) -> list[str]:

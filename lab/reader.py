@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import concepts, pictures, world
-from .setup import WORK, log, use_comfy
+from .setup import WEIGHTS, log, use_comfy
 
 SIDE = 64  # pixels that it looks at
 HEADS = {"shape": (*pictures.SHAPES, "smiley"), "color": tuple(pictures.COLORS), "ground": tuple(pictures.GROUNDS), "size": pictures.SIZES, "manner": ("plain", "outline", "stripes")}
-FILE = WORK / "reader.safetensors"
+FILE = WEIGHTS / "reader.safetensors"
 
 
 class Reader(nn.Module):
@@ -50,7 +50,7 @@ def labels(caption: str, concept: str = "") -> dict[str, str]:
 
 def load(device="cpu") -> Reader:
     reader = Reader()
-    reader.load_state_dict(load_file(FILE))
+    reader.load_state_dict({key: value.float() for key, value in load_file(FILE).items()})
     return reader.eval().requires_grad_(False).to(device)
 
 
@@ -105,6 +105,6 @@ def main(argv: list[str]):
         schedule.step()
         if step % 250 == 249:
             log.info("reader step %d loss %.4f, %.3f s/step", step + 1, loss.item(), (time.time() - started) / (step + 1))
-    save_file({key: value.contiguous() for key, value in reader.state_dict().items()}, FILE)
+    save_file({key: value.half().contiguous() for key, value in reader.state_dict().items()}, FILE)
     fresh, asked = drawn(600, args.seed + 1, device)
     log.info("reads %.1f %% of 600 fresh pictures right in every respect", 100 * right(load(), fresh, asked).float().mean().item())

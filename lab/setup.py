@@ -9,6 +9,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny"
 WORK = ROOT / "lab" / "work"
+WEIGHTS = ROOT / "lab" / "weights"  # what the studies need beside the tiny turbo
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
 log = logging.getLogger("lab")
 

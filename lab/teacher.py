@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import world
-from .setup import WORK, log, use_comfy
+from .setup import WEIGHTS, WORK, log, use_comfy
 
 
 def initialise(dit):
@@ -123,7 +123,9 @@ def main(argv: list[str]):
 def keep(dit, average, data, device, step: int):
     """Save the averaged weights and a contact sheet drawn with 24 steps at CFG 2."""
     names = [name for name, _ in dit.named_parameters()]
-    save_file({name: value.cpu().contiguous() for name, value in zip(names, average)}, WORK / "teacher.safetensors")
+    state = {name: value.cpu().contiguous() for name, value in zip(names, average)}
+    save_file(state, WORK / "teacher.safetensors")
+    save_file({name: value.bfloat16() for name, value in state.items()}, WEIGHTS / "teacher.safetensors")
     live = [p.detach().clone() for p in dit.parameters()]
     with torch.no_grad():
         for p, value in zip(dit.parameters(), average):

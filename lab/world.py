@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import pictures
-from .setup import TINY, WORK, log
+from .setup import TINY, WEIGHTS, WORK, log
 
 CAPTION_TOKENS = 32  # every caption of the drawn world, template included, fits in one padding block
 SIGMAS = (1.0, 0.954545, 0.9, 0.833333, 0.75, 0.642857, 0.5, 0.3, 0.0)  # simple, 8 steps, shift 3
@@ -68,11 +68,20 @@ def load_autoencoder(device):
 
 def load_turbo(device):
     """NextDiT with the bundled turbo's weights, frozen, fp32."""
+    return load_dit(TINY / "z_image_turbo_tiny.safetensors", device)
+
+
+def load_teacher(device):
+    """NextDiT with the undistilled teacher's weights, frozen, fp32."""
+    return load_dit(WEIGHTS / "teacher.safetensors", device)
+
+
+def load_dit(path, device):
     from zturbo.hosts import comfy_tiny
 
-    turbo = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(False)
-    turbo.load_state_dict({name: value.float() for name, value in load_file(comfy_tiny.MODEL).items()})
-    return turbo
+    dit = comfy_tiny.build(torch.float32, device).diffusion_model.requires_grad_(False)
+    dit.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return dit
 
 
 def build(count: int, seed: int, device) -> World:
