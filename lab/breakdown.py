@@ -47,7 +47,7 @@ def main(argv: list[str]):
                 if done(path) >= args.steps:
                     continue
                 judge = judge or measure.Judge(world.load_turbo(device), concept, device)
-                study(path, judge.dit, lambda lora: judge.measure().rounded() | judge.watched.read(lora), concept, variant, seed, args)
+                study(path, judge.dit, judged(judge), concept, variant, seed, args)
     print(table(args))
 
 
@@ -170,3 +170,7 @@ def with_lora(dit, state: dict):
     lora = lorafile.parse(state)[0]
     with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [lora]):
         yield lora
+
+
+def judged(judge: measure.Judge) -> Callable[[dict], dict]:
+    return lambda lora: judge.measure().rounded() | judge.watched.read(lora)
