@@ -23,13 +23,14 @@ def contact_sheet(dataset: Dataset, columns: int = 6, most: int = 36) -> torch.T
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)[None]
 
 
-def curves(series: dict[str, list[tuple[float, float]]], title: str, across: str, size: tuple[int, int] = (900, 520)) -> Image.Image:
-    """Lines of (x, y) in one frame, with their names, the axes' ends and a grid. `across` names x."""
+def curves(series: dict[str, list[tuple[float, float]]], title: str, across: str, size: tuple[int, int] = (900, 520), bands: dict[str, list[tuple[float, float, float]]] | None = None) -> Image.Image:
+    """Lines of (x, y) in one frame, with their names, the axes' ends and a grid. `across` names x; bands: (x, low, high) around a line, by its name."""
+    bands = bands or {}
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(15)
     left, top, right, bottom = 80, 50, size[0] - 30, size[1] - 60
-    points = [point for line in series.values() for point in line]
+    points = [point for line in series.values() for point in line] + [(x, y) for band in bands.values() for x, *ends in band for y in ends]
     (x0, x1), (y0, y1) = ((min(values), max(values)) for values in zip(*points))
     y0, y1 = y0 - 0.05 * (y1 - y0), y1 + 0.05 * (y1 - y0) or y1 + 1
     place = lambda x, y: (left + (right - left) * (x - x0) / ((x1 - x0) or 1), bottom - (bottom - top) * (y - y0) / (y1 - y0))  # noqa: E731
@@ -42,6 +43,15 @@ def curves(series: dict[str, list[tuple[float, float]]], title: str, across: str
         draw.text((left - 8, place(x0, y)[1]), f"{y:.4g}", "#444", font, anchor="rm")
     draw.text(((left + right) / 2, size[1] - 24), across, "#444", font, anchor="ma")
     draw.rectangle((left, top, right, bottom), outline="#888")
+    shade = Image.new("RGBA", size, (0, 0, 0, 0))
+    for n, name in enumerate(series):
+        band = bands.get(name, [])
+        edge = [place(x, high) for x, _, high in band] + [place(x, low) for x, low, _ in reversed(band)]
+        if len(band) > 1:
+            layer = Image.new("RGBA", size, (0, 0, 0, 0))
+            ImageDraw.Draw(layer).polygon(edge, COLORS[n % len(COLORS)] + "30")
+            shade = Image.alpha_composite(shade, layer)
+    image.paste(shade, mask=shade)
     for n, (name, line) in enumerate(series.items()):
         color = COLORS[n % len(COLORS)]
         draw.line([place(*point) for point in line], color, 3, joint="curve")

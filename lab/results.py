@@ -1,0 +1,212 @@
+"""docs/RESULTS.md, its plots and its data, from what `lab breakdown` and `lab longrun` measured. The words are in results.md beside this file."""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from . import breakdown, concepts, measure, world
+from .setup import ROOT, log, use_comfy
+
+OUT = ROOT / "docs" / "results"
+CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
+MAIN = ("straight", "adapter", "guard")
+OTHERS = ("half", "strong", "fading", "bad", "guard_straight")
+LONG = ("straight", "adapter", "guard", "redistil", "onpolicy")
+PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
+
+
+def main(argv: list[str]):
+    parser = argparse.ArgumentParser(prog="lab results")
+    parser.add_argument("--from", dest="folder", type=Path, default=breakdown.FOLDER)
+    parser.add_argument("--no-pictures", action="store_true")
+    args = parser.parse_args(argv)
+    rows = read(args.folder)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "breakdown.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    for key, title in PLOTS.items():
+        plot(rows, key, title)
+    long = longrun(rows)
+    (OUT / "longrun.json").write_text(json.dumps(long, indent=1) + "\n", encoding="utf-8")
+    if not args.no_pictures:
+        picture(args.folder, CHOSEN_ON)
+    fill = {
+        "main": main_table(rows),
+        "equal": equal_table(rows),
+        "others": points_table(rows, OTHERS, (500, 2000)),
+        "gauge": gauge_table(rows),
+        "long": long_table(rows),
+        "runs": str(len({row["run"] for row in rows})),
+    }
+    text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
+    for name, content in fill.items():
+        text = text.replace("{{" + name + "}}", content)
+    (ROOT / "docs" / "RESULTS.md").write_text(text, encoding="utf-8")
+    log.info("docs/RESULTS.md, from %d measurements", len(rows))
+
+
+def read(folder: Path) -> list[dict]:
+    """One row a measurement, with its run, and what of turbo is lost: 1 - fidelity / clean turbo's."""
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        concept, variant, seed = path.stem.split("_", 1)[0], path.stem.split("_", 1)[1].rsplit("_", 1)[0], int(path.stem.rsplit("_", 1)[1])
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            deviation = torch.tensor(row["deviation128"])[:3, :8].mean().item()
+            along = sum(row["along"][:3]) / 3
+            kept = {key: row[key] for key in ("step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size") if key in row}
+            rows.append({"run": path.stem, "concept_of": concept, "variant": variant, "seed": seed, **kept, "deviation": round(deviation, 4), "along": round(along, 4)})
+    clean = next(row["fidelity"] for row in rows if row["step"] == 0)
+    for row in rows:
+        row["lost"] = round(1 - row["fidelity"] / clean, 4)
+    return rows
+
+
+def at(rows: list[dict], variant: str, step: int) -> list[dict]:
+    return [row for row in rows if row["variant"] == variant and row["step"] == step]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def bootstrap(values: list[float], of=mean, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of a statistic over runs, by drawing them anew."""
+    rng = random.Random(0)
+    found = sorted(of([rng.choice(values) for _ in values]) for _ in range(draws))
+    return found[draws // 40], found[-draws // 40 - 1]
+
+
+def with_interval(values: list[float], digits: int = 2) -> str:
+    low, high = bootstrap(values)
+    return f"{mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+
+
+def main_table(rows) -> str:
+    return points_table(rows, MAIN, (500, 2000, 10000))
+
+
+def points_table(rows, variants, steps) -> str:
+    lines = []
+    for step in steps:
+        for variant in variants:
+            found = at(rows, variant, step)
+            if found:
+                lines.append(
+                    [
+                        str(step),
+                        variant.replace("_", ", "),
+                        *(with_interval([row[key] for row in found]) for key in ("lost", "concept", "sharpness")),
+                        f"{mean(row['frechet'] for row in found):.0f}",
+                        f"{mean(row['steps_apart'] for row in found):.3f}",
+                        f"{mean(row['diversity'] for row in found):.2f}",
+                        str(len(found)),
+                    ]
+                )
+    return table(["step", "trained", "turbo lost", "concept learnt", "sharpness", "Fréchet", "8 and 50 steps apart", "diversity", "runs"], lines)
+
+
+def equal_table(rows) -> str:
+    """What of turbo is lost when the concept first is as strong as this, along straight lines between measurements."""
+    lines = []
+    for strength in (0.3, 0.5, 0.7):
+        line = [f"{strength:.1f}"]
+        for variant in MAIN:
+            found = [value for run in sorted({row["run"] for row in rows if row["variant"] == variant}) if (value := lost_at([row for row in rows if row["run"] == run], strength)) is not None]
+            line.append(f"{with_interval(found)}, {len(found)} runs" if found else "not reached")
+        lines.append(line)
+    return table(["concept learnt", *MAIN], lines)
+
+
+def lost_at(run: list[dict], strength: float) -> float | None:
+    run = sorted(run, key=lambda row: row["step"])
+    for before, after in zip(run, run[1:]):
+        if after["concept"] >= strength > before["concept"]:
+            part = (strength - before["concept"]) / (after["concept"] - before["concept"])
+            return before["lost"] + part * (after["lost"] - before["lost"])
+    return None
+
+
+CANDIDATES = {
+    "deviation at high noise (the gauge)": lambda row: row["deviation"],
+    "deviation along the adapter's": lambda row: row["along"],
+    "drift of the 8-step result": lambda row: row["drift"],
+    "8 steps and 50 apart": lambda row: row["steps_apart"],
+    "loss of sharpness": lambda row: -row["sharpness"],
+    "size of B A against the adapter's": lambda row: row["size"],
+    "training loss, turned round": lambda row: -row.get("loss", 0),
+    "steps": lambda row: row["step"],
+}
+
+
+def gauge_table(rows) -> str:
+    """Rank correlations with what of turbo is lost: on the concept that the gauge was chosen on, and on the others."""
+    rows = [row for row in rows if row["step"] and row["variant"] not in ("redistil", "onpolicy")]
+    lines = []
+    for name, value in CANDIDATES.items():
+        line = [name]
+        for of in ([row for row in rows if row["concept_of"] == CHOSEN_ON], [row for row in rows if row["concept_of"] != CHOSEN_ON]):
+            runs = [[row for row in of if row["run"] == run] for run in sorted({row["run"] for row in of})]
+            correlation = lambda chosen, value=value: measure.rank_correlation([value(row) for run in chosen for row in run], [row["lost"] for run in chosen for row in run])  # noqa: E731
+            low, high = bootstrap(runs, correlation, 400)
+            line.append(f"{correlation(runs):.2f} ({low:.2f} to {high:.2f}), {len(of)} points of {len(runs)} runs")
+        lines.append(line)
+    return table(["candidate", f"chosen on: {CHOSEN_ON}", "held out: the other concepts"], lines)
+
+
+def long_table(rows) -> str:
+    return points_table(rows, LONG, (10000,))
+
+
+def longrun(rows) -> dict:
+    """The goal's figures: the best long-run option at 10,000 steps."""
+    best_straight = {run: max(row["concept"] for row in rows if row["run"] == run) for run in {row["run"] for row in rows if row["variant"] == "straight"}}
+    found = {}
+    for variant in LONG:
+        last = at(rows, variant, 10000)
+        if last:
+            ratios = [row["concept"] / best_straight[run] for row in last if (run := f"{row['concept_of']}_straight_{row['seed']}") in best_straight]
+            found[variant] = {"turbo_loss": round(mean(row["lost"] for row in last), 4), "turbo_loss_of_runs": [row["lost"] for row in last], "concept": round(mean(row["concept"] for row in last), 4),
+                              "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None, "runs": [row["run"] for row in last]}  # fmt: skip
+    best = min((name for name in found if name != "straight"), key=lambda name: found[name]["turbo_loss"])
+    measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard; python dev.py lab longrun; python dev.py lab results"
+    return {"turbo_loss": found[best]["turbo_loss"], "concept_vs_best_straight": found[best]["concept_vs_best_straight"], "option": best, "how": measured, "options": found}
+
+
+def plot(rows, key: str, title: str):
+    from zturbo import plots
+
+    series, bands = {}, {}
+    for variant in MAIN:
+        points = [(step, [row[key] for row in at(rows, variant, step)]) for step in breakdown.POINTS]
+        points = [(step, values) for step, values in points if values]
+        series[variant] = [(step, mean(values)) for step, values in points]
+        bands[variant] = [(step, *bootstrap(values)) for step, values in points]
+    plots.curves(series, f"{title}; bands: 95 % over runs", "step", bands=bands).save(OUT / f"{key}.png")
+
+
+def picture(folder: Path, concept: str, step: int = 10000):
+    """Six unrelated prompts and two of the concept, at 8 steps: clean turbo above, then each kind of training."""
+    from safetensors.torch import load_file
+
+    device = use_comfy()
+    dit = world.load_turbo(device)
+    rng, names = random.Random(4), measure.pictures.captions()
+    texts = [names[n * 37 % len(names)] for n in (0, 5, 9, 14, 20, 31)] + [concepts.caption(concept, rng) for _ in range(2)]
+    from zturbo.hosts import comfy_tiny
+
+    features, lengths = world.caption_features(comfy_tiny.load_clip(), texts)
+    drawn = []
+    for variant in ("turbo", *MAIN):
+        file = folder / f"{concept}_{variant}_0_{step:05d}.safetensors"
+        if variant != "turbo" and not file.is_file():
+            continue
+        with breakdown.with_lora(dit, load_file(file) if variant != "turbo" else {}), torch.no_grad():
+            drawn.append(world.sample(dit, measure.noise(len(texts), 3).to(device), world.refine(dit, features.to(device), lengths)))
+    world.contact_sheet(torch.cat(drawn), world.load_autoencoder(device), OUT / f"{concept}_{step}.png", columns=len(texts))
