@@ -6,6 +6,7 @@ from . import routes
 from .convert import ZTurboConvertLoRA
 from .dataset import ZTurboImageDataset
 from .health import ZTurboHealth
+from .make_adapter import ZTurboCheckAdapter, ZTurboExtractAdapter, ZTurboGenerateSet
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
 from .options import ZTurboAdapterSchedule, ZTurboHealthOptions, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
 from .sample import ZTurboSampler
@@ -27,6 +28,9 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboSaveLoRA,
     ZTurboConvertLoRA,
     ZTurboHealth,
+    ZTurboGenerateSet,
+    ZTurboExtractAdapter,
+    ZTurboCheckAdapter,
 ]
 
 

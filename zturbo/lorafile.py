@@ -118,6 +118,15 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
 
 
+def of_state(state: dict[str, torch.Tensor], file: str) -> LoraFile:
+    """A LORA_MODEL as if it had been read from a file."""
+    factors, leftover = parse(state, file)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state.items()):
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), dialect(state))
+
+
 def _examples(keys) -> str:
     return ", ".join(sorted(keys)[:3])
 

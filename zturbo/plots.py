@@ -12,15 +12,18 @@ COLORS = ("#2b8a3e", "#d9480f", "#1864ab", "#862e9c", "#5c940d", "#495057")
 
 def contact_sheet(dataset: Dataset, columns: int = 6, most: int = 36) -> torch.Tensor:
     """IMAGE [1, H, W, 3] in 0..1: the first pictures as they will be trained, cropped to their buckets."""
-    items = dataset.items[:most]
-    rows = -(-len(items) // columns)
-    sheet = Image.new("RGB", (min(columns, len(items)) * CELL, rows * CELL), (32, 32, 32))
-    for number, item in enumerate(items):
-        picture = Image.fromarray((item.pixels() * 255).round().astype(np.uint8))
+    return sheet([Image.fromarray((item.pixels() * 255).round().astype(np.uint8)) for item in dataset.items[:most]], columns)
+
+
+def sheet(pictures: list[Image.Image], columns: int = 6) -> torch.Tensor:
+    """IMAGE [1, H, W, 3] in 0..1 of all these pictures, made small."""
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (min(columns, len(pictures)) * CELL, rows * CELL), (32, 32, 32))
+    for number, picture in enumerate(pictures):
         picture.thumbnail((CELL - 8, CELL - 8))
         x, y = number % columns * CELL, number // columns * CELL
-        sheet.paste(picture, (x + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))
-    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)[None]
+        whole.paste(picture, (x + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))
+    return torch.from_numpy(np.asarray(whole, dtype=np.float32) / 255.0)[None]
 
 
 def curves(series: dict[str, list[tuple[float, float]]], title: str, across: str, size: tuple[int, int] = (900, 520), bands: dict[str, list[tuple[float, float, float]]] | None = None) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IDS = [
-    "ZTurboAdapterSchedule", "ZTurboConvertLoRA", "ZTurboDeDistillAdapter", "ZTurboHealth", "ZTurboHealthOptions", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboLossOptions", "ZTurboNetworkOptions", "ZTurboOptimizerOptions",
+    "ZTurboAdapterSchedule", "ZTurboCheckAdapter", "ZTurboConvertLoRA", "ZTurboDeDistillAdapter", "ZTurboExtractAdapter", "ZTurboGenerateSet", "ZTurboHealth", "ZTurboHealthOptions", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboLossOptions", "ZTurboNetworkOptions", "ZTurboOptimizerOptions",
     "ZTurboSampler", "ZTurboSaveLoRA", "ZTurboSavingOptions", "ZTurboTrainLoRA",
 ]  # fmt: skip
 LOCALE = os.path.join(ROOT, "locales", "en", "nodeDefs.json")

@@ -6,6 +6,7 @@ import comfy.sd
 import comfy.utils
 import numpy as np
 import torch
+from PIL import Image
 
 CFG = 1.0  # Turbo is distilled with its guidance: no negative prompt, one pass a step
 SCHEDULER = "simple"
@@ -21,14 +22,14 @@ def encode_prompt(clip, text: str):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sample(model, positive, width: int, height: int, steps: int, seed: int, sampler: str, batch_size: int = 1, callback=None) -> torch.Tensor:
-    """Latents [B, 16, H/8, W/8] as KSampler gives them at CFG 1 and scheduler simple. width, height in pixels."""
+def sample(model, positive, width: int, height: int, steps: int, seed: int, sampler: str, batch_size: int = 1, callback=None, cfg: float = CFG, negative=None) -> torch.Tensor:
+    """Latents [B, 16, H/8, W/8] as KSampler gives them at scheduler simple. width, height in pixels; negative: CONDITIONING, needed where cfg is not 1."""
     empty = torch.zeros([batch_size, 16, height // 8, width // 8], device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype())
     latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
     noise = comfy.sample.prepare_noise(latent, seed)
-    negative = [[torch.zeros_like(features), {}] for features, _ in positive]
+    negative = negative or [[torch.zeros_like(features), {}] for features, _ in positive]
     quiet = not comfy.utils.PROGRESS_BAR_ENABLED
-    return comfy.sample.sample(model, noise, steps, CFG, sampler, SCHEDULER, positive, negative, latent, callback=callback, disable_pbar=quiet, seed=seed)
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, SCHEDULER, positive, negative, latent, callback=callback, disable_pbar=quiet, seed=seed)
 
 
 def decode(vae, latents: torch.Tensor) -> torch.Tensor:
@@ -39,3 +40,8 @@ def decode(vae, latents: torch.Tensor) -> torch.Tensor:
 def to_bytes(image: torch.Tensor) -> np.ndarray:
     """[H, W, 3] 0..1 -> uint8, cut as core's SaveImage cuts (no rounding)."""
     return np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    """IMAGE [1, H, W, 3] in 0..1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255.0)[None]

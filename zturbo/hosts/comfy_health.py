@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
-import numpy as np
 import torch
 from PIL import Image
 
@@ -52,7 +51,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     log.info("%s", text)
     sigmas = flow.turbo_sigmas()[:8].tolist()
     curve = plots.curves({"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))}, f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)", "noise level")
-    return Health(gauge, text, as_image(curve), as_image(side_by_side(before, after)))
+    return Health(gauge, text, comfy_draw.as_image(curve), comfy_draw.as_image(side_by_side(before, after)))
 
 
 @contextmanager
@@ -96,7 +95,3 @@ def side_by_side(before: list[torch.Tensor], after: list[torch.Tensor]) -> Image
     """Turbo's pictures above, with the LoRA below."""
     rows = [torch.cat(row, dim=1) for row in (before, after)]
     return Image.fromarray(comfy_draw.to_bytes(torch.cat(rows, dim=0)))
-
-
-def as_image(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255.0)[None]

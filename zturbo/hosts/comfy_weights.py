@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 
+import comfy.model_management
 import comfy.quant_ops
 import torch
 
-from .. import lorafile
+from .. import extract, lorafile
 from ..convert import Weights
-from ..lowrank import Difference
+from ..errors import ModelError
+from ..lowrank import Difference, Target
 from . import comfy_adapter
 
 
@@ -21,6 +23,11 @@ def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], tor
     """Gives the weight [out, in] fp32 that a part of the LoRA changes, without any patch. Raises LoraFileError where the LoRA does not fit the MODEL."""
     targets = comfy_adapter.targets(comfy_adapter.diffusion_model(model))
     lorafile.check_fit(lora, targets, file)
+    return weights(model, targets)
+
+
+def weights(model, targets: list[Target]) -> Callable[[str], torch.Tensor]:
+    """Gives the weight [out, in] fp32 of a part by its name, without any patch."""
     places = {part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows) for target in targets for part in target.parts}
 
     def read(name: str) -> torch.Tensor:
@@ -30,3 +37,11 @@ def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], tor
         return (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight)[rows].float()
 
     return read
+
+
+def extracted(undistilled, turbo, rank: int) -> extract.Extracted:
+    """The adapter that makes the one MODEL of the other, on the Linears of the layers. Raises ZTurboError."""
+    targets = [comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)]
+    if targets[0] != targets[1]:
+        raise ModelError("The two models are not of the same size. Choose two of the same family.")
+    return extract.extract(weights(undistilled, targets[0]), weights(turbo, targets[0]), targets[0], rank, comfy.model_management.throw_exception_if_processing_interrupted)
