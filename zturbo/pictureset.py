@@ -151,7 +151,7 @@ class PictureSet:
         except OSError as error:
             raise ZTurboError(f"The picture {picture.name}.png cannot be written: {error.strerror}. {files.advice(error)} Press Run again: the set goes on where it was.") from error
 
-    def list(self):
+    def write_list(self):
         """Write the list of all pictures: file, prompt, size, seed."""
         lines = [json.dumps({"file": f"{n:06d}.png", **asdict(self.plan.picture(n))}) for n in range(self.plan.count) if (self.folder / f"{n:06d}.txt").is_file()]
         try:

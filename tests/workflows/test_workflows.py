@@ -13,9 +13,23 @@ from PIL import Image
 import dev
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
-NAMES = ["adapter_plus_zero_minus", "convert_lora", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one", "turbo_health"]
+NAMES = ["adapter_plus_zero_minus", "convert_lora", "make_adapter", "sample_8_steps", "tiny_demo", "train_lora", "train_lora_options", "train_lora_restore_minus_one", "turbo_health"]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
-SMALL = {"width": 64, "height": 64, "preview_width": 64, "preview_height": 64, "resolution": 128, "steps": 3, "preview_every": 2, "folder": "bundled: smiley", "batch_size": 1, "size": 64}
+SMALL = {
+    "width": 64,
+    "height": 64,
+    "preview_width": 64,
+    "preview_height": 64,
+    "resolution": 128,
+    "steps": 3,
+    "preview_every": 2,
+    "folder": "bundled: smiley",
+    "batch_size": 1,
+    "size": 64,
+    "count": 6,
+    "sizes": "128x128, 80x80",
+    "cfg": 2.0,
+}
 
 
 def load(name: str) -> dict:
@@ -63,7 +77,7 @@ def test_it_runs_on_the_real_server(server, name):
     prompt = dev.to_prompt(load(name), server.get("/object_info"))
     for node in prompt.values():
         inputs = node["inputs"]
-        inputs.update({key: value for key, value in SMALL.items() if key in inputs and not (key == "steps" and node["class_type"] == "ZTurboSampler")})
+        inputs.update({key: value for key, value in SMALL.items() if key in inputs and not (key == "steps" and node["class_type"] != "ZTurboTrainLoRA")})
         if node["class_type"] == "ZTurboLoadModel":
             inputs.update(diffusion_model=prompts.TINY, text_encoder="auto", vae="auto")
         if node["class_type"] == "ZTurboTrainLoRA":

@@ -42,7 +42,7 @@ def draw(model, clip, vae, plan: Plan, name: str, node_id: str) -> tuple[Picture
                 drawn += 1
                 bar.update_absolute(drawn)
     finally:
-        made.list()
+        made.write_list()
     return made, len(todo)
 
 

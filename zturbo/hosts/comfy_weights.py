@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import comfy.lora
 import comfy.model_management
 import comfy.quant_ops
 import torch
@@ -26,15 +27,18 @@ def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], tor
     return weights(model, targets)
 
 
-def weights(model, targets: list[Target]) -> Callable[[str], torch.Tensor]:
-    """Gives the weight [out, in] fp32 of a part by its name, without any patch."""
+def weights(model, targets: list[Target], patched: bool = False) -> Callable[[str], torch.Tensor]:
+    """Gives the weight [out, in] fp32 of a part by its name. patched: with what is patched onto the MODEL (LoRAs, merges)."""
     places = {part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows) for target in targets for part in target.parts}
 
     def read(name: str) -> torch.Tensor:
         key, rows = places[name]
-        weight, convert = model.get_key_patches(key)[key][0]
+        (weight, convert), *patches = model.get_key_patches(key)[key]
         weight = convert(weight, inplace=False)
-        return (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight)[rows].float()
+        weight = (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight).float()
+        if patched and patches:
+            weight = comfy.lora.calculate_weight(patches, weight.clone(), key)
+        return weight[rows]
 
     return read
 
@@ -44,4 +48,4 @@ def extracted(undistilled, turbo, rank: int) -> extract.Extracted:
     targets = [comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)]
     if targets[0] != targets[1]:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
-    return extract.extract(weights(undistilled, targets[0]), weights(turbo, targets[0]), targets[0], rank, comfy.model_management.throw_exception_if_processing_interrupted)
+    return extract.extract(weights(undistilled, targets[0], patched=True), weights(turbo, targets[0], patched=True), targets[0], rank, comfy.model_management.throw_exception_if_processing_interrupted)

@@ -1,0 +1,162 @@
+"""Making an adapter through the real server: a set that is cut off, training on it that is cut off, extraction, and the check."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
+import prompts
+from test_server import events, failure, newest_run
+
+import dev
+from zturbo import lorafile, runfolder
+from zturbo.hosts import comfy_check, comfy_tiny
+
+TEMPLATES = "a {small|large} {red|blue|green} {circle|star} on a __ground__ background"
+MODEL = {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2]}
+
+
+def generate(name: str, **changes) -> dict:
+    return prompts.node("ZTurboGenerateSet", **{**MODEL, "name": name, "count": 12, "prompts": TEMPLATES, "prompt_file": "", "sizes": "128x128, 80x80, 112x144", "seed": 3, **changes})
+
+
+def wildcard(server):
+    folder = server.base / "input" / "wildcards"
+    folder.mkdir(exist_ok=True)
+    (folder / "ground.txt").write_text("# grounds\nwhite\npink\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_set_that_was_killed_goes_on_to_the_same_files(server):
+    wildcard(server)
+    server.run({"load": prompts.load(), "set": generate("whole")})
+    whole = server.base / "output" / "zturbo_sets" / "whole"
+    assert len(list(whole.glob("*.png"))) == 12
+    base = server.base / "second"
+    base.mkdir()
+    cut = base / "output" / "zturbo_sets" / "whole"
+    with dev.Server(server.comfyui, Path(sys.executable), base) as doomed:
+        (base / "input" / "wildcards").mkdir(parents=True)
+        (base / "input" / "wildcards" / "ground.txt").write_text("white\npink\n")
+        doomed.queue({"load": prompts.load(), "set": generate("whole")})
+        deadline = time.monotonic() + 60
+        while not list(cut.glob("*.txt")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        doomed.process.kill()
+        doomed.process.wait()
+    there = {path.stem: path.stat().st_mtime_ns for path in cut.glob("*.txt")}
+    assert 0 < len(there) < 12
+    with dev.Server(server.comfyui, Path(sys.executable), base) as again:
+        again.run({"load": prompts.load(), "set": generate("whole")})
+    for leftover in cut.glob("*.part"):
+        leftover.unlink()
+    assert contents(cut) == contents(whole)
+    assert all((cut / f"{name}.txt").stat().st_mtime_ns == when for name, when in there.items())  # nothing is drawn twice
+
+
+def test_the_pictures_are_the_samplers_own(server):
+    wildcard(server)
+    server.run({"load": prompts.load(), "set": generate("same", count=3)})
+    line = json.loads((server.base / "output" / "zturbo_sets" / "same" / "pictures.jsonl").read_text().splitlines()[1])
+    graph = {"load": prompts.load(), "draw": prompts.sample(["load", 0], prompt=line["prompt"], width=line["width"], height=line["height"], seed=line["seed"])}
+    output = server.run({**graph, "save": prompts.save_image(["draw", 0], "test/same")})["save"]["images"][0]
+    with Image.open(server.base / "output" / "test" / output["filename"]) as one, Image.open(server.base / "output" / "zturbo_sets" / "same" / line["file"]) as two:
+        assert one.tobytes() == two.tobytes()
+
+
+def adapter_graph(name: str, steps: int) -> dict:
+    graph = {"load": prompts.load(), "set": generate(name), "dataset": prompts.dataset(folder=["set", 0], trigger="")}
+    graph["train"] = prompts.train(["load", 0], ["dataset", 0], name=name, steps=steps, preview_prompts="", learning_rate=3e-4)
+    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=name, dtype="fp32", overwrite=True)
+    graph["check"] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter="the one connected", prompts="a large red star on a white background", size=64, steps=12, cfg=2.0, seed=0, lora=["train", 0])
+    return graph
+
+
+def test_training_on_a_set_that_was_cancelled_goes_on_to_the_same_bits(server):
+    wildcard(server)
+    server.run(adapter_graph("own_whole", 40))
+    whole = load_file(server.base / "models" / "loras" / "own_whole.safetensors")
+    graph = adapter_graph("own_cut", 40)
+    graph["set"]["inputs"]["name"] = "own_whole"
+    job = server.queue(graph)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = list((server.base / "output" / "zturbo").glob("own_cut*"))
+        if found and sum("loss" in event for event in runfolder.read_events(found[0] / "events.jsonl")) >= 5:
+            break
+        time.sleep(0.02)
+    server.post("/interrupt", {})
+    server.wait(job)
+    run = newest_run(server, "own_cut")
+    assert events(run)[-1]["how"] == "cancelled" and 5 <= events(run)[-1]["saved"] < 40
+    outputs = server.run(graph)
+    again = load_file(server.base / "models" / "loras" / "own_cut.safetensors")
+    assert newest_run(server, "own_cut") == run and again.keys() == whole.keys() and all(torch.equal(again[key], whole[key]) for key in whole)
+    assert "Sharpness with the adapter on" in outputs["check"]["text"][0]
+
+
+def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
+    nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(comfy_tiny.ADAPTER).items()}
+    save_file(nothing, server.base / "models" / "loras" / "no_adapter.safetensors")
+    asked = "\n".join(
+        f"a large {color} {shape} on a {ground} background"
+        for color, shape, ground in [("red", "star", "white"), ("blue", "cross", "pink"), ("green", "ring", "gray"), ("white", "square", "black")] * 2
+    )
+    graph = {"load": prompts.load()}
+    for name, file in (("own", prompts.TINY), ("none", "no_adapter.safetensors")):
+        graph[name] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter=file, prompts=asked, size=128, steps=24, cfg=2.0, seed=1)
+    outputs = server.run(graph)
+    assert outputs["own"]["text"][0].startswith("Done"), outputs["own"]["text"][0]
+    assert outputs["none"]["text"][0].startswith("Not done") and " 1.00 at 8 steps" in outputs["none"]["text"][0]
+
+
+@pytest.mark.parametrize(("short", "long", "word"), [(0.8, 1.0, "Done"), (1.0, 1.0, "Train longer"), (0.8, 0.7, "forgotten"), (0.7, 0.85, "Nearly")])
+def test_the_verdict(short, long, word):
+    done, text = comfy_check.verdict(short, long, 24, 2.0, "x.safetensors")
+    assert word in text and done == (word == "Done") and f"{short:.2f} at 8 steps" in text
+
+
+def test_an_adapter_is_extracted_from_two_models(server):
+    """Turbo with the bundled adapter on, minus turbo: the bundled adapter again."""
+    graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
+    graph["extract"] = prompts.node("ZTurboExtractAdapter", undistilled=["on", 0], turbo=["load", 0], rank=8, name="extracted", dtype="fp32", overwrite=True)
+    text = server.run(graph)["extract"]["text"][0]
+    made, adapter = lorafile.read(server.base / "models" / "loras" / "extracted.safetensors").factors, lorafile.read(comfy_tiny.ADAPTER).factors
+    assert made.keys() == adapter.keys() and f"{len(adapter)} matrices at rank 8" in text and "0.0%" in text
+    for name, one in adapter.items():
+        torch.testing.assert_close(made[name].delta(), one.delta(), rtol=0, atol=1e-4)
+
+
+def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
+    graph = {"load": prompts.load(), "extract": prompts.node("ZTurboExtractAdapter", undistilled=["load", 0], turbo=["load", 0], rank=8, name="nothing_new", dtype="bf16", overwrite=False)}
+    assert "the same in every matrix" in failure(server, graph)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sizes": "100x100"}, "multiples of 16"),
+        ({"prompts": "\n"}, "There are no prompts"),
+        ({"prompts": "a __nowhere__"}, "nowhere.txt"),
+        ({"prompt_file": "../secret.txt"}, "not inside ComfyUI's input folder"),
+        ({"prompt_file": "missing.txt"}, "cannot be read"),
+        ({"name": "a/b"}, "cannot be a file name"),
+        ({"model": ["adapter", 0]}, "carries the de-distill adapter"),
+    ],
+)
+def test_bad_input_gets_a_sentence(server, changes, words):
+    wildcard(server)
+    graph = {"load": prompts.load(), "adapter": prompts.adapter(["load", 0]), "set": generate(**{"name": "bad", **changes})}
+    if "model" not in changes:
+        del graph["adapter"]
+    assert words in failure(server, graph)
