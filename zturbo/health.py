@@ -85,14 +85,20 @@ def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, 
 
 
 @torch.no_grad()
-def deviations(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
-    """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
+def velocities(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
+    """[P, S, 16, h, w] fp32 on the CPU: another model's velocities at the states of these paths."""
     found = []
     for rows in split(tuple(range(len(paths.numbers))), together):
-        numbers, clean = tuple(paths.numbers[row] for row in rows), paths.velocities[list(rows)]
+        numbers = tuple(paths.numbers[row] for row in rows)
         at = [velocity(x.to(device), sigma.expand(len(rows)).to(device), numbers).float().cpu() for sigma, x in zip(paths.sigmas, paths.states[list(rows)].unbind(1))]
-        found.append((torch.stack(at, 1) - clean).flatten(2).norm(dim=2) / clean.flatten(2).norm(dim=2))
+        found.append(torch.stack(at, 1))
     return torch.cat(found)
+
+
+def deviations(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
+    """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
+    changed = velocities(paths, velocity, device, together) - paths.velocities
+    return changed.flatten(2).norm(dim=2) / paths.velocities.flatten(2).norm(dim=2)
 
 
 def gauge(deviation: float) -> float:

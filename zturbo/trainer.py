@@ -39,6 +39,7 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]
     turbo: bool  # is the model that trains turbo itself, once its adapter is taken away?
+    adapter: bool  # does it carry one?
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None]) -> Encoded:
         """Latents of the pictures. Keeps the captions, and behind them the recipe's unrelated prompts. check: called between two pictures; may raise."""
@@ -337,7 +338,7 @@ def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
     def walked(together: int) -> turbo.Watch:
         with host.training({}) as velocity:
             short = min(side for views in pictures.encoded.latents for side in views.shape[2:])
-            return turbo.watch(recipe, len(pictures.captions.texts), short, velocity, host.device, together)
+            return turbo.watch(recipe, len(pictures.captions.texts), short, velocity, host.device, together, host.adapter)
 
     try:
         return walked(recipe.batch_size)

@@ -46,7 +46,7 @@ class ComfyHost:
         self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
-        self.turbo = preview_model is None
+        self.turbo, self.adapter = preview_model is None, self.tag is not None and self.tag.net != 0
         if recipe.turbo.guarded and not self.turbo:
             raise ModelError(
                 "The turbo guard needs turbo itself under the LoRA, and another model is trained here (there is a preview_model). Set keep_turbo to off, or train on turbo with the de-distill adapter."

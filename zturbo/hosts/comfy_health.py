@@ -62,7 +62,7 @@ def velocities(model, clip, vae, prompts: tuple[str, ...]):
     host = ComfyHost(model, clip, vae, Recipe(compute=compute, turbo=Turbo(prompts=prompts, every=0)))
     host.encode_texts(prompts)
     with host.training({}) as velocity:
-        yield turbo.Watch().clean(velocity), host
+        yield turbo.Watch().of(velocity), host
 
 
 def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> list[torch.Tensor]:
