@@ -65,7 +65,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     "keep_turbo",
                     options=list(KEEPS),
                     default="off",
-                    tooltip="guard: while it trains, the LoRA is held to leave turbo's own pictures of unrelated prompts as they are. For long runs and high learning rates; half to all of the time more. See Turbo Health Options.",
+                    tooltip="guard: while it trains, the LoRA is held to leave pictures of unrelated prompts as they are. For long runs and high learning rates; half to all of the time more. See Turbo Health Options.",
                 ),
                 io.String.Input("preview_prompts", multiline=True, default="", tooltip="One prompt a line, drawn while training and at the end. Empty: no previews."),
                 io.Int.Input("preview_every", default=250, min=0, max=100000, tooltip="Steps between previews. 0: only at the end."),

@@ -39,7 +39,6 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]
     turbo: bool  # is the model that trains turbo itself, once its adapter is taken away?
-    adapter: bool  # does it carry one?
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None]) -> Encoded:
         """Latents of the pictures. Keeps the captions, and behind them the recipe's unrelated prompts. check: called between two pictures; may raise."""
@@ -332,13 +331,13 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
 def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
     """What the gauge and the guard need, where they are asked for and can be had."""
-    if not host.turbo or not recipe.turbo.prompts or not (recipe.turbo.every or recipe.turbo.guarded):
+    if not recipe.turbo.prompts or not (recipe.turbo.guarded or (recipe.turbo.every and host.turbo)):
         return turbo.Watch()
 
     def walked(together: int) -> turbo.Watch:
         with host.training({}) as velocity:
             short = min(side for views in pictures.encoded.latents for side in views.shape[2:])
-            return turbo.watch(recipe, len(pictures.captions.texts), short, velocity, host.device, together, host.adapter)
+            return turbo.watch(recipe, len(pictures.captions.texts), short, host.turbo, velocity, host.device, together)
 
     try:
         return walked(recipe.batch_size)

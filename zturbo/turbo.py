@@ -15,14 +15,14 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.
 
 @dataclass(frozen=True)
 class Watch:
-    """Clean turbo's own paths of the unrelated prompts: for the gauge, for the guard; None where there is none.
+    """Paths of the unrelated prompts, None where there is none. first: the host's number of the first prompt.
 
-    de_distilled: the guard's paths with the velocities of the model that trains, adapter and all; first: the host's number of the first prompt.
+    gauge: clean turbo's own, with its velocities. guard: clean turbo's own too (those of the model that trains, where that is no turbo), with the
+    velocities of the model that trains, adapter and all.
     """
 
     gauge: Paths | None = None
     guard: Paths | None = None
-    de_distilled: Paths | None = None
     first: int = 0
 
     def of(self, velocity: Velocity, factor: float = 0.0) -> health.Velocity:
@@ -36,36 +36,36 @@ class Watch:
         return {"event": "health", "step": step, "gauge": round(health.gauge(deviation), 4), "deviation": round(deviation, 5)}
 
     def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Callable[[int], list[slice]]) -> float:
-        """Gradients that hold the model with the LoRA to its own velocities without, at states of turbo's paths. Returns their mean square difference.
+        """Gradients that hold the model with the LoRA to its own velocities without, at states of the paths. Returns their mean square difference.
 
-        Takes turns: without the adapter, as turbo will be used, and with it, as the LoRA trains. Held without it alone,
-        a LoRA learns that the adapter is what tells the two apart, instead of the prompt.
+        With the adapter on, as the rest of the training is: held without it, a LoRA learns that the adapter tells its own
+        pictures from the others, instead of the prompt, and is weak where the adapter is off.
         """
-        bare = self.de_distilled is None or step // recipe.turbo.interval % 2 == 0
-        paths, with_lora = (self.guard, self.of(velocity)) if bare else (self.de_distilled, self.of(velocity, 1.0))
-        assert paths is not None
-        states, sigmas, clean, numbers = health.guarded(paths, recipe.seed, step)
-        total = torch.zeros((), device=device)
+        assert self.guard is not None
+        states, sigmas, own, numbers = health.guarded(self.guard, recipe.seed, step)
+        total, with_lora = torch.zeros((), device=device), self.of(velocity, 1.0)
         for rows in pieces(len(numbers)):
             v = with_lora(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
-            loss = (v.float() - clean[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers)
+            loss = (v.float() - own[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers)
             (recipe.turbo.weight * loss).backward()
             total += loss.detach()
         return total.item()
 
 
-def watch(recipe: Recipe, first: int, short: int, velocity: Velocity, device, together: int, adapter: bool = True) -> Watch:
-    """Let clean turbo (the velocity without adapter and LoRA) walk the paths that the recipe needs.
+def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velocity, device, together: int) -> Watch:
+    """Walk the paths that the recipe needs. velocity: without the LoRA.
 
-    first: the host's number of the first unrelated prompt; short: the shortest side of the trained latents; together: prompts
-    that go through the model at once; adapter: does the model carry one?
+    first: the host's number of the first unrelated prompt; short: the shortest side of the trained latents; is_turbo: does
+    the model that trains become turbo when its adapter is taken away? together: prompts that go through the model at once.
     """
     wish = recipe.turbo
     side = wish.size // 8 or min(LARGEST, short)
     numbers, plain = tuple(range(len(wish.prompts))), Watch(first=first)
-    gauge = health.walk(plain.of(velocity), numbers[: health.WATCHED], side, side, recipe.seed, device, together, health.HIGH) if wish.every else None
-    if not wish.guarded:
-        return replace(plain, gauge=gauge)
-    guard = health.walk(plain.of(velocity), numbers[health.WATCHED :], side, side, recipe.seed, device, together)
-    other = replace(guard, velocities=health.velocities(guard, plain.of(velocity, 1.0), device, together)) if adapter else None
-    return Watch(gauge, guard, other, first)
+    bare, trained = plain.of(velocity, 0.0 if is_turbo else 1.0), plain.of(velocity, 1.0)
+    gauge = guard = None
+    if wish.every and is_turbo:
+        gauge = health.walk(bare, numbers[: health.WATCHED], side, side, recipe.seed, device, together, health.HIGH)
+    if wish.guarded:
+        paths = health.walk(bare, numbers[health.WATCHED :], side, side, recipe.seed, device, together)
+        guard = replace(paths, velocities=health.velocities(paths, trained, device, together))
+    return Watch(gauge, guard, first)

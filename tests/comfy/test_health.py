@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from test_server import events, failure, newest_run
 
 from zturbo import health, lowrank, network, turbo
 from zturbo import recipe as recipes
-from zturbo.errors import ModelError
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network, Turbo
 
@@ -52,7 +52,7 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
         encode(host)
         first = len(host.features) - len(WATCHED.prompts)
         with host.training({}) as velocity:
-            watched = turbo.watch(host.recipe, first, 16, velocity, host.device, 2)
+            watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device, 2)
         assert watched.gauge.states.shape == (8, health.HIGH, 16, 8, 8) and watched.guard is None
         lora = network.create(host.targets, Network(4, 4), 0)
         with host.training(lora) as velocity:
@@ -69,10 +69,19 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
 seen: dict[str, float] = {}
 
 
-def test_the_guard_is_refused_where_another_model_trains(tiny):
+def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
+    """With a preview_model an undistilled one trains: it is held to itself, and there is no gauge."""
     model, clip, vae = tiny
-    with pytest.raises(ModelError, match="keep_turbo to off"):
-        ComfyHost(model, clip, vae, recipe(turbo=Turbo("guard")), model)
+    for preview_model in (None, model):
+        with torch.inference_mode(False), torch.no_grad():
+            host = ComfyHost(de_distilled(model), clip, vae, recipe(turbo=replace(WATCHED, keep="guard")), preview_model)
+            encode(host)
+            first = len(host.features) - len(WATCHED.prompts)
+            with host.training({}) as velocity:
+                watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device, 2)
+                own = velocity(watched.guard.states[:, 2], watched.guard.sigmas[2].expand(4), tuple(first + n for n in watched.guard.numbers))
+        assert (watched.gauge is None) == (preview_model is not None)
+        torch.testing.assert_close(watched.guard.velocities[:, 2], own, rtol=1e-4, atol=1e-4)
 
 
 def options(**changes) -> dict:

@@ -119,7 +119,7 @@ def test_the_dropped_demo_runs_to_its_end(canvas, server, request):
     assert entry["status"]["status_str"] == "success"
     canvas.wait_status("Finished")
     canvas.wait_preview()
-    assert canvas.curve() > 100
+    assert canvas.curve() > 100 and canvas.line(4) == 4  # four readings of the gauge
     assert canvas.ours == []
 
 
@@ -130,9 +130,11 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
         canvas.widget("ZTurboTrainLoRA", widget, value)
     for widget, value in (("validation", 0.2), ("validation_every", 4)):
         canvas.widget("ZTurboImageDataset", widget, value)
+    canvas.widget("ZTurboHealthOptions", "gauge_every", 5)
     canvas.run()
     canvas.wait_step(12)
     canvas.wait_preview()
+    assert canvas.line(4) >= 2 and "Turbo wear 0." in canvas.page.locator(".zturbo-gauge").first.text_content()
     assert canvas.curve() >= 10 and canvas.looks() >= 3
     assert "LoRA of rank 8: " in canvas.page.locator(".zturbo-notice").first.get_attribute("title")
     canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
@@ -140,6 +142,7 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
     canvas.wait_step(13)
     canvas.wait_preview()
+    assert canvas.line(4) >= 2 and "Turbo wear 0." in canvas.page.locator(".zturbo-gauge").first.text_content()
     assert canvas.curve() >= 12 and canvas.looks() >= 4  # also what ran before the reload
     assert "De-distill adapter" in canvas.page.locator(".zturbo-line").first.text_content()
     assert "LoRA of rank 8" in canvas.page.locator(".zturbo-notice").first.get_attribute("title")

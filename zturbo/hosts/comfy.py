@@ -46,11 +46,7 @@ class ComfyHost:
         self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
-        self.turbo, self.adapter = preview_model is None, self.tag is not None and self.tag.net != 0
-        if recipe.turbo.guarded and not self.turbo:
-            raise ModelError(
-                "The turbo guard needs turbo itself under the LoRA, and another model is trained here (there is a preview_model). Set keep_turbo to off, or train on turbo with the de-distill adapter."
-            )
+        self.turbo = preview_model is None
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
         self.image_tokens = 0  # of the largest picture
@@ -112,7 +108,8 @@ class ComfyHost:
     @property
     def unrelated(self) -> tuple[str, ...]:
         """The unrelated prompts, where they are needed."""
-        return self.recipe.turbo.prompts if self.turbo and (self.recipe.turbo.every or self.recipe.turbo.guarded) else ()
+        wish = self.recipe.turbo
+        return wish.prompts if wish.guarded or (wish.every and self.turbo) else ()
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
