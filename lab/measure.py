@@ -166,7 +166,7 @@ class Watched:
     def changed(self, paths, place: int) -> torch.Tensor:
         """[P, ...]: what is added to clean turbo's velocities at a noise level."""
         x = paths.states[:, place].to(self.device)
-        return (self.velocity(x, paths.sigmas[place].expand(len(x)).to(self.device), range(len(x))) - paths.velocities[:, place].to(self.device)).flatten(1)
+        return (self.velocity(x, paths.sigmas[:, place].to(self.device), range(len(x))) - paths.velocities[:, place].to(self.device)).flatten(1)
 
     @torch.no_grad()
     def read(self, lora) -> dict:

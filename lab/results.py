@@ -49,11 +49,13 @@ def main(argv: list[str]):
 
 def read(folder: Path) -> list[dict]:
     """One row a measurement, with its run, and what of turbo is lost: 1 - fidelity / clean turbo's."""
+    from zturbo import health
+
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
         concept, variant, seed = path.stem.split("_", 1)[0], path.stem.split("_", 1)[1].rsplit("_", 1)[0], int(path.stem.rsplit("_", 1)[1])
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            deviation = torch.tensor(row["deviation128"])[:3, :8].mean().item()
+            deviation = health.high(torch.tensor(row["deviation128"]).T[: health.WATCHED])
             along = sum(row["along"][:3]) / 3
             kept = {key: row[key] for key in ("step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size") if key in row}
             rows.append({"run": path.stem, "concept_of": concept, "variant": variant, "seed": seed, **kept, "deviation": round(deviation, 4), "along": round(along, 4)})

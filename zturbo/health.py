@@ -48,7 +48,7 @@ PROMPTS = (
     "a dog looking out of a car window",
 )
 WATCHED = 8  # prompts of the gauge; the guard takes the others
-HIGH = 3  # states of a path that the gauge looks at: the first ones, at noise levels from 1 to 0.9
+HIGH = 3  # the first states of a path, at noise levels from 1 to 0.9: prompts take turns in them for the gauge
 WORN = 0.28  # mean deviation at those at which 1 - 1/e of turbo is lost, and
 STEEPNESS = 3  # how fast that comes: both as measured on the tiny turbo, see docs/RESULTS.md
 HEALTHY = 0.1  # what the gauge reads at most while turbo is called healthy
@@ -58,12 +58,18 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Paths:
-    """The first S states of clean turbo's 8-step paths of P prompts. sigmas: [S]; states and velocities: [P, S, 16, h, w] on the CPU, in fp32."""
+    """S states of each of P prompts' 8-step paths. sigmas: [P, S]; states and velocities: [P, S, 16, h, w] on the CPU, in fp32."""
 
     numbers: tuple[int, ...]  # of the prompts
     sigmas: torch.Tensor
     states: torch.Tensor
     velocities: torch.Tensor
+
+    def one_each(self) -> "Paths":
+        """One state of each prompt: the first of the first, the second of the second, and so on, round again."""
+        rows = torch.arange(len(self.numbers))
+        places = rows % self.sigmas.shape[1]
+        return Paths(self.numbers, *(tensor[rows, places][:, None] for tensor in (self.sigmas, self.states, self.velocities)))
 
 
 @torch.no_grad()
@@ -81,16 +87,17 @@ def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, 
             x = x + v * (low - high)
         states.append(torch.stack(seen, 1))
         velocities.append(torch.stack(moved, 1))
-    return Paths(numbers, grid[:-1], torch.cat(states), torch.cat(velocities))
+    return Paths(numbers, grid[:-1].expand(len(numbers), -1), torch.cat(states), torch.cat(velocities))
 
 
 @torch.no_grad()
 def velocities(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
     """[P, S, 16, h, w] fp32 on the CPU: another model's velocities at the states of these paths."""
     found = []
-    for rows in split(tuple(range(len(paths.numbers))), together):
+    for rows in (list(some) for some in split(tuple(range(len(paths.numbers))), together)):
         numbers = tuple(paths.numbers[row] for row in rows)
-        at = [velocity(x.to(device), sigma.expand(len(rows)).to(device), numbers).float().cpu() for sigma, x in zip(paths.sigmas, paths.states[list(rows)].unbind(1))]
+        places = zip(paths.sigmas[rows].unbind(1), paths.states[rows].unbind(1))
+        at = [velocity(x.to(device), sigma.to(device), numbers).float().cpu() for sigma, x in places]
         found.append(torch.stack(at, 1))
     return torch.cat(found)
 
@@ -99,6 +106,12 @@ def deviations(paths: Paths, velocity: Velocity, device, together: int) -> torch
     """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
     changed = velocities(paths, velocity, device, together) - paths.velocities
     return changed.flatten(2).norm(dim=2) / paths.velocities.flatten(2).norm(dim=2)
+
+
+def high(deviations: torch.Tensor) -> float:
+    """Of deviations [P, S >= HIGH] the mean of those that the gauge looks at."""
+    rows = torch.arange(len(deviations))
+    return deviations[rows, rows % HIGH].mean().item()
 
 
 def gauge(deviation: float) -> float:
@@ -119,7 +132,7 @@ def split(numbers: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
 
 def guarded(paths: Paths, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """(states, sigmas, clean velocities, prompt numbers) of GUARDED states, evenly over the noise levels; a function of the counters."""
-    random = flow.generator("guard", *counters)
-    places = (torch.randint(len(paths.sigmas), (), generator=random) + torch.arange(GUARDED) * len(paths.sigmas) // GUARDED) % len(paths.sigmas)
+    random, states = flow.generator("guard", *counters), paths.sigmas.shape[1]
+    places = (torch.randint(states, (), generator=random) + torch.arange(GUARDED) * states // GUARDED) % states
     rows = torch.randint(len(paths.numbers), (GUARDED,), generator=random)
-    return paths.states[rows, places], paths.sigmas[places], paths.velocities[rows, places], tuple(paths.numbers[row] for row in rows.tolist())
+    return paths.states[rows, places], paths.sigmas[rows, places], paths.velocities[rows, places], tuple(paths.numbers[row] for row in rows.tolist())

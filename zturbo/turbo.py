@@ -64,7 +64,7 @@ def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velo
     bare, trained = plain.of(velocity, 0.0 if is_turbo else 1.0), plain.of(velocity, 1.0)
     gauge = guard = None
     if wish.every and is_turbo:
-        gauge = health.walk(bare, numbers[: health.WATCHED], side, side, recipe.seed, device, together, health.HIGH)
+        gauge = health.walk(bare, numbers[: health.WATCHED], side, side, recipe.seed, device, together, health.HIGH).one_each()
     if wish.guarded:
         paths = health.walk(bare, numbers[health.WATCHED :], side, side, recipe.seed, device, together)
         guard = replace(paths, velocities=health.velocities(paths, trained, device, together))

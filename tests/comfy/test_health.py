@@ -50,10 +50,10 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(de_distilled(model), clip, vae, recipe(way, turbo=WATCHED))
         encode(host)
-        first = len(host.features) - len(WATCHED.prompts)
+        first = len(host.features) - health.WATCHED
         with host.training({}) as velocity:
             watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device, 2)
-        assert watched.gauge.states.shape == (8, health.HIGH, 16, 8, 8) and watched.guard is None
+        assert watched.gauge.states.shape == (8, 1, 16, 8, 8) and watched.gauge.sigmas.unique().numel() == health.HIGH and watched.guard is None
         lora = network.create(host.targets, Network(4, 4), 0)
         with host.training(lora) as velocity:
             assert watched.read(velocity, 1, host.device, 2)["deviation"] == 0
@@ -79,7 +79,7 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
             first = len(host.features) - len(WATCHED.prompts)
             with host.training({}) as velocity:
                 watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device, 2)
-                own = velocity(watched.guard.states[:, 2], watched.guard.sigmas[2].expand(4), tuple(first + n for n in watched.guard.numbers))
+                own = velocity(watched.guard.states[:, 2], watched.guard.sigmas[:, 2], tuple(first + n for n in watched.guard.numbers))
         assert (watched.gauge is None) == (preview_model is not None)
         torch.testing.assert_close(watched.guard.velocities[:, 2], own, rtol=1e-4, atol=1e-4)
 

@@ -32,7 +32,7 @@ def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)) / 8
     paths = walked(weight)
     assert paths.states.shape == paths.velocities.shape == (3, 8, 16, 2, 4) and paths.numbers == (3, 4, 5)
-    assert torch.equal(paths.sigmas, flow.turbo_sigmas()[:8])
+    assert torch.equal(paths.sigmas, flow.turbo_sigmas()[:8].expand(3, 8))
     x = torch.randn(16, 2, 4, generator=flow.generator(7, "health", 4))
     for place, (high, low) in enumerate(zip(flow.turbo_sigmas(), flow.turbo_sigmas()[1:])):
         torch.testing.assert_close(paths.states[1, place], x)
@@ -40,7 +40,11 @@ def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
         torch.testing.assert_close(paths.velocities[1, place], v)
         x = x + v * (low - high)
     short = walked(weight, steps=3)
-    assert torch.equal(short.states, paths.states[:, :3]) and len(short.sigmas) == 3
+    assert torch.equal(short.states, paths.states[:, :3]) and short.sigmas.shape == (3, 3)
+    one = short.one_each()
+    assert one.sigmas[:, 0].tolist() == paths.sigmas[0, :3].tolist() and all(
+        torch.equal(one.states[n, 0], paths.states[n, n]) and torch.equal(one.velocities[n, 0], paths.velocities[n, n]) for n in range(3)
+    )
 
 
 def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
@@ -48,6 +52,7 @@ def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
     paths = walked(weight)
     assert health.deviations(paths, linear(weight), torch.device("cpu"), 2).max() == 0
     torch.testing.assert_close(health.deviations(paths, linear(1.25 * weight), torch.device("cpu"), 3), torch.full((3, 8), 0.25))
+    assert health.high(torch.arange(40.0).view(5, 8)) == pytest.approx((0 + 9 + 18 + 24 + 33) / 5)
 
 
 def test_the_gauge_runs_from_nothing_to_one():
@@ -58,7 +63,7 @@ def test_the_gauge_runs_from_nothing_to_one():
 def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
     paths = walked(torch.eye(16))
     states, sigmas, clean, numbers = health.guarded(paths, 0, 12)
-    places = [paths.sigmas.tolist().index(sigma) for sigma in sigmas.tolist()]
+    places = [paths.sigmas[0].tolist().index(sigma) for sigma in sigmas.tolist()]
     assert sorted(place % 2 for place in places) in ([0] * 4, [1] * 4) and len(set(places)) == 4
     for state, v, place, number in zip(states, clean, places, numbers):
         row = paths.numbers.index(number)

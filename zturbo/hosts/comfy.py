@@ -109,7 +109,7 @@ class ComfyHost:
     def unrelated(self) -> tuple[str, ...]:
         """The unrelated prompts, where they are needed."""
         wish = self.recipe.turbo
-        return wish.prompts if wish.guarded or (wish.every and self.turbo) else ()
+        return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every and self.turbo else ()
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]

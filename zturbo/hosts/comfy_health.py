@@ -46,7 +46,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
         with velocities(worn, clip, vae, prompts) as (velocity, host):
             deviations = health.deviations(paths, velocity, host.device, 1)
     before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
-    gauge = health.gauge(deviations[:, : health.HIGH].mean().item())
+    gauge = health.gauge(health.high(deviations))
     text = words(gauge, deviations, before, after)
     log.info("%s", text)
     sigmas = flow.turbo_sigmas()[:8].tolist()
@@ -85,7 +85,7 @@ def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], af
     return "\n".join(
         (
             f"Turbo wear {gauge:.2f} (0 untouched, 1 broken): turbo is {state} on {len(before)} unrelated prompts.",
-            f"Velocity's relative deviation by noise level: {levels}. The first {health.HIGH} make the gauge.",
+            f"Velocity's relative deviation by noise level: {levels}. The first {health.HIGH} make the gauge, one for each prompt.",
             f"8-step pictures: sharpness {sharp:.2f} of turbo's, {apart:.3f} apart (mean difference of pixels from 0 to 1).",
         )
     )
