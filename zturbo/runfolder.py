@@ -148,6 +148,11 @@ class RunFolder:
         except LoraFileError as error:
             log.warning("%s", error)
 
+    def forget_healthy(self):
+        """Delete the healthy LoRA: it has learnt what is undone."""
+        self.healthy.unlink(missing_ok=True)
+        self.healthy_step = 0
+
     def newest_reading(self) -> float:
         """Of the gauge; NaN for none."""
         return next((event["gauge"] for event in reversed(read_events(self.events)) if event.get("event") == "health"), math.nan)

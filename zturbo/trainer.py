@@ -22,7 +22,7 @@ from .dataset import Captions, Dataset, Encoded
 from .errors import LossError
 from .lowrank import Difference, Target
 from .recipe import Recipe
-from .runfolder import RunFolder, request_stop
+from .runfolder import RunFolder, request_stop, step_of
 
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
@@ -313,20 +313,15 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
                 log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
-    if not worn and 0 < run.healthy_step < state.step and (reading := run.newest_reading()) > health.HEALTHY:
-        tell(
-            run,
-            control,
-            state.step,
-            f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken). The LoRA of step {run.healthy_step}, when it still read at most {health.HEALTHY:g}, is kept as {run.healthy.name}.",
-        )
+    if not worn and not had_ended:
+        tell_of_wear(run, control, state.step)
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
     if run.saved_steps < state.step:
         save()
     elif images:  # the last preview as its thumbnail
         save_lora()
-    return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / state.step)
+    return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / max(1, state.step))
 
 
 def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
@@ -366,6 +361,8 @@ def step_back(recipe: Recipe, host: Host, run: RunFolder, state: State, error: L
     state = begin(recipe, host, run)
     state.setbacks += 1
     run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
+    if run.healthy_step > state.step:
+        run.forget_healthy()
     return state
 
 
@@ -388,17 +385,26 @@ def read_gauge(recipe: Recipe, state: State, watched: turbo.Watch, velocity: Vel
 def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control) -> State:
     """The run ends because turbo is worn: with the LoRA of the last reading that was within the limit, where there is one."""
     reached, reading = state.step, run.newest_reading()
-    if run.healthy_step:
+    if run.healthy_step in map(step_of, run.checkpoint_files()):
         run.forget_checkpoints(after=run.healthy_step)
         state = begin(recipe, host, run)
         run.saved_steps = 0
     request_stop(run.path)
-    limit = recipe.turbo.stop_above
-    if state.step == reached:
-        tell(run, control, reached, f"The gauge read {reading:.2f} at step {reached}, above {limit:g}, in its first reading: training ends here. Let gauge_every be smaller to end earlier.")
-    else:
-        tell(run, control, state.step, f"The gauge read {reading:.2f} at step {reached}, above {limit:g}: training ends with the LoRA of step {state.step}.")
+    ending = (
+        f"training ends with the LoRA of step {state.step}."
+        if state.step < reached
+        else "training ends here: there is no earlier checkpoint within the limit. Let gauge_every be smaller to end earlier."
+    )
+    tell(run, control, state.step, f"The gauge read {reading:.2f} at step {reached}, above {recipe.turbo.stop_above:g}: {ending}")
     return state
+
+
+def tell_of_wear(run: RunFolder, control: Control, step: int):
+    """At the end: is turbo worn, and which LoRA was the last healthy one?"""
+    reading = run.newest_reading()
+    if 0 < run.healthy_step < step and reading > health.HEALTHY:
+        kept = f"The LoRA of step {run.healthy_step}, when it still read at most {health.HEALTHY:g}, is kept as {run.healthy.name}."
+        tell(run, control, step, f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken). {kept}")
 
 
 def tell(run: RunFolder, control: Control, step: int, sentence: str):

@@ -143,7 +143,22 @@ class Stopped(Nobody):
 
 def test_stop_above_in_the_first_reading_keeps_what_there_is(tmp_path):
     result, run, _, _ = go(tmp_path, recipe(steps=40, turbo=replace(SMALL, stop_above=1e-6)))
-    assert result.steps == 5 and not run.healthy.exists() and len(notes(run, "in its first reading")) == 1
+    assert result.steps == 5 and not run.healthy.exists() and len(notes(run, "no earlier checkpoint within the limit")) == 1
+
+
+def test_going_back_from_an_explosion_forgets_a_healthy_lora_that_is_undone(tmp_path):
+    slow = replace(recipe().optimizer, learning_rate=1e-5)  # always healthy
+    given = recipe(steps=40, optimizer=slow, turbo=replace(SMALL, every=1), saving=replace(recipe().saving, every=20))
+    host, run, seen = LinearHost(), RunFolder.new(tmp_path, given), []
+    host.fail_at = (31,)  # the loss of step 31 is no number
+
+    class Watching(Nobody):
+        def step(self, event):
+            super().step(event)
+            seen.append((event["step"], runfolder.steps_of(run.healthy)))
+
+    trainer.train(given, PICTURES, host, run, Watching(), {})
+    assert (30, 29) in seen and seen[30] == (21, 0) and seen[31] == (22, 21)  # a reading follows its step
 
 
 def test_a_worn_run_says_which_lora_was_healthy(tmp_path):

@@ -94,7 +94,8 @@ class ComfyHost:
                 latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        self.image_tokens = max(views.shape[2] * views.shape[3] for views in latents) // self.dit.patch_size**2
+        sides = self.recipe.turbo.size // 8 if self.recipe.turbo.guarded else 0
+        self.image_tokens = max(sides**2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
         return Encoded(latents)
 
     def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
