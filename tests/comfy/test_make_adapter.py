@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
 import prompts
+from test_quantised import FORMATS, quantised_model, raw, same
 from test_server import events, failure, newest_run
 
 import dev
 from zturbo import lorafile, runfolder
-from zturbo.hosts import comfy_check, comfy_tiny
+from zturbo.hosts import comfy_adapter, comfy_check, comfy_tiny, comfy_weights
 
 TEMPLATES = "a {small|large} {red|blue|green} {circle|star} on a __ground__ background"
 MODEL = {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2]}
@@ -62,6 +63,25 @@ def test_a_set_that_was_killed_goes_on_to_the_same_files(server):
         leftover.unlink()
     assert contents(cut) == contents(whole)
     assert all((cut / f"{name}.txt").stat().st_mtime_ns == when for name, when in there.items())  # nothing is drawn twice
+
+
+def test_a_set_that_was_cancelled_keeps_what_is_drawn_and_goes_on(server):
+    wildcard(server)
+    sets = server.base / "output" / "zturbo_sets"
+    job = server.queue({"load": prompts.load(), "set": generate("cancelled", count=40)})
+    deadline = time.monotonic() + 60
+    while not list((sets / "cancelled").glob("*.txt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    server.post("/interrupt", {})
+    assert "interrupted" in dev.error_message(server.wait(job))
+    kept = sorted(path.stem for path in (sets / "cancelled").glob("*.txt"))
+    listed = [json.loads(line)["file"] for line in (sets / "cancelled" / "pictures.jsonl").read_text().splitlines()]
+    assert 0 < len(kept) < 40 and listed == [f"{stem}.png" for stem in kept]
+    server.run({"load": prompts.load(), "set": generate("cancelled", count=40)})
+    server.run({"load": prompts.load(), "set": generate("not_cancelled", count=40)})
+    assert len(contents(sets / "cancelled")) == 82 and contents(sets / "cancelled") == contents(sets / "not_cancelled")
+    graph = {"load": prompts.load(), "set": generate("cancelled", count=40, seed=4)}
+    assert "was begun with other seed" in failure(server, graph)
 
 
 def test_the_pictures_are_the_samplers_own(server):
@@ -137,6 +157,18 @@ def test_an_adapter_is_extracted_from_two_models(server):
         torch.testing.assert_close(made[name].delta(), one.delta(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_adapter_is_extracted_from_quantised_weights(comfyui, kind):
+    """Both models' dequantised weights are compared, whatever they are stored as; the model stays as it was."""
+    adapter, quantised = lorafile.read(comfy_tiny.ADAPTER), quantised_model(kind)
+    before = raw(quantised)
+    with torch.inference_mode():
+        made = comfy_weights.extracted(comfy_adapter.apply(quantised, adapter, "a", 1.0), quantised, 8, "1")
+    assert same(raw(quantised), before) and made.error < 1e-3
+    for name, one in adapter.factors.items():
+        torch.testing.assert_close(made.factors[name].delta(), one.delta().float(), rtol=0, atol=1e-4)
+
+
 def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
     graph = {"load": prompts.load(), "extract": prompts.node("ZTurboExtractAdapter", undistilled=["load", 0], turbo=["load", 0], rank=8, name="nothing_new", dtype="bf16", overwrite=False)}
     assert "the same in every matrix" in failure(server, graph)
@@ -152,6 +184,7 @@ def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
         ({"prompt_file": "missing.txt"}, "cannot be read"),
         ({"name": "a/b"}, "cannot be a file name"),
         ({"model": ["adapter", 0]}, "carries the de-distill adapter"),
+        ({"prompts": "a {red|__nowhere__} star"}, "nowhere.txt"),
     ],
 )
 def test_bad_input_gets_a_sentence(server, changes, words):

@@ -1,20 +1,21 @@
 """A set of pictures drawn by turbo at 8 steps, with core's own sampler, streamed to a folder."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import torch
 
+from ..dataset import read_text
 from ..errors import ZTurboError
-from ..pictureset import PictureSet, Plan, asked_wildcards
-from ..recipe import bad_name
-from . import comfy_adapter, comfy_draw
+from ..pictureset import Picture, PictureSet, Plan, asked_wildcards
+from . import comfy_adapter, comfy_cache, comfy_draw, comfy_paths
 
 log = logging.getLogger("zturbo")
 TOGETHER = 8  # pictures between two changes of model: prompts are encoded, then drawn, then decoded
-SETS = "zturbo_sets"
 
 
 def draw(model, clip, vae, plan: Plan, name: str, node_id: str) -> tuple[PictureSet, int]:
@@ -23,27 +24,32 @@ def draw(model, clip, vae, plan: Plan, name: str, node_id: str) -> tuple[Picture
     if tag is not None and tag.net != 0:
         raise ZTurboError(f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model.")
     comfy_adapter.diffusion_model(model)
-    if sentence := bad_name(name):
-        raise ZTurboError(sentence)
-    made = PictureSet(Path(folder_paths.get_output_directory()) / SETS / name, plan)
-    todo = list(made.missing())
-    bar, drawn = comfy.utils.ProgressBar(plan.count, node_id=node_id), plan.count - len(todo)
-    bar.update_absolute(drawn)
-    log.info("%s: %d of %d pictures are there.", made.folder, drawn, plan.count)
+    models = "-".join(comfy_cache.fingerprint(patcher, ())[:16] for patcher in (model, clip.patcher, vae.patcher))
+    made = PictureSet(comfy_paths.set_folder(name), replace(plan, models=models))
+    todo = made.missing()
+    bar = comfy.utils.ProgressBar(plan.count, node_id=node_id)
+    bar.update_absolute(plan.count - len(todo))
+    log.info("%s: %d of %d pictures are there.", made.folder, plan.count - len(todo), plan.count)
     try:
         for some in (todo[i : i + TOGETHER] for i in range(0, len(todo), TOGETHER)):
-            prompts = [comfy_draw.encode_prompt(clip, picture.prompt) for picture in some]
-            latents = []
-            for picture, prompt in zip(some, prompts):
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                latents.append(comfy_draw.sample(model, prompt, picture.width, picture.height, 8, picture.seed, "euler"))
-            for picture, latent in zip(some, latents):
-                made.write(picture, comfy_draw.to_bytes(comfy_draw.decode(vae, latent)[0]))
-                drawn += 1
-                bar.update_absolute(drawn)
+            _draw_some(model, clip, vae, some, made, bar)
     finally:
         made.write_list()
     return made, len(todo)
+
+
+def _draw_some(model, clip, vae, some: list[Picture], made: PictureSet, bar):
+    """Draw and keep these. When it is cancelled, those that are drawn by then are kept."""
+    prompts = [comfy_draw.encode_prompt(clip, picture.prompt) for picture in some]
+    latents: list[torch.Tensor] = []
+    try:
+        for picture, prompt in zip(some, prompts):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            latents.append(comfy_draw.sample(model, prompt, picture.width, picture.height, 8, picture.seed, "euler"))
+            bar.update(1)
+    finally:
+        for picture, latent in zip(some, latents):
+            made.write(picture, comfy_draw.to_bytes(comfy_draw.decode(vae, latent)[0]))
 
 
 def prompt_file(name: str) -> tuple[str, ...]:
@@ -75,13 +81,9 @@ def _inside(name: str) -> Path:
 
 
 def _lines(path: Path, name: str) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ZTurboError(f"The file {name} cannot be read: {error.strerror}. Put it into {folder_paths.get_input_directory()}.") from error
-    except ValueError as error:
-        raise ZTurboError(f"The file {name} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    if not path.is_file():
+        raise ZTurboError(f"There is no file {name!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}.")
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#"))
 
 
 def changed(*names: str) -> str:
