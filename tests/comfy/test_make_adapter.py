@@ -181,7 +181,7 @@ def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
         ({"prompts": "\n"}, "There are no prompts"),
         ({"prompts": "a __nowhere__"}, "nowhere.txt"),
         ({"prompt_file": "../secret.txt"}, "not inside ComfyUI's input folder"),
-        ({"prompt_file": "missing.txt"}, "cannot be read"),
+        ({"prompt_file": "missing.txt"}, "no file 'missing.txt'"),
         ({"name": "a/b"}, "cannot be a file name"),
         ({"model": ["adapter", 0]}, "carries the de-distill adapter"),
         ({"prompts": "a {red|__nowhere__} star"}, "nowhere.txt"),

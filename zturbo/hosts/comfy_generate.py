@@ -53,8 +53,12 @@ def _draw_some(model, clip, vae, some: list[Picture], made: PictureSet, bar):
 
 
 def prompt_file(name: str) -> tuple[str, ...]:
-    """The lines of a text file in ComfyUI's input folder."""
-    return _lines(_inside(name), name) if name.strip() else ()
+    """The lines of a text file in ComfyUI's input folder. Raises ZTurboError."""
+    if not name.strip():
+        return ()
+    if (path := _input_file(name.strip())) is None:
+        raise ZTurboError(f"There is no file {name[:100]!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}.")
+    return _lines(path)
 
 
 def wildcards(prompts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -63,31 +67,33 @@ def wildcards(prompts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     wanted = asked_wildcards(prompts)
     while todo := wanted - found.keys():
         for name in todo:
-            path = _inside(f"wildcards/{name}.txt")
-            found[name] = _lines(path, path.name) if path.is_file() else ()
+            path = _input_file(f"wildcards/{name}.txt")
+            found[name] = () if path is None else _lines(path)
         wanted = asked_wildcards(line for lines in found.values() for line in lines) | wanted
     return {name: found[name] for name in sorted(found) if found[name]}
 
 
-def _inside(name: str) -> Path:
+def _input_file(name: str) -> Path | None:
+    """The file of this name in ComfyUI's input folder, if there is one. Raises ZTurboError for a name that leads elsewhere."""
     root = Path(folder_paths.get_input_directory()).resolve()
     try:
-        path = (root / name.strip()).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ZTurboError(f"{name[:100]!r} cannot be the name of a file ({error}).") from error
+        path = (root / name).resolve()
+        is_there = path.is_relative_to(root) and path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
+        raise ZTurboError(f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder.") from error
     if not path.is_relative_to(root):
-        raise ZTurboError(f"{name!r} is not inside ComfyUI's input folder. Put the file there and give its name.")
-    return path
+        raise ZTurboError(f"{name[:100]!r} is not inside ComfyUI's input folder. Put the file there and give its name.")
+    return path if is_there else None
 
 
-def _lines(path: Path, name: str) -> tuple[str, ...]:
-    if not path.is_file():
-        raise ZTurboError(f"There is no file {name!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}.")
+def _lines(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#"))
 
 
-def changed(*names: str) -> str:
-    """Something that changes when one of these input files, or a wildcard, does."""
-    root = Path(folder_paths.get_input_directory())
-    paths = [*(root / name for name in names if name), *sorted((root / "wildcards").rglob("*.txt"))]
-    return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.is_file()])
+def changed(name: str) -> str:
+    """Something that changes when the prompt file of this name, or a wildcard, does."""
+    try:
+        found = [_input_file(name.strip()), *sorted((Path(folder_paths.get_input_directory()) / "wildcards").rglob("*.txt"))]
+        return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found if path is not None])
+    except (ZTurboError, OSError) as error:
+        return str(error)
