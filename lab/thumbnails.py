@@ -14,7 +14,9 @@ from .setup import ROOT, TINY, log
 
 WORKFLOWS = ROOT / "workflows"
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
+TINY_ADAPTER = {"adapter": "tiny (bundled)", "direction": "+1 de-distill", "strength": 1.0, "checkpoint_has_adapter": False}
 PROMPT = "a large red star on a white background"
+CHECKED = "\n".join((PROMPT, "a large blue cross on a pink background", "a large green ring on a gray background", "a large white square on a black background"))
 HEIGHT = 256  # pixels
 
 
@@ -27,6 +29,16 @@ def with_tiny(prompt: dict, demo: dict, concept: bool) -> dict:
             inputs.update(settings[kind])
         if kind == "ZTurboSampler":
             inputs.update(width=128, height=128, prompt=settings[kind]["prompt"] if concept else PROMPT)
+        if kind == "UNETLoader":  # an undistilled model: the tiny one with its adapter on
+            node.update(class_type="ZTurboDeDistillAdapter", inputs={"model": ["1", 0], **TINY_ADAPTER})
+        if kind == "ZTurboCheckAdapter":
+            inputs.update(size=128, prompts=CHECKED)
+    if any(node["class_type"] == "ZTurboGenerateSet" for node in prompt.values()):  # the bundled adapter was made so, in an hour
+        prompt = {name: node for name, node in prompt.items() if node["class_type"] in ("ZTurboLoadModel", "ZTurboCheckAdapter", "SaveImage")}
+        for node in prompt.values():
+            if node["class_type"] == "ZTurboCheckAdapter":
+                del node["inputs"]["lora"]
+                node["inputs"]["adapter"] = TINY_ADAPTER["adapter"]
     return prompt
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,17 @@ def test_a_set_that_was_cancelled_keeps_what_is_drawn_and_goes_on(server):
     assert "was begun with other seed" in failure(server, graph)
 
 
+def test_prompts_come_from_files_in_the_input_folder(server):
+    wildcard(server)
+    (server.base / "input" / "more.txt").write_text("# shapes\na green ring\n\na blue cross on a __ground__ background\n", encoding="utf-8-sig")
+    graph = {"load": prompts.load(), "set": generate("from_file", count=6, prompts="a red star", prompt_file="more.txt", sizes="64x64")}
+    server.run(graph)
+    captions = [(server.base / "output" / "zturbo_sets" / "from_file" / f"{number:06d}.txt").read_text() for number in range(6)]
+    assert captions[:2] == captions[3:5] == ["a red star", "a green ring"] and {captions[2], captions[5]} <= {f"a blue cross on a {ground} background" for ground in ("white", "pink")}
+    (server.base / "input" / "more.txt").write_text("a green ring\n")
+    assert "other prompts, wildcards" in failure(server, graph)
+
+
 def test_the_pictures_are_the_samplers_own(server):
     wildcard(server)
     server.run({"load": prompts.load(), "set": generate("same", count=3)})
@@ -138,6 +150,35 @@ def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
     outputs = server.run(graph)
     assert outputs["own"]["text"][0].startswith("Done"), outputs["own"]["text"][0]
     assert outputs["none"]["text"][0].startswith("Not done") and " 1.00 at 8 steps" in outputs["none"]["text"][0]
+
+
+def test_the_three_rows_are_what_the_settings_say(server):
+    """Turbo at 8 steps; with the adapter at 8 steps; with it at many, guided, as core's KSampler draws it: the same pixels."""
+    asked = ("a large red star on a white background", "a large blue cross on a pink background")
+    graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
+    graph["check"] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter=prompts.TINY, prompts="\n".join(asked), size=80, steps=10, cfg=3.0, seed=5)
+    graph["save"] = prompts.save_image(["check", 2], "test/check")
+    graph["none"] = prompts.node("CLIPTextEncode", clip=["load", 1], text="")
+    graph["empty"] = prompts.node("EmptySD3LatentImage", width=80, height=80, batch_size=1)
+    places = [(row, column) for row in range(3) for column in range(2)]
+    for row, column in places:
+        model, steps, cfg = ((["load", 0], 8, 1.0), (["on", 0], 8, 1.0), (["on", 0], 10, 3.0))[row]
+        here = f"{row}{column}"
+        graph[f"text{here}"] = prompts.node("CLIPTextEncode", clip=["load", 1], text=asked[column])
+        ends = {"positive": [f"text{here}", 0], "negative": ["none", 0], "latent_image": ["empty", 0]}
+        graph[f"draw{here}"] = prompts.node("KSampler", model=model, seed=5, steps=steps, cfg=cfg, sampler_name="euler", scheduler="simple", denoise=1.0, **ends)
+        graph[f"image{here}"] = prompts.node("VAEDecode", samples=[f"draw{here}", 0], vae=["load", 2])
+        graph[f"save{here}"] = prompts.save_image([f"image{here}", 0], f"test/check_{here}_")
+    outputs = server.run(graph)
+
+    def picture(node) -> np.ndarray:
+        with Image.open(server.base / "output" / "test" / outputs[node]["images"][0]["filename"]) as one:
+            return np.asarray(one)
+
+    grid = picture("save")
+    assert grid.shape == (240, 160, 3)
+    for row, column in places:
+        assert np.array_equal(grid[row * 80 : row * 80 + 80, column * 80 : column * 80 + 80], picture(f"save{row}{column}")), (row, column)
 
 
 @pytest.mark.parametrize(("short", "long", "word"), [(0.8, 1.0, "Done"), (1.0, 1.0, "Train longer"), (0.8, 0.7, "forgotten"), (0.7, 0.85, "Nearly")])
