@@ -62,7 +62,7 @@ def set_files(rng: random.Random, place: Place) -> Damaged:
 
     def feed():
         comfy_generate.changed(name)
-        templates = ("a __more__",) if what == "wildcard" else comfy_generate.prompt_file(name)
+        templates = ("a __more__",) if what == "wildcard" else comfy_generate.read_prompts(name)
         made = plan(templates)
         assert what not in ("link", "folder") and not any("canary" in line for line in made.prompts)
         whole(made)

@@ -51,9 +51,12 @@ class ZTurboGenerateSet(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name, prompts, prompt_file, sizes):
+        return None in (name, prompts, prompt_file, sizes) or comfy_generate.wrong(name.strip(), lines(prompts), prompt_file, sizes) or True  # None: it comes from another node
+
+    @classmethod
     def execute(cls, model, clip, vae, name, count, prompts, prompt_file, sizes, seed) -> io.NodeOutput:
-        templates = (*lines(prompts), *comfy_generate.prompt_file(prompt_file))
-        plan = pictureset.Plan(templates, comfy_generate.wildcards(templates), pictureset.read_sizes(sizes), seed, count)
+        plan = comfy_generate.plan(lines(prompts), prompt_file, sizes, seed, count)
         made, drawn = comfy_generate.draw(model, clip, vae, plan, name.strip(), cls.hidden.unique_id)
         text = f"{len(made.there())} pictures in output/{comfy_paths.SETS}/{made.folder.name}, {drawn} of them drawn now."
         say(cls, text)

@@ -11,25 +11,41 @@ import torch
 
 from ..dataset import read_text
 from ..errors import ZTurboError
-from ..pictureset import Picture, PictureSet, Plan, asked_wildcards
+from ..pictureset import Picture, PictureSet, Plan, asked_wildcards, read_sizes
 from . import comfy_adapter, comfy_cache, comfy_draw, comfy_paths
 
 log = logging.getLogger("zturbo")
 TOGETHER = 8  # pictures between two changes of model: prompts are encoded, then drawn, then decoded
 
 
-def draw(model, clip, vae, plan: Plan, name: str, node_id: str) -> tuple[PictureSet, int]:
+def plan(prompts: tuple[str, ...], prompt_file: str, sizes: str, seed: int, count: int) -> Plan:
+    """A set's plan from the node's inputs and the files that they name. Raises ZTurboError."""
+    templates = (*prompts, *read_prompts(prompt_file))
+    return Plan(templates, wildcards(templates), read_sizes(sizes), seed, count)
+
+
+def wrong(name: str, prompts: tuple[str, ...], prompt_file: str, sizes: str) -> str:
+    """What is wrong with these inputs, in a sentence, or nothing."""
+    try:
+        comfy_paths.set_folder(name)
+        plan(prompts, prompt_file, sizes, 0, 1)
+    except ZTurboError as error:
+        return str(error)
+    return ""
+
+
+def draw(model, clip, vae, asked: Plan, name: str, node_id: str) -> tuple[PictureSet, int]:
     """(the set, how many pictures were drawn now). Raises ComfyUI's interrupt when cancelled; what is drawn stays."""
     tag = comfy_adapter.carried(model)
     if tag is not None and tag.net != 0:
         raise ZTurboError(f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model.")
     comfy_adapter.diffusion_model(model)
     models = "-".join(comfy_cache.fingerprint(patcher, ())[:16] for patcher in (model, clip.patcher, vae.patcher))
-    made = PictureSet(comfy_paths.set_folder(name), replace(plan, models=models))
+    made = PictureSet(comfy_paths.set_folder(name), replace(asked, models=models))
     todo = made.missing()
-    bar = comfy.utils.ProgressBar(plan.count, node_id=node_id)
-    bar.update_absolute(plan.count - len(todo))
-    log.info("%s: %d of %d pictures are there.", made.folder, plan.count - len(todo), plan.count)
+    bar = comfy.utils.ProgressBar(asked.count, node_id=node_id)
+    bar.update_absolute(asked.count - len(todo))
+    log.info("%s: %d of %d pictures are there.", made.folder, asked.count - len(todo), asked.count)
     try:
         for some in (todo[i : i + TOGETHER] for i in range(0, len(todo), TOGETHER)):
             _draw_some(model, clip, vae, some, made, bar)
@@ -52,7 +68,7 @@ def _draw_some(model, clip, vae, some: list[Picture], made: PictureSet, bar):
             made.write(picture, comfy_draw.to_bytes(comfy_draw.decode(vae, latent)[0]))
 
 
-def prompt_file(name: str) -> tuple[str, ...]:
+def read_prompts(name: str) -> tuple[str, ...]:
     """The lines of a text file in ComfyUI's input folder. Raises ZTurboError."""
     if not name.strip():
         return ()
