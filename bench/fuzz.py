@@ -55,9 +55,9 @@ def main(argv: list[str]):
 
 def kinds() -> list[Kind]:
     """All of them; imported late, as some need ComfyUI."""
-    from bench import fuzz_cache, fuzz_captions, fuzz_checkpoints, fuzz_names, fuzz_pictures, fuzz_tensors, fuzz_text
+    from bench import fuzz_cache, fuzz_captions, fuzz_checkpoints, fuzz_names, fuzz_pictures, fuzz_sets, fuzz_tensors, fuzz_text
 
-    modules = (fuzz_tensors, fuzz_checkpoints, fuzz_cache, fuzz_pictures, fuzz_captions, fuzz_text, fuzz_names)
+    modules = (fuzz_tensors, fuzz_checkpoints, fuzz_cache, fuzz_pictures, fuzz_captions, fuzz_text, fuzz_names, fuzz_sets)
     return [kind for module in modules for kind in module.KINDS]
 
 

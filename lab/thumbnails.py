@@ -15,6 +15,7 @@ from .setup import ROOT, TINY, log
 WORKFLOWS = ROOT / "workflows"
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
 TEMPLATE = "a {small|large} {red|orange|yellow|green|purple} {circle|square|triangle|star|ring|cross} on a {white|gray|blue|pink|black} background"
+TINY_ADAPTER = {"adapter": "tiny (bundled)", "direction": "+1 de-distill", "strength": 1.0, "checkpoint_has_adapter": False}
 PROMPT = "a large red star on a white background"
 HEIGHT = 256  # pixels
 
@@ -30,6 +31,8 @@ def with_tiny(prompt: dict, demo: dict, concept: bool) -> dict:
             inputs.update({key: value for key, value in settings[kind].items() if not isinstance(inputs.get(key), list)})
         if kind == "ZTurboSampler":
             inputs.update(width=128, height=128, prompt=settings[kind]["prompt"] if concept else PROMPT)
+        if kind == "UNETLoader":  # an undistilled model: the tiny one with its adapter on
+            node.update(class_type="ZTurboDeDistillAdapter", inputs={"model": ["1", 0], **TINY_ADAPTER})
     return prompt
 
 

@@ -51,14 +51,17 @@ class ZTurboGenerateSet(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name, prompts, prompt_file, sizes):
+        return None in (name, prompts, prompt_file, sizes) or comfy_generate.wrong(name.strip(), lines(prompts), prompt_file, sizes) or True  # None: it comes from another node
+
+    @classmethod
     def execute(cls, model, clip, vae, name, count, prompts, prompt_file, sizes, seed) -> io.NodeOutput:
-        templates = (*lines(prompts), *comfy_generate.prompt_file(prompt_file))
-        plan = pictureset.Plan(templates, comfy_generate.wildcards(templates), pictureset.read_sizes(sizes), seed, count)
+        plan = comfy_generate.plan(lines(prompts), prompt_file, sizes, seed, count)
         made, drawn = comfy_generate.draw(model, clip, vae, plan, name.strip(), cls.hidden.unique_id)
-        text = f"{count} pictures in output/{comfy_generate.SETS}/{made.folder.name}, {drawn} of them drawn now."
+        text = f"{len(made.there())} pictures in output/{comfy_paths.SETS}/{made.folder.name}, {drawn} of them drawn now."
         say(cls, text)
         sheet = plots.sheet(made.newest(12))
-        return io.NodeOutput(f"{comfy_generate.SETS}/{made.folder.name}", sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        return io.NodeOutput(f"{comfy_paths.SETS}/{made.folder.name}", sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
     @classmethod
     def fingerprint_inputs(cls, prompt_file, **_):
@@ -93,7 +96,7 @@ class ZTurboExtractAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, undistilled, turbo, rank, name, dtype, overwrite) -> io.NodeOutput:
-        made = comfy_weights.extracted(undistilled, turbo, rank)
+        made = comfy_weights.extracted(undistilled, turbo, rank, cls.hidden.unique_id)
         state = lorafile.LoraState(lorafile.state_dict(made.factors, lorafile.DTYPES[dtype]), {"modelspec.title": name, "modelspec.architecture": "z-image-turbo/lora"})
         path, text = save(cls, state, state.metadata, name, overwrite, made.report(rank))
         return io.NodeOutput(state, path, text, ui={"text": (text,)})
@@ -114,7 +117,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clean turbo; an adapter of this pack on it is taken away first."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.Combo.Input("adapter", options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A file from models/loras, or the one connected to lora."),
+                io.Combo.Input("adapter", options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A file from models/loras. Not used when lora is connected."),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -132,8 +135,8 @@ class ZTurboCheckAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, adapter, prompts, size, steps, cfg, seed, lora=None) -> io.NodeOutput:
-        if (adapter == CONNECTED) == (lora is None):
-            raise ZTurboError("Choose an adapter: connect one to lora and set adapter to 'the one connected', or choose a file and connect none.")
+        if adapter == CONNECTED and lora is None:
+            raise ZTurboError("There is no adapter. Connect one to lora, or choose a file.")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
         found = comfy_check.check(model, clip, vae, read, "the adapter" if lora is not None else adapter, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id)
         say(cls, found.text)

@@ -5,22 +5,29 @@ Picture `n` is a function of (settings, n), so a set that was cut off goes on, o
 
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
 from . import files, flow
+from .dataset import load_picture
 from .errors import ZTurboError
+from .recipe import is_text
 
 SETTINGS, MANIFEST = "set.json", "pictures.jsonl"
 MOST = 100_000  # pictures
 CHOICE = re.compile(r"\{([^{}]*)\}")
 WILDCARD = re.compile(r"__([\w./ -]+?)__")
+MOST_CHOICES = 1000  # made in one prompt
+LONGEST = 10_000  # characters of a prompt
+CAPTION = re.compile(r"[0-9]{6}\.txt")
 
 
 @dataclass(frozen=True)
@@ -40,21 +47,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every setting of a set. prompts: templates; wildcards: lines by the wildcard's name; sizes: (width, height) in pixels."""
+    """Every setting of a set. prompts: templates; wildcards: lines by the wildcard's name; sizes: (width, height) in pixels; models: a digest of what draws it."""
 
     prompts: tuple[str, ...]
     wildcards: Mapping[str, tuple[str, ...]]
     sizes: tuple[tuple[int, int], ...]
     seed: int
     count: int
+    models: str = ""
 
     def __post_init__(self):
         if not self.prompts:
             raise ZTurboError("There are no prompts. Write some, one a line, or choose a prompt file.")
         if not 1 <= self.count <= MOST:
             raise ZTurboError(f"count is {self.count}; it must be from 1 to {MOST}.")
+        texts = [*self.prompts, *(line for lines in self.wildcards.values() for line in lines)]
+        if broken := next((text for text in texts if not is_text(text) or "\0" in text), ""):
+            raise ZTurboError(f"The prompt {broken[:100]!r} has a zero or half a character in it (a cut emoji). Write it anew.")
+        if missing := sorted(asked_wildcards(texts) - self.wildcards.keys()):
+            no_wildcard(missing[0])
         for template in self.prompts:  # what is wrong with one is said before the first picture
-            expand(template, self.wildcards, torch.Generator().manual_seed(0))
+            expand(template, self.wildcards, flow.generator("check"))
 
     def picture(self, number: int) -> Picture:
         """Templates take turns; the rest is drawn from (seed, number)."""
@@ -65,7 +78,7 @@ class Plan:
 
     def settings(self) -> dict:
         """All but the count, which may grow, as JSON gives it back."""
-        return json.loads(json.dumps({"prompts": self.prompts, "wildcards": dict(self.wildcards), "sizes": self.sizes, "seed": self.seed}))
+        return json.loads(json.dumps({"prompts": self.prompts, "wildcards": dict(self.wildcards), "sizes": self.sizes, "seed": self.seed, "models": self.models}))
 
 
 def pick(count: int, random: torch.Generator) -> int:
@@ -75,18 +88,24 @@ def pick(count: int, random: torch.Generator) -> int:
 def expand(template: str, wildcards: Mapping[str, tuple[str, ...]], random: torch.Generator) -> str:
     """A prompt: `{a|b}` becomes a or b, `__name__` a line of that wildcard, in which both may stand again. Raises ZTurboError."""
     text = template
-    for _ in range(1000):
+    for _ in range(MOST_CHOICES):
         if found := CHOICE.search(text):
             options = found[1].split("|")
             text = text[: found.start()] + options[pick(len(options), random)] + text[found.end() :]
         elif found := WILDCARD.search(text):
-            if found[1] not in wildcards:
-                raise ZTurboError(f"The prompt {template!r} asks for the wildcard __{found[1]}__, and there is none. Put {found[1]}.txt, with one choice a line, into ComfyUI's input/wildcards.")
-            lines = wildcards[found[1]]
+            lines = wildcards.get(found[1]) or no_wildcard(found[1])
             text = text[: found.start()] + lines[pick(len(lines), random)] + text[found.end() :]
+        elif words := " ".join(text.split()):
+            return words
         else:
-            return " ".join(text.split())
-    raise ZTurboError(f"The prompt {template!r} never ends: a wildcard in it leads back to itself.")
+            raise ZTurboError(f"The prompt {template[:100]!r} can end up without a word. Leave one that is always there.")
+        if len(text) > LONGEST:
+            break
+    raise ZTurboError(f"The prompt {template[:100]!r} never ends, or has more than {LONGEST:,} characters: a wildcard in it may lead back to itself. Take that out.")
+
+
+def no_wildcard(name: str) -> NoReturn:
+    raise ZTurboError(f"The prompts ask for the wildcard __{name}__, and there is none. Put {name}.txt, with one choice a line, into ComfyUI's input/wildcards.")
 
 
 def asked_wildcards(texts) -> set[str]:
@@ -127,17 +146,25 @@ class PictureSet:
     def _check(self):
         try:
             before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ZTurboError(f"{self.folder.name}/{SETTINGS} cannot be read ({error}). Choose another name, or delete the folder.") from error
         now = self.plan.settings()
-        if other := [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]:
+        other = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+        if other and not self.there():
+            files.write(self.folder / SETTINGS, json.dumps(now, indent=1).encode())
+        elif other:
             raise ZTurboError(f"The set {self.folder.name} was begun with other {', '.join(other)}. Choose another name for a new set, or give it what it had.")
 
-    def missing(self) -> Iterator[Picture]:
-        """The pictures that are not there, in order. A caption is written last, so where it is, its picture is."""
-        for number in range(self.plan.count):
-            if not (self.folder / f"{number:06d}.txt").is_file() or not (self.folder / f"{number:06d}.png").is_file():
-                yield self.plan.picture(number)
+    def there(self) -> list[int]:
+        """Numbers of the pictures that are there, in order, with their captions. A caption is written last, so it never stands for a picture that is not whole."""
+        with os.scandir(self.folder) as entries:
+            names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        return sorted(int(name[:6]) for name in names if CAPTION.fullmatch(name) and f"{name[:6]}.png" in names)
+
+    def missing(self) -> list[Picture]:
+        """The pictures that are not there, in order."""
+        there = set(self.there())
+        return [self.plan.picture(number) for number in range(self.plan.count) if number not in there]
 
     def write(self, picture: Picture, pixels: np.ndarray):
         """Keep a picture [H, W, 3] uint8, with its prompt and seed in the file. Raises ZTurboError when the disk refuses."""
@@ -152,8 +179,8 @@ class PictureSet:
             raise ZTurboError(f"The picture {picture.name}.png cannot be written: {error.strerror}. {files.advice(error)} Press Run again: the set goes on where it was.") from error
 
     def write_list(self):
-        """Write the list of all pictures: file, prompt, size, seed."""
-        lines = [json.dumps({"file": f"{n:06d}.png", **asdict(self.plan.picture(n))}) for n in range(self.plan.count) if (self.folder / f"{n:06d}.txt").is_file()]
+        """Write the list of all pictures that are there: file, prompt, size, seed."""
+        lines = [json.dumps({"file": f"{number:06d}.png", **asdict(self.plan.picture(number))}) for number in self.there()]
         try:
             files.write(self.folder / MANIFEST, ("\n".join(lines) + "\n").encode())
         except OSError as error:
@@ -161,9 +188,4 @@ class PictureSet:
 
     def newest(self, count: int) -> list[Image.Image]:
         """The last pictures that are there."""
-        found = [self.folder / f"{n:06d}.png" for n in reversed(range(self.plan.count)) if (self.folder / f"{n:06d}.txt").is_file()]
-        pictures = []
-        for path in reversed(found[:count]):
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
-        return pictures
+        return [load_picture(self.folder / f"{number:06d}.png") for number in self.there()[-count:]]

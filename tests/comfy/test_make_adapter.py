@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
 import prompts
+from test_quantised import FORMATS, quantised_model, raw, same
 from test_server import events, failure, newest_run
 
 import dev
 from zturbo import lorafile, runfolder
-from zturbo.hosts import comfy_check, comfy_tiny
+from zturbo.hosts import comfy_adapter, comfy_check, comfy_tiny, comfy_weights
 
 TEMPLATES = "a {small|large} {red|blue|green} {circle|star} on a __ground__ background"
 MODEL = {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2]}
@@ -58,10 +60,38 @@ def test_a_set_that_was_killed_goes_on_to_the_same_files(server):
     assert 0 < len(there) < 12
     with dev.Server(server.comfyui, Path(sys.executable), base) as again:
         again.run({"load": prompts.load(), "set": generate("whole")})
-    for leftover in cut.glob("*.part"):
-        leftover.unlink()
     assert contents(cut) == contents(whole)
     assert all((cut / f"{name}.txt").stat().st_mtime_ns == when for name, when in there.items())  # nothing is drawn twice
+
+
+def test_a_set_that_was_cancelled_keeps_what_is_drawn_and_goes_on(server):
+    wildcard(server)
+    sets = server.base / "output" / "zturbo_sets"
+    job = server.queue({"load": prompts.load(), "set": generate("cancelled", count=40)})
+    deadline = time.monotonic() + 60
+    while not list((sets / "cancelled").glob("*.txt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    server.post("/interrupt", {})
+    assert "interrupted" in dev.error_message(server.wait(job))
+    kept = sorted(path.stem for path in (sets / "cancelled").glob("*.txt"))
+    listed = [json.loads(line)["file"] for line in (sets / "cancelled" / "pictures.jsonl").read_text().splitlines()]
+    assert 0 < len(kept) < 40 and listed == [f"{stem}.png" for stem in kept]
+    server.run({"load": prompts.load(), "set": generate("cancelled", count=40)})
+    server.run({"load": prompts.load(), "set": generate("not_cancelled", count=40)})
+    assert len(contents(sets / "cancelled")) == 82 and contents(sets / "cancelled") == contents(sets / "not_cancelled")
+    graph = {"load": prompts.load(), "set": generate("cancelled", count=40, seed=4)}
+    assert "was begun with other seed" in failure(server, graph)
+
+
+def test_prompts_come_from_files_in_the_input_folder(server):
+    wildcard(server)
+    (server.base / "input" / "more.txt").write_text("# shapes\na green ring\n\na blue cross on a __ground__ background\n", encoding="utf-8-sig")
+    graph = {"load": prompts.load(), "set": generate("from_file", count=6, prompts="a red star", prompt_file="more.txt", sizes="64x64")}
+    server.run(graph)
+    captions = [(server.base / "output" / "zturbo_sets" / "from_file" / f"{number:06d}.txt").read_text() for number in range(6)]
+    assert captions[:2] == captions[3:5] == ["a red star", "a green ring"] and {captions[2], captions[5]} <= {f"a blue cross on a {ground} background" for ground in ("white", "pink")}
+    (server.base / "input" / "more.txt").write_text("a green ring\n")
+    assert "other prompts, wildcards" in failure(server, graph)
 
 
 def test_the_pictures_are_the_samplers_own(server):
@@ -120,6 +150,35 @@ def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
     assert outputs["none"]["text"][0].startswith("Not done") and " 1.00 at 8 steps" in outputs["none"]["text"][0]
 
 
+def test_the_three_rows_are_what_the_settings_say(server):
+    """Turbo at 8 steps; with the adapter at 8 steps; with it at many, guided, as core's KSampler draws it: the same pixels."""
+    asked = ("a large red star on a white background", "a large blue cross on a pink background")
+    graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
+    graph["check"] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter=prompts.TINY, prompts="\n".join(asked), size=80, steps=10, cfg=3.0, seed=5)
+    graph["save"] = prompts.save_image(["check", 2], "test/check")
+    graph["none"] = prompts.node("CLIPTextEncode", clip=["load", 1], text="")
+    graph["empty"] = prompts.node("EmptySD3LatentImage", width=80, height=80, batch_size=1)
+    places = [(row, column) for row in range(3) for column in range(2)]
+    for row, column in places:
+        model, steps, cfg = ((["load", 0], 8, 1.0), (["on", 0], 8, 1.0), (["on", 0], 10, 3.0))[row]
+        here = f"{row}{column}"
+        graph[f"text{here}"] = prompts.node("CLIPTextEncode", clip=["load", 1], text=asked[column])
+        ends = {"positive": [f"text{here}", 0], "negative": ["none", 0], "latent_image": ["empty", 0]}
+        graph[f"draw{here}"] = prompts.node("KSampler", model=model, seed=5, steps=steps, cfg=cfg, sampler_name="euler", scheduler="simple", denoise=1.0, **ends)
+        graph[f"image{here}"] = prompts.node("VAEDecode", samples=[f"draw{here}", 0], vae=["load", 2])
+        graph[f"save{here}"] = prompts.save_image([f"image{here}", 0], f"test/check_{here}_")
+    outputs = server.run(graph)
+
+    def picture(node) -> np.ndarray:
+        with Image.open(server.base / "output" / "test" / outputs[node]["images"][0]["filename"]) as one:
+            return np.asarray(one)
+
+    grid = picture("save")
+    assert grid.shape == (240, 160, 3)
+    for row, column in places:
+        assert np.array_equal(grid[row * 80 : row * 80 + 80, column * 80 : column * 80 + 80], picture(f"save{row}{column}")), (row, column)
+
+
 @pytest.mark.parametrize(("short", "long", "word"), [(0.8, 1.0, "Done"), (1.0, 1.0, "Train longer"), (0.8, 0.7, "forgotten"), (0.7, 0.85, "Nearly")])
 def test_the_verdict(short, long, word):
     done, text = comfy_check.verdict(short, long, 24, 2.0, "x.safetensors")
@@ -137,6 +196,18 @@ def test_an_adapter_is_extracted_from_two_models(server):
         torch.testing.assert_close(made[name].delta(), one.delta(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_adapter_is_extracted_from_quantised_weights(comfyui, kind):
+    """Both models' dequantised weights are compared, whatever they are stored as; the model stays as it was."""
+    adapter, quantised = lorafile.read(comfy_tiny.ADAPTER), quantised_model(kind)
+    before = raw(quantised)
+    with torch.inference_mode():
+        made = comfy_weights.extracted(comfy_adapter.apply(quantised, adapter, "a", 1.0), quantised, 8, "1")
+    assert same(raw(quantised), before) and made.error < 1e-3
+    for name, one in adapter.factors.items():
+        torch.testing.assert_close(made.factors[name].delta(), one.delta().float(), rtol=0, atol=1e-4)
+
+
 def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
     graph = {"load": prompts.load(), "extract": prompts.node("ZTurboExtractAdapter", undistilled=["load", 0], turbo=["load", 0], rank=8, name="nothing_new", dtype="bf16", overwrite=False)}
     assert "the same in every matrix" in failure(server, graph)
@@ -149,9 +220,10 @@ def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
         ({"prompts": "\n"}, "There are no prompts"),
         ({"prompts": "a __nowhere__"}, "nowhere.txt"),
         ({"prompt_file": "../secret.txt"}, "not inside ComfyUI's input folder"),
-        ({"prompt_file": "missing.txt"}, "cannot be read"),
+        ({"prompt_file": "missing.txt"}, "no file 'missing.txt'"),
         ({"name": "a/b"}, "cannot be a file name"),
         ({"model": ["adapter", 0]}, "carries the de-distill adapter"),
+        ({"prompts": "a {red|__nowhere__} star"}, "nowhere.txt"),
     ],
 )
 def test_bad_input_gets_a_sentence(server, changes, words):

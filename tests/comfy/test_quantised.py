@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent))
 from test_host import close, de_distilled, recipe, velocity_and_gradients
 
 from zturbo import lorafile
-from zturbo.hosts import comfy_adapter, comfy_tiny
+from zturbo.hosts import comfy_adapter, comfy_tiny, comfy_weights
 from zturbo.hosts.comfy import choose_way
 
 FORMATS = {"int8_tensorwise": "TensorWiseINT8Layout", "float8_e4m3fn": "TensorCoreFP8E4M3Layout"}
@@ -92,3 +92,16 @@ def test_plus_then_minus_is_nothing(quantised):
             states.append(raw(model))
             comfy.model_management.unload_model_and_clones(model)
     assert not same(states[0], before) and same(states[1], before)
+
+
+def test_weights_are_read_clean_and_dequantised_also_while_the_adapter_is_patched_in(quantised):
+    """What Convert LoRA and Extract Adapter read."""
+    targets = comfy_adapter.targets(quantised.model.diffusion_model, ("layers.",))
+    places = [(part, target.module) for target in targets for part in target.parts]
+    expected = {part.name: quantised.model.diffusion_model.get_submodule(module).weight.dequantize()[part.rows].clone() for part, module in places}
+    on = de_distilled(quantised)
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([on])
+        read = comfy_weights.weights(on, targets)
+        assert all(torch.equal(read(name), tensor) for name, tensor in expected.items())
+        comfy.model_management.unload_model_and_clones(on)

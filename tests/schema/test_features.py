@@ -9,10 +9,18 @@ from zturbo.recipe import Recipe, flat
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `(?P<field>[\w.]+)` \| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE)
+ADAPTER_ROW = re.compile(r"^\| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE)
+ADAPTER_NODES = ("ZTurboGenerateSet", "ZTurboExtractAdapter", "ZTurboCheckAdapter")
+LONG = {("ZTurboGenerateSet", "prompts"): "two lines", ("ZTurboGenerateSet", "sizes"): "eight sizes", ("ZTurboCheckAdapter", "prompts"): "four lines"}
+PAGE = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
 
 
 def rows() -> dict[str, dict]:
-    return {row["field"]: row.groupdict() for row in ROW.finditer((ROOT / "docs" / "features.md").read_text(encoding="utf-8"))}
+    return {row["field"]: row.groupdict() for row in ROW.finditer(PAGE)}
+
+
+def adapter_rows() -> dict[tuple[str, str], dict]:
+    return {(row["node"], row["input"]): row.groupdict() for row in ADAPTER_ROW.finditer(PAGE)}
 
 
 # the node has a word for what is empty in the recipe, or text for a list; and what the table says, where that is too long for it
@@ -25,9 +33,9 @@ def test_every_setting_is_in_the_table_and_nothing_else():
     assert set(rows()) == set(flat(Recipe())) - FIXED
 
 
-@pytest.mark.parametrize("field", sorted(rows()))
-def test_its_test_exists(field):
-    path, name = rows()[field]["test"].split("::")
+@pytest.mark.parametrize("row", [*rows().values(), *adapter_rows().values()], ids=lambda row: f"{row['node']}.{row['input']}")
+def test_its_test_exists(row):
+    path, name = row["test"].split("::")
     assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")
 
 
@@ -37,3 +45,11 @@ def test_node_input_and_default_are_those_of_the_schemas(schemas):
         given = next(i for i in schemas[row["node"]].inputs if i.id == row["input"])
         assert row["default"] == (WORDED.get(field) or repr(given.default)), field
         assert field in WORDED or given.default == defaults[field], field
+
+
+def test_every_input_of_the_nodes_that_make_an_adapter_is_in_the_table(schemas):
+    inputs = {(node, given.id): getattr(given, "default", None) for node in ADAPTER_NODES for given in schemas[node].inputs}
+    asked = {place: default for place, default in inputs.items() if default is not None}
+    assert set(adapter_rows()) == set(asked)
+    for place, row in adapter_rows().items():
+        assert row["default"] == LONG.get(place, repr(asked[place])), place

@@ -1,6 +1,7 @@
 """Sets of pictures drawn for training: prompts, sizes, and a folder that goes on where it was."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ def drawn(picture) -> np.ndarray:
 
 def filled(folder, plan, most=10**6) -> PictureSet:
     made = PictureSet(folder, plan)
-    for picture in list(made.missing())[:most]:
+    for picture in made.missing()[:most]:
         made.write(picture, drawn(picture))
     made.write_list()
     return made
@@ -41,7 +42,20 @@ def test_choices_and_wildcards_stand_inside_each_other():
     assert expand("  just   words ", {}, random()) == "just words"
 
 
-@pytest.mark.parametrize(("template", "wildcards", "words"), [("a __bird__", {}, "bird.txt"), ("__a__", {"a": ("__b__",), "b": ("__a__",)}, "never ends")])
+@pytest.mark.parametrize(
+    ("template", "wildcards", "words"),
+    [
+        ("a __bird__", {}, "bird.txt"),
+        ("a {cat|cat|cat|cat|cat|cat|__bird__}", {}, "bird.txt"),
+        ("a __animal__", {"animal": ("cat", "cat", "cat", "cat", "__bird__")}, "bird.txt"),
+        ("a __{bird|bird}__", {}, "bird.txt"),
+        ("__a__", {"a": ("__b__",), "b": ("__a__",)}, "never ends"),
+        ("a __more__", {"more": ("x" * 4000 + "__more__",)}, "10,000 characters"),
+        ("{|}", {}, "without a word"),
+        ("half a \ud83d", {}, "half a character"),
+        ("__a__", {"a": ("a \0",)}, "zero"),
+    ],
+)
 def test_a_template_that_leads_nowhere_is_said_before_the_first_picture(template, wildcards, words):
     with pytest.raises(ZTurboError, match=words):
         Plan((template,), wildcards, ((64, 64),), 0, 1)
@@ -69,7 +83,9 @@ def test_a_set_that_was_cut_off_goes_on_and_grows_to_the_same_files(tmp_path):
     assert [picture.number for picture in PictureSet(cut.folder, replace(PLAN, count=15)).missing()] == [3, *range(7, 15)]
     filled(cut.folder, PLAN)
     (cut.folder / "000005.png.part").unlink()
-    assert contents(cut.folder) == contents(tmp_path / "whole") and list(PictureSet(cut.folder, PLAN).missing()) == []
+    assert contents(cut.folder) == contents(tmp_path / "whole") and PictureSet(cut.folder, PLAN).missing() == []
+    filled(cut.folder, replace(PLAN, count=3))
+    assert contents(cut.folder) == contents(tmp_path / "whole")  # a smaller count takes nothing away
 
 
 def test_picture_caption_and_list_agree(tmp_path):
@@ -89,13 +105,34 @@ def test_other_settings_are_refused_by_name_and_a_strange_folder_too(tmp_path):
     filled(tmp_path / "set", PLAN, 1)
     with pytest.raises(ZTurboError, match="other sizes, seed"):
         PictureSet(tmp_path / "set", replace(PLAN, seed=1, sizes=((64, 64),)))
+    with pytest.raises(ZTurboError, match="other models"):
+        PictureSet(tmp_path / "set", replace(PLAN, models="fp8"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").write_bytes(b"")
     with pytest.raises(ZTurboError, match="is no set"):
         PictureSet(tmp_path / "mine", PLAN)
-    (tmp_path / "set" / "set.json").write_text("{")
-    with pytest.raises(ZTurboError, match="cannot be read"):
+    for broken in ("{", "[" * 100_000, "\udcff"):
+        (tmp_path / "set" / "set.json").write_text(broken, errors="surrogateescape")
+        with pytest.raises(ZTurboError, match="cannot be read"):
+            PictureSet(tmp_path / "set", PLAN)
+
+
+def test_settings_may_change_while_no_picture_is_there(tmp_path):
+    PictureSet(tmp_path / "set", PLAN)
+    filled(tmp_path / "set", replace(PLAN, seed=6), 1)
+    with pytest.raises(ZTurboError, match="other seed"):
         PictureSet(tmp_path / "set", PLAN)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are Unix's")
+def test_a_link_in_the_place_of_a_picture_is_none(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"a canary")
+    made = PictureSet(tmp_path / "set", replace(PLAN, count=1))
+    for name in ("000000.png", "000000.txt"):
+        (made.folder / name).symlink_to(tmp_path / "secret.png")
+    assert made.there() == [] and made.newest(1) == []
+    made.write(made.missing()[0], drawn(made.plan.picture(0)))
+    assert made.there() == [0] and (tmp_path / "secret.png").read_bytes() == b"a canary"
 
 
 @pytest.mark.parametrize("changes", [{"prompts": ()}, {"count": 0}, {"count": 10**6}])

@@ -6,11 +6,12 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import DatasetError, ZTurboError
-from ..recipe import file_name
+from ..recipe import bad_name, file_name
 from ..runfolder import RECIPE, RunFolder
 from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
+SETS = "zturbo_sets"
 
 
 def dataset_folder(name: str) -> Path:
@@ -37,6 +38,16 @@ def folder_fingerprint(name: str) -> str:
     except (DatasetError, OSError) as error:
         return str(error)
     return str(files)
+
+
+def set_folder(name: str) -> Path:
+    """Where a set of pictures of this name is drawn: output/zturbo_sets/name. Raises ZTurboError for a name that leads elsewhere."""
+    if sentence := bad_name(name):
+        raise ZTurboError(sentence)
+    root = Path(folder_paths.get_output_directory())
+    if not _leads_into(root / SETS / name, root):
+        raise ZTurboError(f"{SETS}/{name} is a link that leads out of {root}. Choose another name.")
+    return root / SETS / name
 
 
 def runs() -> Path:

@@ -5,7 +5,9 @@ from functools import partial
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.quant_ops
+import comfy.utils
 import torch
 
 from .. import extract, lorafile
@@ -33,19 +35,26 @@ def weights(model, targets: list[Target], patched: bool = False) -> Callable[[st
 
     def read(name: str) -> torch.Tensor:
         key, rows = places[name]
-        (weight, convert), *patches = model.get_key_patches(key)[key]
-        weight = convert(weight, inplace=False)
+        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+        weight = getattr(model.backup.get(key), "weight", weight)  # the clean one, where a patched one stands in the model
+        weight = weight if convert is None else convert(weight, inplace=False)
         weight = (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight).float()
-        if patched and patches:
-            weight = comfy.lora.calculate_weight(patches, weight.clone(), key)
+        if patched and key in model.patches:
+            weight = comfy.lora.calculate_weight(model.patches[key], weight.clone(), key)
         return weight[rows]
 
     return read
 
 
-def extracted(undistilled, turbo, rank: int) -> extract.Extracted:
+def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
     """The adapter that makes the one MODEL of the other, on the Linears of the layers. Raises ZTurboError."""
     targets = [comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)]
     if targets[0] != targets[1]:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
-    return extract.extract(weights(undistilled, targets[0], patched=True), weights(turbo, targets[0], patched=True), targets[0], rank, comfy.model_management.throw_exception_if_processing_interrupted)
+    bar = comfy.utils.ProgressBar(sum(len(target.parts) for target in targets[0]), node_id=node_id)
+
+    def check():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    return extract.extract(weights(undistilled, targets[0], patched=True), weights(turbo, targets[0], patched=True), targets[0], rank, check)
