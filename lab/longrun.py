@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import breakdown, concepts, measure, world
-from .setup import WORK, log, use_comfy
+from .setup import log, use_comfy
 
 SHAPES = ((16, 16), (18, 14), (14, 18))
 GUIDANCE, SUBSTEPS = 2.0, 3
@@ -111,8 +111,11 @@ def main(argv: list[str]):
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     args = parser.parse_args(argv)
     device = use_comfy()
+    import comfy.model_management
+
     from zturbo import lorafile
 
+    comfy.model_management.in_training = True  # core's fast rotary embedding has no backward
     for seed in range(args.seeds):
         for concept in args.concepts.split(","):
             file = breakdown.FOLDER / f"{concept}_adapter_{seed}_{args.after:05d}.safetensors"
@@ -120,7 +123,7 @@ def main(argv: list[str]):
             if not file.is_file() or not todo:
                 continue
             judge = measure.Judge(world.load_turbo(device), concept, device)
-            captions = [path.read_text(encoding="utf-8") for path in sorted((WORK / "concepts" / f"{concept}_{seed}").glob("*.txt"))]
+            captions = [path.read_text(encoding="utf-8") for path in sorted((breakdown.FOLDER / "pictures" / f"{concept}_{seed}").glob("*.txt"))]
             for kind in todo:
                 started, one = time.time(), Pass(judge.dit, load_file(file), captions, device)
                 one.train(args.steps, args.batch, args.learning_rate, kind == "onpolicy", seed)

@@ -15,6 +15,7 @@ CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
 MAIN = ("straight", "adapter", "guard")
 OTHERS = ("half", "strong", "fading", "bad", "guard_straight")
 LONG = ("straight", "adapter", "guard", "redistil", "onpolicy")
+HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
 PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
 
 
@@ -176,7 +177,8 @@ def longrun(rows) -> dict:
             ratios = [row["concept"] / best_straight[run] for row in last if (run := f"{row['concept_of']}_straight_{row['seed']}") in best_straight]
             found[variant] = {"turbo_loss": round(mean(row["lost"] for row in last), 4), "turbo_loss_of_runs": [row["lost"] for row in last], "concept": round(mean(row["concept"] for row in last), 4),
                               "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None, "runs": [row["run"] for row in last]}  # fmt: skip
-    best = min((name for name in found if name != "straight"), key=lambda name: found[name]["turbo_loss"])
+    kept = [name for name in found if found[name]["turbo_loss"] <= HELD]
+    best = max(kept, key=lambda name: found[name]["concept"]) if kept else min(found, key=lambda name: found[name]["turbo_loss"])
     measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard; python dev.py lab longrun; python dev.py lab results"
     return {"turbo_loss": found[best]["turbo_loss"], "concept_vs_best_straight": found[best]["concept_vs_best_straight"], "option": best, "how": measured, "options": found}
 
