@@ -12,6 +12,7 @@ from .setup import ROOT, log, use_comfy
 
 OUT = ROOT / "docs" / "results"
 CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
+PICTURED = "outline"  # the concept of the page's pictures
 MAIN = ("straight", "adapter", "guard")
 OTHERS = ("half", "strong", "fading", "bad", "guard_straight")
 LONG = ("straight", "adapter", "guard", "redistil", "onpolicy")
@@ -32,7 +33,7 @@ def main(argv: list[str]):
     long = longrun(rows)
     (OUT / "longrun.json").write_text(json.dumps(long, indent=1) + "\n", encoding="utf-8")
     if not args.no_pictures:
-        picture(args.folder, CHOSEN_ON)
+        picture(args.folder, PICTURED)
     fill = {
         "main": main_table(rows),
         "equal": equal_table(rows),
@@ -67,7 +68,9 @@ def read(folder: Path) -> list[dict]:
 
 
 def at(rows: list[dict], variant: str, step: int) -> list[dict]:
-    return [row for row in rows if row["variant"] == variant and row["step"] == step]
+    """The runs of a variant at a step; only those whose concept and seed were trained straight, too, so that means compare."""
+    straight = {(row["concept_of"], row["seed"]) for row in rows if row["variant"] == "straight" and row["step"] == step}
+    return [row for row in rows if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in straight]
 
 
 def mean(values) -> float:
@@ -83,6 +86,8 @@ def bootstrap(values: list[float], of=mean, draws: int = 2000) -> tuple[float, f
 
 
 def with_interval(values: list[float], digits: int = 2) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     low, high = bootstrap(values)
     return f"{mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -121,8 +126,8 @@ def equal_table(rows) -> str:
     for strength in (0.3, 0.5, 0.7):
         line = [f"{strength:.1f}"]
         for variant in MAIN:
-            found = [value for run in sorted({row["run"] for row in rows if row["variant"] == variant}) if (value := lost_at([row for row in rows if row["run"] == run], strength)) is not None]
-            line.append(f"{with_interval(found)}, {len(found)} runs" if found else "not reached")
+            found = [value for run in sorted({row["run"] for row in at(rows, variant, 0)}) if (value := lost_at([row for row in rows if row["run"] == run], strength)) is not None]
+            line.append(f"{with_interval(found)}, {len(found)} run{'s' * (len(found) > 1)}" if found else "not reached")
         lines.append(line)
     return table(["concept learnt", *MAIN], lines)
 
