@@ -10,7 +10,6 @@ import statistics
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 
@@ -51,7 +50,7 @@ def one_run(steps: int) -> tuple[float, float, int]:
     clock = Clock()
     with clock.around(trainer, "watch"), clock.around(turbo.Watch, "read"), tempfile.TemporaryDirectory() as temporary:
         began = time.perf_counter()
-        result = trainer.train(given, found, host, RunFolder.new(Path(temporary), replace(given)), trainer.Unattended(), {})
+        result = trainer.train(given, found, host, RunFolder.new(Path(temporary), given), trainer.Unattended(), {})
         whole = time.perf_counter() - began
     assert result.steps == steps
     return clock.seconds, whole, clock.calls - 1

@@ -32,22 +32,24 @@ def main(argv: list[str]):
         asked = measure.Asked(args.pictures, device)
         turbo8, teacher8 = asked.right(world.load_turbo(device)), asked.right(world.load_teacher(device))
         for name, right in (("turbo, 8 steps", turbo8), ("teacher, 8 steps", teacher8)):
-            log.info("%s: %.3f of %d unrelated pictures right (95 %% interval %.3f to %.3f)", name, *measure.interval(right)[:1], args.pictures, *measure.interval(right)[1:])
+            share, low, high = measure.interval(right)
+            log.info("%s: %.3f of %d unrelated pictures right (95 %% interval %.3f to %.3f)", name, share, args.pictures, low, high)
         for variant, worker in workers.items():
             if worker.wait():
                 raise SystemExit(f"The training {variant} ended with an error.")
         lines = {variant: [json.loads(line) for line in file_of(variant, Path(temporary), args).read_text(encoding="utf-8").splitlines()] for variant in VARIANTS}
     clean = lines["straight"][0]["fidelity"]
-    lost = {variant: 1 - rows[-1]["fidelity"] / clean for variant, rows in lines.items()}
-    points = [(row["gauge"], 1 - row["fidelity"] / clean) for rows in lines.values() for row in rows if row["step"]] + [(0.0, 0.0)]
+    for row in (row for rows in lines.values() for row in rows):
+        row["lost"] = 1 - row["fidelity"] / clean
+    points = [(row["gauge"], row["lost"]) for rows in lines.values() for row in rows if row["step"]] + [(0.0, 0.0)]
     for variant, rows in lines.items():
         for row in rows:
-            log.info("%s step %d: gauge %.3f, of turbo lost %.3f, loss %.4f", variant, row["step"], row["gauge"], 1 - row["fidelity"] / clean, row["loss"])
+            log.info("%s step %d: gauge %.3f, of turbo lost %.3f, loss %.4f", variant, row["step"], row["gauge"], row["lost"], row["loss"])
     facts = {
         "turbo8": round(turbo8.float().mean().item(), 4),
         "teacher8": round(teacher8.float().mean().item(), 4),
-        "straight_loss": round(lost["straight"], 4),
-        "adapter_loss": round(lost["adapter"], 4),
+        "straight_loss": round(lines["straight"][-1]["lost"], 4),
+        "adapter_loss": round(lines["adapter"][-1]["lost"], 4),
         "gauge_rank_correlation": round(measure.rank_correlation(*zip(*points)), 4),
     }
     print(json.dumps(facts))

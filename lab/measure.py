@@ -49,7 +49,7 @@ class Judge:
 
         self.dit, self.device, self.concept = dit, device, concept
         rng, names = random.Random(11), pictures.captions()
-        self.asked = [names[(n * 37) % len(names)] for n in range(UNRELATED)]
+        self.asked = asked(UNRELATED)
         self.of_concept = [concepts.caption(concept, rng) for _ in range(OF_CONCEPT)]
         spread = [names[n * 101 % len(names)] for n in range(8) for _ in range(6)]  # eight prompts, six seeds
         clip = comfy_tiny.load_clip()
@@ -82,7 +82,7 @@ class Judge:
         images, fine = self.decode(unrelated), self.draw("unrelated", shifted(FINE), 24)
         return Damage(
             fidelity=reader.right(self.reader, images, [reader.labels(text) for text in self.asked]).float().mean().item(),
-            sharpness=(edges(images) / self.edges).item(),
+            sharpness=edges(images) / self.edges,
             frechet=frechet(self.reader.features(images), self.real),
             drift=relative(unrelated, self.turbo["unrelated"]),
             diversity=scatter(spread) / self.spread,
@@ -91,14 +91,19 @@ class Judge:
         )
 
 
+def asked(count: int) -> list[str]:
+    """Captions of the known world that measurements ask for."""
+    names = pictures.captions()
+    return [names[n * 37 % len(names)] for n in range(count)]
+
+
 class Asked:
     """Prompts of the known world with their noise, the reader, and the autoencoder: which pictures of a model are right."""
 
     def __init__(self, count: int, device):
         from zturbo.hosts import comfy_tiny
 
-        names = pictures.captions()
-        self.texts = [names[n * 37 % len(names)] for n in range(count)]
+        self.texts = asked(count)
         self.features, self.lengths = world.caption_features(comfy_tiny.load_clip(), [*self.texts, ""])
         self.noise = noise(count, 0).to(device)
         self.taesd, self.reader, self.device = world.load_autoencoder(device), reader.load(device), device
@@ -135,8 +140,8 @@ def rank_correlation(a, b) -> float:
 def unasked(count: int) -> list[str]:
     """Captions of the known world that no measurement asks for."""
     names = pictures.captions()
-    asked = {names[n * 37 % len(names)] for n in range(UNRELATED)} | {names[n * 101 % len(names)] for n in range(8)}
-    free = [name for name in names if name not in asked]
+    taken = {*asked(UNRELATED), *(names[n * 101 % len(names)] for n in range(8))}
+    free = [name for name in names if name not in taken]
     return [free[n * 53 % len(free)] for n in range(count)]
 
 
@@ -196,11 +201,11 @@ def scatter(latents: torch.Tensor) -> float:
     return torch.cdist(groups, groups).mean().item()
 
 
-def edges(images: torch.Tensor) -> torch.Tensor:
-    """Mean square of the Laplacian: what blur takes away first."""
-    middle = images[..., 1:-1, 1:-1]
-    around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1] + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
-    return (4 * middle - around).square().mean()
+def edges(images: torch.Tensor) -> float:
+    """The pack's own sharpness, of images [N, 3, H, W]."""
+    from zturbo import health
+
+    return health.sharpness(images.movedim(1, -1))
 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -14,7 +14,6 @@ OUT = ROOT / "docs" / "results"
 CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
 PICTURED = "outline"  # the concept of the page's pictures
 MAIN = ("straight", "adapter", "guard")
-OTHERS = ("half", "strong", "fading", "bad", "guard_straight")
 LONG = ("straight", "adapter", "guard", "redistil", "onpolicy")
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
 PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
@@ -35,11 +34,10 @@ def main(argv: list[str]):
     if not args.no_pictures:
         picture(args.folder, PICTURED)
     fill = {
-        "main": main_table(rows),
+        "main": points_table(rows, MAIN, (500, 2000, 10000)),
         "equal": equal_table(rows),
-        "others": points_table(rows, OTHERS, (500, 2000)),
         "gauge": gauge_table(rows),
-        "long": long_table(rows),
+        "long": points_table(rows, LONG, (10000,)),
         "runs": str(len({row["run"] for row in rows})),
     }
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
@@ -94,10 +92,6 @@ def with_interval(values: list[float], digits: int = 2) -> str:
 
 def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
-
-
-def main_table(rows) -> str:
-    return points_table(rows, MAIN, (500, 2000, 10000))
 
 
 def points_table(rows, variants, steps) -> str:
@@ -168,10 +162,6 @@ def gauge_table(rows) -> str:
     return table(["candidate", f"chosen on: {CHOSEN_ON}", "held out: the other concepts"], lines)
 
 
-def long_table(rows) -> str:
-    return points_table(rows, LONG, (10000,))
-
-
 def longrun(rows) -> dict:
     """The goal's figures: the best long-run option at 10,000 steps."""
     best_straight = {run: max(row["concept"] for row in rows if row["run"] == run) for run in {row["run"] for row in rows if row["variant"] == "straight"}}
@@ -206,8 +196,8 @@ def picture(folder: Path, concept: str, step: int = 10000):
 
     device = use_comfy()
     dit = world.load_turbo(device)
-    rng, names = random.Random(4), measure.pictures.captions()
-    texts = [names[n * 37 % len(names)] for n in (0, 5, 9, 14, 20, 31)] + [concepts.caption(concept, rng) for _ in range(2)]
+    rng, known = random.Random(4), measure.asked(measure.UNRELATED)
+    texts = [known[n] for n in (0, 5, 9, 14, 20, 31)] + [concepts.caption(concept, rng) for _ in range(2)]
     from zturbo.hosts import comfy_tiny
 
     features, lengths = world.caption_features(comfy_tiny.load_clip(), texts)

@@ -7,9 +7,7 @@ from ..zturbo.errors import ZTurboError
 from ..zturbo.health import PROMPTS, WATCHED
 from ..zturbo.hosts import comfy_health, comfy_load, comfy_paths
 from .screen import lines, say
-from .types import CATEGORY, LoraModel
-
-CONNECTED = "the one connected"
+from .types import CATEGORY, CONNECTED, LoraModel
 
 
 class ZTurboHealth(io.ComfyNode):

@@ -9,9 +9,8 @@ from ..zturbo.hosts import comfy_check, comfy_generate, comfy_load, comfy_paths,
 from .model import read_adapter
 from .save import save
 from .screen import lines, say
-from .types import CATEGORY, TINY, LoraModel
+from .types import CATEGORY, CONNECTED, TINY, LoraModel
 
-CONNECTED = "the one connected"
 PROMPTS = "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a man|an old man|a child}, {film photo|oil painting|pencil drawing}"
 SIZES = "1024x1024, 832x1216, 1216x832, 896x1152, 1152x896, 768x768, 512x768, 768x512"
 

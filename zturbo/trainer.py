@@ -23,13 +23,13 @@ from .errors import LossError
 from .lowrank import Difference, Target
 from .recipe import Recipe
 from .runfolder import RunFolder, request_stop, step_of
+from .turbo import Velocity
 
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
 EXPLOSION = 5  # times
 LOOKED_AT = 6  # pictures of each kind in a validation
 FIXED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.Tensor]
 Lora = dict[str, Difference]
 
 
@@ -230,7 +230,6 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
-    watched = watch(recipe, pictures, host)
     if state.step == 0 and (note := pictures.batches.note()):
         tell(run, control, 0, note)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
@@ -243,6 +242,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         return worn or finished(recipe, state, control)
 
     had_ended = ended()
+    watched = turbo.Watch() if had_ended else watch(recipe, pictures, host)
 
     def save_lora():
         run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))

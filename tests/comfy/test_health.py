@@ -44,6 +44,13 @@ def test_without_its_adapter_a_step_sees_clean_turbo(tiny, way):
     assert (on - clean).norm() > 0.02 * clean.norm()
 
 
+def test_a_schedule_keeps_no_adapter_of_strengths_that_are_gone(tiny):
+    model, clip, vae = tiny
+    strengths = ComfyHost(de_distilled(model), clip, vae, recipe("branch"))._strengths()
+    scales = [next(iter(strengths(step / 10).values())).scale for step in range(1, 10)]
+    assert scales == pytest.approx([scales[0] * step for step in range(1, 10)]) and strengths.cache_info().currsize <= 2
+
+
 @pytest.mark.parametrize("way", ["branch", "merged"])
 def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tiny, way):
     model, clip, vae = tiny

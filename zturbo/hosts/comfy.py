@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import comfy.model_management
@@ -189,7 +189,7 @@ class ComfyHost:
                 unit.update(scaled(tag.factors, 1.0, self.device, self.dtype))
             return {name: replace(one, scale=one.scale * strength) for name, one in unit.items()} if strength else {}
 
-        return cache(at)
+        return lru_cache(2)(at)  # on and off; a schedule's strength is another at each step
 
     def _captions(self, numbers: tuple[int, ...], factor: float) -> dict[int, torch.Tensor]:
         """Refined captions at a factor on the adapter, which may reach into their refiner."""
@@ -242,11 +242,8 @@ class ComfyHost:
         with torch.inference_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
             stack.callback(release, model)
-            images = []
-            for prompt in self.prompts:
-                latents = comfy_draw.sample(model, prompt, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
-                images += [comfy_draw.to_bytes(image) for image in comfy_draw.decode(self.vae, latents)]
-        return images
+            drawn = comfy_draw.draw(model, self.vae, self.prompts, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
+            return [comfy_draw.to_bytes(image) for image in drawn]
 
 
 def choose_way(model, wish: str) -> str:

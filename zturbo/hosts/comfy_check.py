@@ -3,10 +3,8 @@
 import logging
 from dataclasses import dataclass
 
-import comfy.model_management
 import comfy.utils
 import torch
-from PIL import Image
 
 from .. import health
 from ..errors import ZTurboError
@@ -39,18 +37,15 @@ def check(model, clip, vae, adapter: LoraFile, file: str, prompts: tuple[str, ..
     rows = []
     for one, count, guidance in ((clean, 8, 1.0), (on, 8, 1.0), (on, steps, cfg)):
         images: list[torch.Tensor] = []
-        for prompt in positive:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            latents = comfy_draw.sample(one, prompt, size, size, count, seed, "euler", cfg=guidance, negative=None if guidance == 1 else negative)
-            images += comfy_draw.decode(vae, latents)
+        for image in comfy_draw.draw(one, vae, positive, size, size, count, seed, "euler", cfg=guidance, negative=None if guidance == 1 else negative):
+            images.append(image)
             bar.update(1)
-        rows.append(torch.stack(images))
+        rows.append(images)
         release(one)
-    turbo, short, long = (health.sharpness(row) for row in rows)
+    turbo, short, long = (health.sharpness(torch.stack(row)) for row in rows)
     done, text = verdict(short / max(turbo, 1e-12), long / max(turbo, 1e-12), steps, cfg, file)
     log.info("%s", text)
-    grid = torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
-    return Check(done, text, comfy_draw.as_image(Image.fromarray(comfy_draw.to_bytes(grid))))
+    return Check(done, text, comfy_draw.grid(rows))
 
 
 def verdict(short: float, long: float, steps: int, cfg: float, file: str) -> tuple[bool, str]:

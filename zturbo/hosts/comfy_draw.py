@@ -1,5 +1,7 @@
 """Drawing as core ComfyUI draws: core's sampler, core's LoRA loader, core's VAE. Previews and the Sampler node share it."""
 
+from collections.abc import Iterable, Iterator
+
 import comfy.model_management
 import comfy.sample
 import comfy.sd
@@ -30,6 +32,17 @@ def sample(model, positive, width: int, height: int, steps: int, seed: int, samp
     negative = negative or [[torch.zeros_like(features), {}] for features, _ in positive]
     quiet = not comfy.utils.PROGRESS_BAR_ENABLED
     return comfy.sample.sample(model, noise, steps, cfg, sampler, SCHEDULER, positive, negative, latent, callback=callback, disable_pbar=quiet, seed=seed)
+
+
+def draw(model, vae, prompts: Iterable, width: int, height: int, steps: int, seed: int, sampler: str, **guidance) -> Iterator[torch.Tensor]:
+    """A picture [H, W, 3] for each CONDITIONING, all from the same noise. guidance: cfg and negative, see `sample`."""
+    for prompt in prompts:
+        yield from decode(vae, sample(model, prompt, width, height, steps, seed, sampler, **guidance))
+
+
+def grid(rows: list[list[torch.Tensor]]) -> torch.Tensor:
+    """IMAGE [1, H, W, 3] of rows of pictures [h, w, 3] of one size."""
+    return torch.cat([torch.cat(row, dim=1) for row in rows])[None]
 
 
 def decode(vae, latents: torch.Tensor) -> torch.Tensor:

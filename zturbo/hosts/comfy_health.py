@@ -5,9 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import comfy.model_management
 import torch
-from PIL import Image
 
 from .. import flow, health, lorafile, plots, turbo
 from ..errors import ZTurboError
@@ -51,7 +49,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     log.info("%s", text)
     sigmas = flow.turbo_sigmas()[:8].tolist()
     curve = plots.curves({"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))}, f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)", "noise level")
-    return Health(gauge, text, comfy_draw.as_image(curve), comfy_draw.as_image(side_by_side(before, after)))
+    return Health(gauge, text, comfy_draw.as_image(curve), comfy_draw.grid([before, after]))
 
 
 @contextmanager
@@ -68,10 +66,8 @@ def velocities(model, clip, vae, prompts: tuple[str, ...]):
 def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> list[torch.Tensor]:
     """A picture [H, W, 3] a prompt, at 8 steps."""
     with torch.inference_mode():
-        images: list[torch.Tensor] = []
-        for prompt in prompts:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            images += comfy_draw.decode(vae, comfy_draw.sample(model, comfy_draw.encode_prompt(clip, prompt), size, size, 8, seed, "euler"))
+        encoded = [comfy_draw.encode_prompt(clip, prompt) for prompt in prompts]
+        images = list(comfy_draw.draw(model, vae, encoded, size, size, 8, seed, "euler"))
         release(model)
     return images
 
@@ -89,9 +85,3 @@ def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], af
             f"8-step pictures: sharpness {sharp:.2f} of turbo's, {apart:.3f} apart (mean difference of pixels from 0 to 1).",
         )
     )
-
-
-def side_by_side(before: list[torch.Tensor], after: list[torch.Tensor]) -> Image.Image:
-    """Turbo's pictures above, with the LoRA below."""
-    rows = [torch.cat(row, dim=1) for row in (before, after)]
-    return Image.fromarray(comfy_draw.to_bytes(torch.cat(rows, dim=0)))
