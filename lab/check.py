@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from . import breakdown, measure, world
-from .setup import log, use_comfy
+from .setup import cores, log, use_comfy
 
 POINTS = (0, 250, 500, 1000)
 VARIANTS = ("straight", "adapter")
@@ -62,7 +62,7 @@ def file_of(variant: str, folder: Path, args) -> Path:
 def start(variant: str, folder: Path, args) -> subprocess.Popen:
     """A process of its own for each training, so that they share the cores."""
     code = "import sys, lab.check as room; room.train(*sys.argv[1:])"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // 2))}
     return subprocess.Popen([sys.executable, "-c", code, variant, str(folder), args.concept, str(args.pictures)], env=environment)
 
 

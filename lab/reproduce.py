@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from .setup import ROOT, WORK, log
+from .setup import ROOT, WORK, cores, log
 
 STAGES = (
     # (name, module, arguments, files that it makes)
@@ -83,7 +83,7 @@ def start(into: Path, name: str, module: str, arguments, threads: int) -> subpro
 
 def run(into: Path, name: str, module: str, arguments):
     began = time.time()
-    if start(into, name, module, arguments, os.cpu_count() or 1).wait():
+    if start(into, name, module, arguments, cores()).wait():
         raise SystemExit(f"The stage {name} ended with an error; its log is {into / (name + '.log')}.")
     log.info("%s: %.1f minutes", name, (time.time() - began) / 60)
 
@@ -92,7 +92,7 @@ def study(into: Path):
     """The short study, a concept a process, as many at once as there are cores for."""
     from .concepts import CONCEPTS
 
-    began, at_once, waiting, running = time.time(), max(1, (os.cpu_count() or 2)), list(CONCEPTS), []
+    began, at_once, waiting, running = time.time(), cores(), list(CONCEPTS), []
     while waiting or running:
         while waiting and len(running) < at_once:
             concept = waiting.pop(0)

@@ -1,6 +1,7 @@
 """What every stage of the lab shares: ComfyUI on the path (by dev.py), files, and a log."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -20,3 +21,8 @@ def use_comfy() -> torch.device:
 
     args.cpu = not torch.cuda.is_available()
     return torch.device("cpu" if args.cpu else "cuda")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
