@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from . import concepts, measure, world
-from .setup import WORK, log, use_comfy
+from .setup import OWN_ADAPTER, WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
-VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
+VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "own": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
 POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
 EVERY = 250  # steps between two readings of the gauge
 UNRELATED = 72  # prompts of gauge and guard: none is asked for in a measurement
@@ -93,7 +93,7 @@ def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, varia
     found = dataset.from_folder(folder, (128,), concepts.TRIGGER[concept], given.data)
     model = comfy_tiny.load_model(comfy_tiny.MODEL)
     if VARIANTS[variant]:
-        adapter = lorafile.read(comfy_tiny.ADAPTER)
+        adapter = lorafile.read(OWN_ADAPTER if variant == "own" else comfy_tiny.ADAPTER)
         model = comfy_adapter.apply(model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant])
 
     class Following(trainer.Unattended):

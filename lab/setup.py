@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "models" / "tiny"
 WORK = ROOT / "lab" / "work"
 WEIGHTS = ROOT / "lab" / "weights"  # what the studies need beside the tiny turbo
+OWN_ADAPTER = WORK / "own_adapter.safetensors"  # made by lab own_adapter
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
 log = logging.getLogger("lab")
 

@@ -1,6 +1,7 @@
 """Making an adapter through the real server: a set that is cut off, training on it that is cut off, extraction, and the check."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ def generate(name: str, **changes) -> dict:
 
 def wildcard(server):
     folder = server.base / "input" / "wildcards"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "ground.txt").write_text("# grounds\nwhite\npink\n")
 
 
@@ -48,8 +49,7 @@ def test_a_set_that_was_killed_goes_on_to_the_same_files(server):
     base.mkdir()
     cut = base / "output" / "zturbo_sets" / "whole"
     with dev.Server(server.comfyui, Path(sys.executable), base) as doomed:
-        (base / "input" / "wildcards").mkdir(parents=True)
-        (base / "input" / "wildcards" / "ground.txt").write_text("white\npink\n")
+        wildcard(doomed)
         doomed.queue({"load": prompts.load(), "set": generate("whole")})
         deadline = time.monotonic() + 60
         while not list(cut.glob("*.txt")) and time.monotonic() < deadline:
@@ -112,27 +112,54 @@ def adapter_graph(name: str, steps: int) -> dict:
     return graph
 
 
-def test_training_on_a_set_that_was_cancelled_goes_on_to_the_same_bits(server):
+def wait_for_step(server, name: str, step: int):
+    """Until the run's log has come to this step."""
+    deadline = time.monotonic() + 120
+    while sum("loss" in event for event in runfolder.read_events(server.base / "output" / "zturbo" / name / "events.jsonl")) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def lora_of(server, name: str) -> dict:
+    return load_file(server.base / "models" / "loras" / f"{name}.safetensors")
+
+
+def assert_same_bits(a: dict, b: dict):
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_training_on_a_set_that_was_cut_off_goes_on_to_the_same_bits(server):
+    """Once cancelled, once killed."""
     wildcard(server)
     server.run(adapter_graph("own_whole", 40))
-    whole = load_file(server.base / "models" / "loras" / "own_whole.safetensors")
     graph = adapter_graph("own_cut", 40)
     graph["set"]["inputs"]["name"] = "own_whole"
     job = server.queue(graph)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = list((server.base / "output" / "zturbo").glob("own_cut*"))
-        if found and sum("loss" in event for event in runfolder.read_events(found[0] / "events.jsonl")) >= 5:
-            break
-        time.sleep(0.02)
+    wait_for_step(server, "own_cut", 5)
     server.post("/interrupt", {})
     server.wait(job)
     run = newest_run(server, "own_cut")
     assert events(run)[-1]["how"] == "cancelled" and 5 <= events(run)[-1]["saved"] < 40
     outputs = server.run(graph)
-    again = load_file(server.base / "models" / "loras" / "own_cut.safetensors")
-    assert newest_run(server, "own_cut") == run and again.keys() == whole.keys() and all(torch.equal(again[key], whole[key]) for key in whole)
-    assert "Sharpness with the adapter on" in outputs["check"]["text"][0]
+    assert newest_run(server, "own_cut") == run and "Sharpness with the adapter on" in outputs["check"]["text"][0]
+    assert_same_bits(lora_of(server, "own_cut"), lora_of(server, "own_whole"))
+
+    sets = Path("output") / "zturbo_sets" / "own_whole"
+    shutil.copytree(server.base / sets, server.base / "third" / sets)
+    graph["saving"] = prompts.node("ZTurboSavingOptions", every=5, keep=2, dtype="bf16")
+    graph["train"]["inputs"]["saving_options"] = ["saving", 0]
+    with dev.Server(server.comfyui, Path(sys.executable), server.base / "third") as doomed:
+        wildcard(doomed)
+        doomed.queue(graph)
+        wait_for_step(doomed, "own_cut", 12)
+        doomed.process.kill()
+        doomed.process.wait()
+    with dev.Server(server.comfyui, Path(sys.executable), server.base / "third") as again:
+        again.run(graph)
+    log = events(again.base / "output" / "zturbo" / "own_cut")
+    learnt = [event["step"] for event in log if "loss" in event]
+    assert sorted(set(learnt)) == list(range(1, 41)) and log[-1]["how"] == "finished" and sum(event.get("event") == "start" for event in log) == 2
+    assert_same_bits(lora_of(again, "own_cut"), lora_of(server, "own_whole"))
 
 
 def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
