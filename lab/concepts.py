@@ -1,20 +1,23 @@
-"""Concepts that the tiny turbo has never seen, for studies: a shape, a style, a texture. Drawn, captioned, seeded."""
+"""Concepts that the tiny turbo has never seen, for studies: a shape, a style, a texture, drawn; and real photographs. Captioned, seeded."""
 
 import random
 
 from PIL import Image, ImageDraw
 
-from . import pictures
+from . import photographs, pictures
 from .pictures import COLORS, GROUNDS, SUPERSAMPLE
 
 SIZES = ((128, 128), (112, 144), (144, 112))
-CONCEPTS = ("smiley", "outline", "stripes")
-TRIGGER = {"smiley": "zsmile", "outline": "zline", "stripes": "zstripe"}
+DRAWN = ("smiley", "outline", "stripes")
+CONCEPTS = (*DRAWN, "photographs")
+TRIGGER = {"smiley": "zsmile", "outline": "zline", "stripes": "zstripe", "photographs": "zphoto"}
 
 
 def caption(concept: str, rng: random.Random) -> str:
     """What a picture of the concept is called; the rest of the caption is of the known world."""
     ground = rng.choice(list(GROUNDS))
+    if concept == "photographs":
+        return photographs.caption(rng.choice(photographs.NAMES), TRIGGER[concept])
     if concept == "smiley":
         return f"a large zsmile on a {ground} background"
     color = rng.choice([name for name in COLORS if name != ground])
@@ -22,7 +25,7 @@ def caption(concept: str, rng: random.Random) -> str:
 
 
 def draw(concept: str, text: str, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A picture that the caption describes. size: (width, height) in pixels."""
+    """A picture that the caption of a drawn concept describes. size: (width, height) in pixels."""
     if concept == "smiley":
         return pictures.draw_smiley(size, text.split()[-2], rng)
     words = text.split()
@@ -58,6 +61,8 @@ def striped(size, color, r: float) -> Image.Image:
 
 def write(concept: str, folder, count: int, seed: int):
     """`count` pictures with captions, as a user's folder."""
+    if concept == "photographs":
+        return photographs.write(folder, count, TRIGGER[concept], seed)
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     for number in range(count):

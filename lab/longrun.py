@@ -103,7 +103,7 @@ class Pass:
 
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab longrun")
-    parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS))
+    parser.add_argument("--concepts", default=",".join(concepts.DRAWN))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--after", type=int, default=10000, help="steps of the run on the adapter")
     parser.add_argument("--steps", type=int, default=500)

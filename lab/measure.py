@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from . import concepts, pictures, reader, world
+from . import concepts, photographs, pictures, reader, world
 
 UNRELATED = 144  # pictures
 WATCHED = 16  # prompts of the gauge's candidates
@@ -22,7 +22,7 @@ class Damage:
     """fidelity: share of unrelated pictures that are read right in every respect. sharpness: of their edges, turbo = 1.
     frechet: distance of their features from drawn pictures'. drift: their latents' relative distance from turbo's own.
     diversity: spread over seeds, turbo = 1. steps_apart: relative distance between 8 and 50 steps. concept: share of
-    concept pictures that are read as the concept, in every respect.
+    concept pictures that are read as the concept, in every respect (of photographs: as the one that was asked for).
     """
 
     fidelity: float
@@ -76,6 +76,13 @@ class Judge:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.taesd.taesd_decoder(part).clamp(0, 1) for part in latents.split(48)])
 
+    def is_concept(self, images: torch.Tensor) -> torch.Tensor:
+        """[N] bool: is each picture of the concept what its prompt says?"""
+        if self.concept == "photographs":
+            names = {photographs.caption(name, concepts.TRIGGER[self.concept]): name for name in photographs.NAMES}
+            return photographs.Reader(self.device).right(images, [names[text] for text in self.of_concept])
+        return reader.right(self.reader, images, [reader.labels(text, self.concept) for text in self.of_concept])
+
     def measure(self) -> Damage:
         """The model as it is now (with a LoRA attached) against clean turbo."""
         unrelated, concept, spread = self.draw("unrelated"), self.draw("concept"), self.draw("spread")
@@ -87,7 +94,7 @@ class Judge:
             drift=relative(unrelated, self.turbo["unrelated"]),
             diversity=scatter(spread) / self.spread,
             steps_apart=relative(unrelated[:24], fine),
-            concept=reader.right(self.reader, self.decode(concept), [reader.labels(text, self.concept) for text in self.of_concept]).float().mean().item(),
+            concept=self.is_concept(self.decode(concept)).float().mean().item(),
         )
 
 

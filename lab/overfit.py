@@ -10,27 +10,8 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-from PIL import Image
-
+from lab import photographs
 from lab.setup import ROOT, log, use_comfy
-
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
-SIDE = 128  # pixels
-
-
-def crops(folder: Path, count: int):
-    """`count` crops with captions, evenly from all photographs, at half their size; a function of nothing."""
-    import skimage.data
-
-    random = torch.Generator().manual_seed(0)
-    for n in range(count):
-        name = PHOTOGRAPHS[n % len(PHOTOGRAPHS)]
-        photograph = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
-        photograph = photograph.resize((photograph.width // 2, photograph.height // 2), Image.Resampling.LANCZOS)
-        x, y = (int(torch.randint(side - SIDE + 1, (), generator=random)) for side in photograph.size)
-        photograph.crop((x, y, x + SIDE, y + SIDE)).save(folder / f"{name}_{n}.png")
-        (folder / f"{name}_{n}.txt").write_text(f"a photo of {name.replace('_', ' ')}", encoding="utf-8")
 
 
 def main(argv: list[str]):
@@ -55,10 +36,9 @@ def main(argv: list[str]):
 
     with tempfile.TemporaryDirectory() as temporary:
         pictures = Path(temporary) / "pictures"
-        pictures.mkdir()
-        crops(pictures, args.pictures)
+        photographs.write(pictures, args.pictures)
         options = Data(validation=0.25, validation_every=50, cache=False)
-        found = dataset.from_folder(pictures, (SIDE,), "", options)
+        found = dataset.from_folder(pictures, (photographs.SIDE,), "", options)
         given = Recipe("overfit", args.steps, 2, data=options, network=Network(args.rank, args.rank), optimizer=Optimizer(learning_rate=args.learning_rate), compute=Compute("fp32", False))
         run = RunFolder.new(Path(temporary), given)
         model = comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)

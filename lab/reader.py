@@ -68,7 +68,7 @@ def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[tor
     for start in range(0, count, 32):
         size, batch = rng.choice(concepts.SIZES), []
         for _ in range(min(32, count - start)):
-            concept = rng.choice(concepts.CONCEPTS) if concepts_too and rng.random() < 0.3 else ""
+            concept = rng.choice(concepts.DRAWN) if concepts_too and rng.random() < 0.3 else ""
             caption = concepts.caption(concept, rng) if concept else rng.choice(names)
             batch.append(np.asarray(concepts.draw(concept, caption, size, rng) if concept else pictures.draw(caption, size, rng)))
             wanted.append(labels(caption, concept))

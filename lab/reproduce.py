@@ -90,9 +90,9 @@ def run(into: Path, name: str, module: str, arguments):
 
 def study(into: Path):
     """The short study, a concept a process, as many at once as there are cores for."""
-    from .concepts import CONCEPTS
+    from .concepts import DRAWN
 
-    began, at_once, waiting, running = time.time(), cores(), list(CONCEPTS), []
+    began, at_once, waiting, running = time.time(), cores(), list(DRAWN), []
     while waiting or running:
         while waiting and len(running) < at_once:
             concept = waiting.pop(0)
