@@ -1,0 +1,276 @@
+"""The trainer's host without ComfyUI: trains on diffusers' Z-Image and draws with diffusers' own scheduler."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from .. import flow, health, lorafile, lowrank, network
+from ..cache import Cache
+from ..dataset import Captions, Dataset, Encoded
+from ..errors import LoraFileError, ModelError
+from ..lorafile import LoraFile
+from ..lowrank import Difference, Factors, Target
+from ..recipe import Recipe
+from .diffusers_load import Loaded
+
+log = logging.getLogger("zturbo")
+COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
+SAMPLES = 64  # numbers of each tensor
+
+
+class DiffusersHost:
+    """See `trainer.Host`. adapter: the de-distill adapter's file and its strength, or None for training straight on the model."""
+
+    turbo = True
+
+    def __init__(self, loaded: Loaded, recipe: Recipe, device: torch.device, adapter: LoraFile | None = None, strength: float = 1.0, file: str = "", cache: Path | None = None):
+        self.recipe, self.loaded, self.device = recipe, loaded, device
+        self.dit = loaded.transformer
+        self.dtype = COMPUTE[recipe.compute.dtype]
+        self.targets = targets(self.dit, ("layers.",))
+        self.adapter, self.strength, self.file = check(adapter, targets(self.dit), file), strength, file
+        self.way = "branch" if recipe.beside or recipe.compute.adapter != "merged" or not self.adapter else "merged"
+        self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
+        self.prompts: list[torch.Tensor] = []
+        self.cache = Cache(cache if recipe.data.cache else None)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.recompute(recipe.compute.checkpointing)
+
+    def recompute(self, wish: bool):
+        (self.dit.enable_gradient_checkpointing if wish else self.dit.disable_gradient_checkpointing)()
+
+    def warning(self) -> str:
+        """What is probably not meant, or nothing."""
+        return "" if self.adapter else "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
+
+    def describe(self) -> str:
+        """One line for the log: what training runs on."""
+        if not self.adapter:
+            return "No de-distill adapter: training straight on the model."
+        return f"De-distill adapter {self.file} at {self.strength:+g}, carried as {self.way}."
+
+    def digest(self) -> str:
+        """Tells models and adapters apart at a glance: by some numbers of each weight."""
+        total = hashlib.sha256(repr((self.device.type, self.strength, self.recipe.network.start)).encode())
+        named = {**self.dit.state_dict(), **{f"{name}.{key}": tensor for name, one in self.adapter.items() for key, tensor in one.tensors.items()}}
+        for name, tensor in sorted(named.items()):
+            add(total, name, tensor)
+        return total.hexdigest()[:32]
+
+    def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
+        """See `trainer.Host.encode`."""
+        with moved(self.loaded.text_encoder.module, self.device):
+            self.encode_texts((*captions.texts, *self.unrelated), check)
+            self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
+        latents = []
+        with moved(self.loaded.autoencoder.module, self.device):
+            for item in dataset.items:
+                check()
+                latents.append(self._views(item.pixels(), dataset.options.flip))
+        self.cache.tidy()
+        log.info("%s", self.cache.report())
+        return Encoded(latents)
+
+    def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0."""
+        self.features = []
+        for text in texts:
+            check()
+            self.features.append(self._features(text))
+
+    @property
+    def unrelated(self) -> tuple[str, ...]:
+        """The unrelated prompts, where they are needed."""
+        wish = self.recipe.turbo
+        return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every else ()
+
+    def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
+        views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
+        encoder = self.loaded.autoencoder
+        return torch.cat([self.cache.get(("latent", self._key(encoder.module), view.shape, view.tobytes()), partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view)) for view in views])
+
+    def _features(self, text: str) -> torch.Tensor:
+        encoder = self.loaded.text_encoder
+        features = self.cache.get(("features", self._key(encoder.module), text), lambda: encoder.encode(text))
+        width = self.dit.config["cap_feat_dim"]
+        if features.shape[-1] != width:
+            raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (Qwen3-4B).")
+        return features
+
+    @lru_cache(4)
+    def _key(self, module) -> str:
+        """Tells text encoders and autoencoders apart, for the cache."""
+        import diffusers
+        import transformers
+
+        total = hashlib.sha256(repr((diffusers.__version__, transformers.__version__, self.device.type)).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            add(total, name, tensor)
+        return total.hexdigest()
+
+    def start(self) -> dict[str, Difference] | None:
+        """See `trainer.Host.start`."""
+        name = self.recipe.network.start
+        if not name:
+            return None
+        if not Path(name).is_file():
+            raise LoraFileError(f"There is no file {name}, which network.start names. Give the path of a LoRA.")
+        return network.read_start(Path(name), self.targets)
+
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """See `trainer.Host.norms`."""
+        like = torch.zeros(1, dtype=self.dtype)
+        linears = fetchers(self.dit)
+        return {part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu() for target in targets for part in target.parts}
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """See `trainer.Host.out_of_memory`."""
+        return isinstance(error, torch.OutOfMemoryError)
+
+    def save_memory(self):
+        """See `trainer.Host.save_memory`."""
+        self.recompute(True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def memory(self) -> float:
+        """See `trainer.Host.memory`. On a GPU the most since the run began, on a CPU what the process has now."""
+        used = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
+        return round(used / 1e9, 3)
+
+    @contextmanager
+    def training(self, lora: dict[str, Difference]):
+        """See `trainer.Host.training`. Leaves no weight and no forward changed."""
+        branches: lowrank.Branches = [{}, lora]
+        with ExitStack() as stack:
+            stack.enter_context(moved(self.dit, self.device))
+            if self.way == "merged":
+                stack.enter_context(merged(self.dit, self.adapter, self.strength))
+            strengths = self._strengths()
+            stack.enter_context(lowrank.attached(fetchers(self.dit), targets(self.dit), branches))
+            self.dit.train()  # what diffusers asks for to recompute; there is no dropout in it
+            stack.callback(self.dit.eval)
+
+            def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
+                branches[0] = strengths(factor)
+                return self._velocity(x, sigma, [self.features[number] for number in numbers])
+
+            yield velocity
+
+    def _strengths(self) -> Callable[[float], dict[str, Factors]]:
+        """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
+        there = self.strength if self.way == "merged" else 0.0
+        unit = {name: replace(one, A=one.A.to(self.device, self.dtype), B=one.B.to(self.device, self.dtype)) for name, one in self.adapter.items()}
+
+        def at(factor: float) -> dict[str, Factors]:
+            strength = factor * self.strength - there
+            return {name: replace(one, scale=one.scale * strength) for name, one in unit.items()} if strength else {}
+
+        return lru_cache(2)(at)  # on and off; a schedule's strength is another at each step
+
+    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, captions: list[torch.Tensor]) -> torch.Tensor:
+        """v = eps - x0 at x [B, 16, H, W]: diffusers gives -v at time 1 - sigma."""
+        pictures = [picture[:, None] for picture in x.to(self.dtype)]
+        texts = [caption[0].to(self.device, self.dtype) for caption in captions]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != self.dit.dtype):
+            found = self.dit(pictures, 1 - sigma.float(), texts, return_dict=False)[0]
+        return -torch.stack([picture[:, 0] for picture in found]).float()
+
+    def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
+        wish = self.recipe.previews
+        noise = torch.randn(1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed))
+        lora = lorafile.parse(state)[0]
+        on_device = {name: one.of({key: tensor.to(self.device) for key, tensor in one.tensors.items()}) for name, one in lora.items()}
+        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.targets, [on_device]):
+            latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
+        with moved(self.loaded.autoencoder.module, self.device):
+            return [np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8) for one in latents]
+
+    def _sample(self, x: torch.Tensor, caption: torch.Tensor, steps: int) -> torch.Tensor:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=flow.SHIFT)
+        scheduler.set_timesteps(steps + 1, device=self.device)  # its last step goes from 0 to 0
+        for time, sigma in zip(scheduler.timesteps[:-1], scheduler.sigmas):
+            x = scheduler.step(self._velocity(x, sigma.expand(len(x)), [caption]), time, x, return_dict=False)[0]
+        return x
+
+
+def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
+    """Every Linear of the blocks with the LoRA that lives on it."""
+    return [lorafile.module_targets(name, module.in_features, module.out_features) for name, module in linears(dit).items() if name.startswith(blocks)]
+
+
+def linears(dit) -> dict[str, torch.nn.Linear]:
+    return {name: module for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def fetchers(dit) -> dict[str, tuple[torch.nn.Linear, lowrank.Fetch]]:
+    """Name -> (Linear, fetch), for the Linears of the blocks."""
+    return {name: (module, fetcher(module)) for name, module in linears(dit).items() if name.startswith(BLOCKS)}
+
+
+def fetcher(module: torch.nn.Linear) -> lowrank.Fetch:
+    @contextmanager
+    def fetch(x: torch.Tensor):
+        yield module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
+
+    return fetch
+
+
+def check(adapter: LoraFile | None, places: list[Target], file: str) -> dict[str, Factors]:
+    """The adapter's factors. Raises LoraFileError unless every key has its place in the model, as plain LoRA."""
+    if adapter is None:
+        return {}
+    lorafile.need_all(adapter.factors, list(adapter.leftover), file)
+    lorafile.check_fit(adapter.factors, places, file)
+    plain = {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
+    if len(plain) < len(adapter.factors):
+        raise LoraFileError(f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file.")
+    return plain
+
+
+@contextmanager
+def merged(dit, factors: dict[str, Factors], strength: float):
+    """The adapter in the weights while the context lasts; then the weights of before, bit for bit."""
+    there = linears(dit)
+    before = {name: there[name].weight.detach().clone().cpu() for name in factors}
+    try:
+        with torch.no_grad():
+            for name, one in factors.items():
+                weight = there[name].weight
+                weight.copy_(weight.float() + strength * one.delta().to(weight.device))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in before.items():
+                there[name].weight.copy_(weight)
+
+
+@contextmanager
+def moved(module: torch.nn.Module, device: torch.device):
+    """On the device while the context lasts; then on the CPU again, where that is another."""
+    module.to(device)
+    try:
+        yield
+    finally:
+        if device.type != "cpu":
+            module.to("cpu")
+
+
+def add(total, name: str, tensor: torch.Tensor):
+    total.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+    numbers = tensor.detach().reshape(-1)
+    total.update(numbers[:: max(1, numbers.numel() // SAMPLES)][:SAMPLES].float().cpu().numpy().tobytes())

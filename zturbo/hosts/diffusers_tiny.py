@@ -1,0 +1,98 @@
+"""The bundled tiny Z-Image in diffusers' and transformers' classes, from the same files as in ComfyUI.
+
+diffusers fixes two widths that the tiny model has smaller: the feed-forward (8/3 of the width), which is replaced, and
+the time embedder's 1024 hidden units, which are filled up with zeros.
+"""
+
+import json
+import lzma
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from .diffusers_load import QWEN3, Autoencoder, Loaded, TextEncoder, read
+
+FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny"
+MODEL = FOLDER / "z_image_turbo_tiny.safetensors"
+ADAPTER = FOLDER / "z_image_turbo_tiny_adapter.safetensors"
+VAE = FOLDER / "vae.safetensors"
+PICTURES = FOLDER / "smiley"
+MERGES = FOLDER / "qwen_merges.txt.xz"  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+NAMES = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
+TIME_UNITS = 1024
+
+
+def config() -> dict:
+    return json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+
+
+def load(dtype: torch.dtype = torch.float32) -> Loaded:
+    return Loaded(load_transformer(dtype), load_text_encoder(), load_autoencoder())
+
+
+def load_transformer(dtype: torch.dtype):
+    from diffusers import ZImageTransformer2DModel
+    from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
+    from diffusers.models.transformers.transformer_z_image import FeedForward
+
+    settings, state = config()["unet_config"], read(MODEL)
+    model = ZImageTransformer2DModel(**{name: settings[name] for name in NAMES}, t_scale=settings["time_scale"])
+    hidden = state["layers.0.feed_forward.w1.weight"].shape[0]
+    for blocks in (model.layers, model.noise_refiner, model.context_refiner):
+        for block in blocks:
+            block.feed_forward = FeedForward(settings["dim"], hidden)
+    state = convert_z_image_transformer_checkpoint_to_diffusers(state)
+    extra = TIME_UNITS - state["t_embedder.mlp.0.weight"].shape[0]
+    for key, padding in (("t_embedder.mlp.0.weight", (0, 0, 0, extra)), ("t_embedder.mlp.0.bias", (0, extra)), ("t_embedder.mlp.2.weight", (0, extra))):
+        state[key] = F.pad(state[key], padding)
+    model.load_state_dict(state)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def load_text_encoder() -> TextEncoder:
+    """Frozen random weights, drawn from a seed in ComfyUI's order and under its names."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    settings = config()
+    model = Qwen3Model(Qwen3Config(**QWEN3, **settings["text_encoder"], pad_token_id=None)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(settings["text_encoder_seed"])
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.ndim < 2:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return TextEncoder(model, load_tokenizer())
+
+
+def load_tokenizer():
+    """Qwen's: a byte's letter for each of 256 bytes, then a word for each merge, then the special ones."""
+    from transformers import Qwen2Tokenizer
+
+    merges = lzma.decompress(MERGES.read_bytes()).decode().splitlines()
+    words = [*letters(), *(merge.replace(" ", "") for merge in merges), *SPECIAL]
+    return Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[tuple(merge.split(" ")) for merge in merges], additional_special_tokens=list(SPECIAL))
+
+
+def letters() -> list[str]:
+    """The byte-level alphabet of GPT-2's tokenizer: printable bytes stand for themselves, the others for letters from 256 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return [chr(code) for code in (*plain, *range(256, 256 + len(others)))]
+
+
+def load_autoencoder() -> Autoencoder:
+    from diffusers import AutoencoderTiny
+
+    model, state = AutoencoderTiny(latent_channels=16), {}
+    for key, value in read(VAE).items():
+        side, _, rest = key.partition(".")
+        if side == "taesd_encoder":
+            state[f"encoder.layers.{rest}"] = value
+        elif side == "taesd_decoder":  # diffusers' decoder has no module for the clamp in front
+            number, _, leaf = rest.partition(".")
+            state[f"decoder.layers.{int(number) - 1}.{leaf}"] = value
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return Autoencoder(model.eval().requires_grad_(False), 1.0, 0.0)  # its latents are in the model's space as they are
