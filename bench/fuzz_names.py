@@ -9,7 +9,7 @@ import torch
 from bench.fuzz_checkpoints import go_on, run_with, whole_checkpoint
 from bench.fuzz_pictures import encoded, folder, trained
 from bench.fuzz_watch import Damaged, Place, inside
-from zturbo import dataset, lorafile, runfolder
+from zturbo import dataset, lorafile, runfolder, runs
 from zturbo.errors import ZTurboError
 from zturbo.hosts import comfy_paths
 from zturbo.recipe import Recipe
@@ -59,7 +59,7 @@ def use_dataset(name: str, place: Place):
 
 def use_run(name: str, place: Place):
     """As the panel's routes do with a name from the browser."""
-    for found in (comfy_paths.run_folder(name), *comfy_paths.runs_named(name)):
+    for found in (comfy_paths.runs().folder(name), *comfy_paths.runs().named(name)):
         if found is not None:
             assert found.parent == place.runs, f"{found} is outside"
             runfolder.summary(found, 10)
@@ -70,18 +70,18 @@ def use_run(name: str, place: Place):
 def use_checkpoint(name: str, place: Place):
     for given in (name, f"a_2/{name}"):
         try:
-            found = comfy_paths.checkpoint(given)
+            found = comfy_paths.runs().checkpoint(given)
         except ZTurboError:
             continue
         assert found.parent == place.runs / "a_2" / "checkpoints" and found.is_file(), f"{found}"
-    comfy_paths.checkpoint(name)
+    comfy_paths.runs().checkpoint(name)
 
 
 def use_new_run(name: str, place: Place):
     for _ in range(2):
-        run = RunFolder.new(comfy_paths.runs(), Recipe(name=name))
+        run = RunFolder.new(comfy_paths.runs().root, Recipe(name=name))
         assert run.path.parent == place.runs and everywhere(run.path.name), run.path.name
-    assert run.path in comfy_paths.runs_named(name)
+    assert run.path in comfy_paths.runs().named(name)
 
 
 def use_lora(name: str, place: Place):
@@ -152,11 +152,11 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
 
     def feed():
         for name in ("run", "run_2"):
-            for found in (comfy_paths.run_folder(name), *comfy_paths.runs_named(name)):
+            for found in (comfy_paths.runs().folder(name), *comfy_paths.runs().named(name)):
                 if found is not None:
                     work_in(RunFolder(found))
-        comfy_paths.checkpoint("run")
-        comfy_paths.checkpoint("run_2")
+        comfy_paths.runs().checkpoint("run")
+        comfy_paths.runs().checkpoint("run_2")
 
     return Damaged(what, feed)
 
@@ -164,7 +164,7 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
 def work_in(run: RunFolder):
     """What the trainer and the panel do with a run folder."""
     runfolder.summary(run.path, 10)
-    comfy_paths.named(run.path)
+    runs.name_of(run.path)
     run.keep_recipe(Recipe("run"))
     go_on(run)
     run.event(event="note", text="x")

@@ -9,9 +9,8 @@ import tomllib
 from bench.fuzz_damage import STRINGS, damage, value
 from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
-from zturbo import dataset, network, recipe, runfolder
+from zturbo import dataset, network, recipe, runfolder, runs
 from zturbo.errors import ZTurboError
-from zturbo.hosts import comfy_paths, comfy_run
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
 
@@ -57,7 +56,7 @@ def recipe_bytes(rng: random.Random, place: Place) -> Damaged:
     path.write_bytes(raw)
 
     def feed():
-        assert isinstance(comfy_paths.named(run.path), str)
+        assert isinstance(runs.name_of(run.path), str)
         given = recipe.read(path)
         survives(given)
         same_values(given, tomllib.loads(raw.decode()))
@@ -120,7 +119,7 @@ def recipe_widgets(rng: random.Random, place: Place) -> Damaged:
         changed = dataclasses.replace(held, **{key: new})
         made = changed if held is given else dataclasses.replace(given, **{section: changed})
         run = RunFolder.new(place.runs, made)
-        assert recipe.read(run.path / runfolder.RECIPE) == made and comfy_paths.named(run.path) == made.name, "it does not survive its own TOML"
+        assert recipe.read(run.path / runfolder.RECIPE) == made and runs.name_of(run.path) == made.name, "it does not survive its own TOML"
 
     return Damaged(f"{key} = {new!r:.80}", feed)
 
@@ -225,7 +224,7 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         json.dumps(facts, allow_nan=False).encode()
         assert isinstance(facts["total"], int) and all(isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"])
         assert runfolder.how_ended(run.path) in (None, "finished", "stopped", "cancelled", "failed", *STRINGS) or what.startswith("damage")
-        given, start = comfy_run.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
+        given, start = runs.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
         assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)
         assert all(event.get("step", 0) <= 3 for event in runfolder.read_events(run.events))

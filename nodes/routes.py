@@ -3,8 +3,8 @@
 from aiohttp import web
 from server import PromptServer
 
-from ..zturbo import runfolder
-from ..zturbo.hosts import comfy_paths, comfy_run
+from ..zturbo import runfolder, runs
+from ..zturbo.hosts import comfy_paths
 
 POINTS = 2000  # most points of a curve that are sent
 
@@ -14,17 +14,17 @@ def register():
 
     @routes.get("/zturbo/run")
     async def run(request: web.Request) -> web.Response:
-        found = comfy_paths.runs_named(request.query.get("name", ""))
+        found = comfy_paths.runs().named(request.query.get("name", ""))
         if not found:
             return web.json_response({"run": None})
         facts = runfolder.summary(found[-1], POINTS)
-        if facts["how"] is None and facts["run"] not in comfy_run.live:
+        if facts["how"] is None and facts["run"] not in runs.live:
             facts["how"] = "died"  # its process went away before it could say how it ended
         return web.json_response(facts)
 
     async def ask(request: web.Request, wish) -> web.Response:
         name = (await request.json()).get("run", "")
-        folder = comfy_paths.run_folder(name)
+        folder = comfy_paths.runs().folder(name)
         if folder is None:
             return web.json_response({"error": f"There is no run named {name!r}."}, status=404)
         wish(folder)

@@ -88,17 +88,17 @@ def test_names_that_no_disk_can_hold(place, name):
 
 def test_a_run_named_with_a_digit_that_is_no_number(place):
     (place.runs / "cat_²").mkdir(parents=True)
-    assert comfy_paths.runs_named("cat") == []
+    assert comfy_paths.runs().named("cat") == []
 
 
 def test_a_run_with_links_in_it_is_no_run(place):
     run = RunFolder.new(place.runs, Recipe("cat"))
-    assert comfy_paths.run_folder("cat") == run.path
+    assert comfy_paths.runs().folder("cat") == run.path
     (run.path / "stop").symlink_to(place.outside / "new")
     runfolder.request_stop(run.path)
-    assert comfy_paths.run_folder("cat") is None and comfy_paths.runs_named("cat") == [] and not (place.outside / "new").exists()
+    assert comfy_paths.runs().folder("cat") is None and comfy_paths.runs().named("cat") == [] and not (place.outside / "new").exists()
     with pytest.raises(ZTurboError, match="without links"):
-        comfy_paths.checkpoint("cat")
+        comfy_paths.runs().checkpoint("cat")
 
 
 def test_a_lora_is_not_saved_through_a_link(place):

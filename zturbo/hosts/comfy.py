@@ -31,7 +31,7 @@ FULL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ComfyHost:
-    """See `trainer.Host`. The MODELs that come in are never changed: work is done on clones, and weights are put back."""
+    """See `runs.Host`. The MODELs that come in are never changed: work is done on clones, and weights are put back."""
 
     def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None):
         self.recipe = recipe
@@ -50,7 +50,7 @@ class ComfyHost:
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
         self.image_tokens = 0  # of the largest picture
-        self.cache = Cache(comfy_paths.cache() if recipe.data.cache else None)
+        self.cache = Cache(comfy_paths.runs().cache if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
         self.prompts: list = []
         if self.device.type == "cuda":
@@ -81,6 +81,10 @@ class ComfyHost:
             return "No de-distill adapter on the model: training straight on it."
         fades = f", times {course.start:g} at the first step and {course.end:g} at the last" if course.changes else ""
         return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}."
+
+    def adapter_facts(self) -> dict[str, str]:
+        """See `runs.Host.adapter_facts`."""
+        return {} if self.tag is None else {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""

@@ -17,13 +17,20 @@ PAUSE = 0.2  # seconds between two events to the panel
 
 
 class ComfyControl:
-    """See `trainer.Control`. `send(name, data)` pushes one event to the frontend."""
+    """See `runs.Control`. `send(name, data)` pushes one event to the frontend."""
 
     def __init__(self, run: RunFolder, total: int, node_id: str, send):
         self.run, self.total, self.node_id, self.send = run, total, node_id, send
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
         self.pending: list[dict] = []
         self.sent = 0.0
+
+    def begin(self, described: str):
+        self.push("start", adapter=described)
+
+    def end(self, how: str, saved: int):
+        self.flush()
+        self.push("end", how=how, saved=saved)
 
     @property
     def stop_requested(self) -> bool:

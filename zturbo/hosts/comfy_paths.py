@@ -1,13 +1,12 @@
 """Which folders of ComfyUI a node may read and write. Nothing outside them is touched."""
 
-import json
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import DatasetError, ZTurboError
 from ..recipe import bad_name, file_name
-from ..runfolder import RECIPE, RunFolder
+from ..runs import Runs
 from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
@@ -50,57 +49,9 @@ def set_folder(name: str) -> Path:
     return root / SETS / name
 
 
-def runs() -> Path:
+def runs() -> Runs:
     """Where run folders live: output/zturbo."""
-    return Path(folder_paths.get_output_directory()) / "zturbo"
-
-
-def run_folder(name: str) -> Path | None:
-    """The run folder of exactly this name, if there is one."""
-    return runs() / name if file_name(name) and _own(runs() / name) else None
-
-
-def _own(run: Path) -> bool:
-    """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
-    return run.is_dir() and not run.is_symlink() and not any(path.is_symlink() for path in run.rglob("*"))
-
-
-def runs_named(name: str) -> list[Path]:
-    """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
-    if not file_name(name) or not runs().is_dir():
-        return []
-    numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in runs().iterdir() if path.name == name or path.name.startswith(name + "_")}
-    found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and _own(path) and named(path) in (name, "")]
-    return sorted(found, key=lambda path: int(numbers[path]))
-
-
-def named(run: Path) -> str:
-    """The name in a run's recipe, which the folder's begins with; nothing where it cannot be read."""
-    try:
-        first = (run / RECIPE).read_text(encoding="utf-8").splitlines()[0]
-        name = json.loads(first.removeprefix("name = "))
-        return name if isinstance(name, str) else ""
-    except (OSError, ValueError, IndexError, RecursionError):
-        return ""
-
-
-def checkpoint(name: str) -> Path:
-    """The checkpoint file that `my_lora_2` (its newest) or `my_lora_2/step_000500` means. Raises ZTurboError when there is none."""
-    run, _, step = name.strip().partition("/")
-    folder = run_folder(run)
-    if folder is None:
-        raise ZTurboError(f"There is no run {run!r} in {runs()}. Give a folder's name from there (one without links in it), auto, or new.")
-    found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
-    if not found:
-        raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
-    if step and step.removesuffix(".safetensors") not in found:
-        raise ZTurboError(f"The run {run!r} has no checkpoint {step!r}; it has {', '.join(sorted(found))}.")
-    return found[step.removesuffix(".safetensors")] if step else next(iter(found.values()))
-
-
-def cache() -> Path:
-    """Where latents and text features are kept for all runs: output/zturbo/.cache, which no run can be named."""
-    return runs() / ".cache"
+    return Runs(Path(folder_paths.get_output_directory()) / "zturbo")
 
 
 def lora_file(name: str) -> Path:

@@ -29,7 +29,7 @@ SAMPLES = 64  # numbers of each tensor
 
 
 class DiffusersHost:
-    """See `trainer.Host`. adapter: the de-distill adapter's file and its strength, or None for training straight on the model."""
+    """See `runs.Host`. adapter: the de-distill adapter's file and its strength, or None for training straight on the model."""
 
     turbo = True
 
@@ -39,7 +39,8 @@ class DiffusersHost:
         self.dtype = COMPUTE[recipe.compute.dtype]
         self.targets = targets(self.dit, ("layers.",))
         self.adapter, self.strength, self.file = check(adapter, targets(self.dit), file), strength, file
-        self.way = "branch" if recipe.beside or recipe.compute.adapter != "merged" or not self.adapter else "merged"
+        self.sha256 = "" if adapter is None else adapter.sha256
+        self.carry("merged" if recipe.compute.adapter == "merged" else "branch")
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.prompts: list[torch.Tensor] = []
         self.cache = Cache(cache if recipe.data.cache else None)
@@ -47,26 +48,34 @@ class DiffusersHost:
             torch.cuda.reset_peak_memory_stats(device)
         self.recompute(recipe.compute.checkpointing)
 
+    def carry(self, way: str):
+        """See `runs.Host.carry`."""
+        self.way = way if self.adapter and not self.recipe.beside else "branch"
+
     def recompute(self, wish: bool):
         (self.dit.enable_gradient_checkpointing if wish else self.dit.disable_gradient_checkpointing)()
 
     def warning(self) -> str:
-        """What is probably not meant, or nothing."""
+        """See `runs.Host.warning`."""
         return "" if self.adapter else "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
 
     def describe(self) -> str:
-        """One line for the log: what training runs on."""
+        """See `runs.Host.describe`."""
         if not self.adapter:
             return "No de-distill adapter: training straight on the model."
         return f"De-distill adapter {self.file} at {self.strength:+g}, carried as {self.way}."
 
     def digest(self) -> str:
-        """Tells models and adapters apart at a glance: by some numbers of each weight."""
+        """See `runs.Host.digest`: by some numbers of each weight."""
         total = hashlib.sha256(repr((self.device.type, self.strength, self.recipe.network.start)).encode())
         named = {**self.dit.state_dict(), **{f"{name}.{key}": tensor for name, one in self.adapter.items() for key, tensor in one.tensors.items()}}
         for name, tensor in sorted(named.items()):
             add(total, name, tensor)
         return total.hexdigest()[:32]
+
+    def adapter_facts(self) -> dict[str, str]:
+        """See `runs.Host.adapter_facts`."""
+        return {"zturbo.adapter_sha256": self.sha256, "zturbo.adapter_strength": f"{self.strength:g}"} if self.adapter else {}
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
@@ -98,7 +107,9 @@ class DiffusersHost:
     def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
         encoder = self.loaded.autoencoder
-        return torch.cat([self.cache.get(("latent", self._key(encoder.module), view.shape, view.tobytes()), partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view)) for view in views])
+        return torch.cat(
+            [self.cache.get(("latent", self._key(encoder.module), view.shape, view.tobytes()), partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view)) for view in views]
+        )
 
     def _features(self, text: str) -> torch.Tensor:
         encoder = self.loaded.text_encoder

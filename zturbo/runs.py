@@ -1,0 +1,248 @@
+"""Runs from outside: which folder a recipe is trained in, how a run is conducted from start to end, what its LoRA says of itself.
+
+Hosts and people differ (a node in ComfyUI, a command line); a run is the same everywhere.
+"""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from . import recipe as recipes
+from . import runfolder, trainer
+from .dataset import Dataset
+from .errors import TrainingError, ZTurboError
+from .recipe import Previews, Recipe, file_name
+from .runfolder import RECIPE, RunFolder
+
+log = logging.getLogger("zturbo")
+AUTO, NEW = "auto", "new"
+live: set[str] = set()  # names of the run folders that are being trained in this process
+
+
+class Runs:
+    """The folder in which run folders live."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @property
+    def cache(self) -> Path:
+        """Where latents and text features are kept for all runs: a folder that no run can be named."""
+        return self.root / ".cache"
+
+    def folder(self, name: str) -> Path | None:
+        """The run folder of exactly this name, if there is one."""
+        return self.root / name if file_name(name) and own(self.root / name) else None
+
+    def named(self, name: str) -> list[Path]:
+        """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
+        if not file_name(name) or not self.root.is_dir():
+            return []
+        numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in self.root.iterdir() if path.name == name or path.name.startswith(name + "_")}
+        found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and own(path) and name_of(path) in (name, "")]
+        return sorted(found, key=lambda path: int(numbers[path]))
+
+    def checkpoint(self, name: str) -> Path:
+        """The checkpoint file that `my_lora_2` (its newest) or `my_lora_2/step_000500` means. Raises ZTurboError when there is none."""
+        run, _, step = name.strip().partition("/")
+        folder = self.folder(run)
+        if folder is None:
+            raise ZTurboError(f"There is no run {run!r} in {self.root}. Give a folder's name from there (one without links in it), auto, or new.")
+        found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
+        if not found:
+            raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
+        if step and step.removesuffix(".safetensors") not in found:
+            raise ZTurboError(f"The run {run!r} has no checkpoint {step!r}; it has {', '.join(sorted(found))}.")
+        return found[step.removesuffix(".safetensors")] if step else next(iter(found.values()))
+
+
+def own(run: Path) -> bool:
+    """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
+    return run.is_dir() and not run.is_symlink() and not any(path.is_symlink() for path in run.rglob("*"))
+
+
+def name_of(run: Path) -> str:
+    """The name in a run's recipe, which the folder's begins with; nothing where it cannot be read."""
+    try:
+        first = (run / RECIPE).read_text(encoding="utf-8").splitlines()[0]
+        name = json.loads(first.removeprefix("name = "))
+        return name if isinstance(name, str) else ""
+    except (OSError, ValueError, IndexError, RecursionError):
+        return ""
+
+
+class Host(trainer.Host, Protocol):
+    """What a run is conducted with."""
+
+    way: str  # how the adapter is carried: branch or merged
+
+    def carry(self, way: str) -> None: ...
+
+    def warning(self) -> str:
+        """What about the wiring is probably not meant, or nothing."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the log: what training runs on."""
+        ...
+
+    def digest(self) -> str:
+        """Tells models and adapters apart."""
+        ...
+
+    def adapter_facts(self) -> dict[str, str]:
+        """What the LoRA file says of the adapter, where there is one."""
+        ...
+
+
+class Control(trainer.Control, Protocol):
+    """The person at the screen, who also sees a run begin and end."""
+
+    def begin(self, described: str) -> None: ...
+
+    def end(self, how: str, saved: int) -> None:
+        """how: finished, stopped, cancelled or failed; saved: steps that the LoRA on the disk has learnt."""
+        ...
+
+
+@dataclass
+class Conducted:
+    """A run that has ended well. facts: the LoRA file's metadata."""
+
+    result: trainer.Result
+    run: RunFolder
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is a function of. teaches: see `recipe.teaches`, numbers and words only, so that the log gives them back alike; inputs: digest of pictures and model; source: the checkpoint that it goes on from, or nothing."""
+
+    teaches: dict
+    inputs: str
+    source: str
+
+    def same_as(self, start: dict) -> bool:
+        """Is this what a run's start event says?"""
+        return self.teaches == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
+
+    def differs(self, start: dict) -> str:
+        """In words, what is another than a start event says."""
+        before, now = start.get("teaches") or {}, self.teaches
+        names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return f"other settings ({', '.join(names)})" if names else "other pictures, captions, model or adapter"
+
+
+def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
+    """Train in this process. Raises ZTurboError with a sentence, or `cancelled`; in both cases the LoRA so far is saved.
+
+    resume: see `choose_run`. control_of: the person, once the run folder is known.
+    """
+    given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
+    run, note = choose_run(recipe, given, runs, resume)
+    if recipe.compute.adapter == AUTO:
+        host.carry(runfolder.start_of(run.path).get("way") or host.way)  # as it was begun, whatever memory is free today
+    control = control_of(run)
+    log.info("%s Run folder: %s", host.describe(), run.path)
+    live.add(run.path.name)
+    run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
+    control.begin(host.describe())
+    for sentence in filter(None, (note, host.warning())):
+        trainer.tell(run, control, 0, sentence)
+    ended = "failed"
+    try:
+        facts = metadata(recipe, dataset, host)
+        result = trainer.train(recipe, dataset, host, run, control, facts)
+        ended = "stopped" if result.steps < recipe.steps else "finished"
+    except cancelled:
+        ended = "cancelled"
+        log.info("Cancelled. %s", run.kept())
+        raise
+    except ZTurboError as error:
+        raise TrainingError(f"{error} {run.kept()}") from error
+    except Exception as error:
+        if host.out_of_memory(error):
+            host.save_memory()
+            raise TrainingError(f"There was not enough memory to train. {run.kept()} {less_memory(recipe)}") from error
+        raise TrainingError(f"Training ended with {type(error).__name__}: {error}. {run.kept()}") from error
+    finally:
+        live.discard(run.path.name)
+        run.event(event="end", how=ended, saved=run.saved_steps)
+        control.end(ended, run.saved_steps)
+    return Conducted(result, run, facts)
+
+
+def source_of(runs: Runs, resume: str) -> str:
+    """`run/step` of the checkpoint that a run is to go on from; nothing for auto and new. Raises ZTurboError when it is not there."""
+    if resume in (AUTO, NEW):
+        return ""
+    path = runs.checkpoint(resume)
+    return f"{path.parents[1].name}/{path.stem}"
+
+
+def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str) -> tuple[RunFolder, str]:
+    """The run folder to work in, and a sentence where one that might have been expected is not taken up.
+
+    resume: "auto" opens the newest run of this name that was given the same: one that was cancelled or whose process
+    died goes on, one that was finished or stopped hands on what it has. "new" makes a new run. A run's name, or a
+    name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there, or opens the one that
+    did so before. Raises ZTurboError for what is not there.
+    """
+    called = [] if resume == NEW else [path for path in reversed(runs.named(recipe.name)) if path.name not in live]
+    for path in called:
+        if given.same_as(runfolder.start_of(path)):
+            run = RunFolder(path)
+            run.keep_recipe(recipe)
+            if runfolder.how_ended(path) != "stopped":
+                run.stop.unlink(missing_ok=True)
+            log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
+            return run, ""
+    run = RunFolder.new(runs.root, recipe)
+    if given.source:
+        run.adopt(runs.checkpoint(resume))
+    cut = called[0] if called and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") else None
+    return run, "" if cut is None else f"A new run begins: {cut.name}, which was cut off, had {given.differs(runfolder.start_of(cut))}."
+
+
+def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
+    """What the LoRA file says about itself: the fields that model browsers show, the recipe, the adapter. No paths."""
+    facts = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "z-image-turbo/lora",
+        "modelspec.title": recipe.name,
+        "modelspec.trigger_phrase": dataset.trigger,
+        "modelspec.prediction_type": "rectified_flow",
+        "modelspec.resolution": "{}x{}".format(*max(dataset.buckets(), key=math.prod)),
+        "ss_output_name": recipe.name,
+        "ss_base_model_version": "zimage",
+        "ss_network_module": {"lora": "networks.lora", "dora": "networks.lora"}.get(recipe.network.kind, "lycoris.kohya"),
+        "ss_network_dim": str(recipe.network.rank),
+        "ss_network_alpha": f"{recipe.network.alpha:g}",
+        "ss_learning_rate": f"{recipe.optimizer.learning_rate:g}",
+        "ss_max_train_steps": str(recipe.steps),
+        "ss_seed": str(recipe.seed),
+        "ss_optimizer": recipe.optimizer.name,
+        "ss_lr_scheduler": recipe.optimizer.schedule,
+        "ss_batch_size_per_device": str(recipe.batch_size),
+        "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
+        "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
+        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews())),  # prompts are the artist's own
+    }
+    return facts | host.adapter_facts()
+
+
+def tag_counts(dataset: Dataset) -> dict[str, int]:
+    """How many pictures have each tag (what stands between commas) in their caption, the most frequent first."""
+    counts = Counter(tag.strip() for item in dataset.items if not item.regularisation for tag in item.caption.split(",") if tag.strip())
+    return dict(counts.most_common(200))
+
+
+def less_memory(recipe: Recipe) -> str:
+    """What this recipe can still give up, when one picture at a time with gradient checkpointing was too much."""
+    ways = ["set compute_dtype to bf16"] if recipe.compute.dtype == "fp32" else []
+    return f"To need less: {', '.join([*ways, 'lower the resolution of Image Dataset'])}, or load an fp8 or int8 file of the model."
