@@ -19,10 +19,11 @@ from . import concepts, measure, world
 from .setup import OWN_ADAPTER, WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
-VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "own": 1.0, "guard": 1.0, "guard_straight": 0.0}  # the adapter's strength
+VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "own": 1.0, "guard": 1.0, "guard_straight": 0.0, "restore": 1.0}  # the adapter's strength
 POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
 EVERY = 250  # steps between two readings of the gauge
-UNRELATED = 72  # prompts of gauge and guard: none is asked for in a measurement
+UNRELATED = {"guard": 72, "restore": 200}  # prompts of gauge and keep_turbo: none is asked for in a measurement
+RESTORED = 0.3  # share of a restored run in which no pictures are trained
 PICTURES = 20
 
 
@@ -114,7 +115,9 @@ def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, varia
 def recipe(concept: str, variant: str, seed: int, args):
     from zturbo.recipe import AdapterCourse, Compute, Data, Network, Optimizer, Previews, Recipe, Saving, Turbo
 
-    guarded = variant.startswith("guard")
+    keep = variant.split("_")[0] if variant.startswith(("guard", "restore")) else "off"
+    unrelated = measure.unasked(UNRELATED.get(keep, UNRELATED["guard"]))
+    named = [] if keep != "restore" else [text for text in concepts.prompts(concept, unrelated) if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)]
     return Recipe(
         f"{concept}_{variant}_{seed}",
         args.steps,
@@ -123,11 +126,11 @@ def recipe(concept: str, variant: str, seed: int, args):
         data=Data(cache=False),
         network=Network(args.rank, args.rank),
         optimizer=Optimizer(learning_rate=args.learning_rate),
-        compute=Compute("fp32", False, "branch" if variant in ("straight", "fading") or guarded else "merged"),
+        compute=Compute("fp32", False, "branch" if variant in ("straight", "fading") or keep != "off" else "merged"),
         adapter=AdapterCourse(1.0, 0.0) if variant == "fading" else AdapterCourse(),
         previews=Previews(("measured",), EVERY),
         saving=Saving(EVERY, 1),
-        turbo=Turbo("guard" if guarded else "off", args.guard, prompts=tuple(measure.unasked(UNRELATED)), size=128, every=EVERY),
+        turbo=Turbo(keep, args.guard, prompts=tuple(unrelated), size=128, every=EVERY, restore_steps=round(RESTORED * args.steps), restore_prompts=tuple(named)),
     )
 
 

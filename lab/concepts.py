@@ -24,6 +24,15 @@ def caption(concept: str, rng: random.Random) -> str:
     return f"a {TRIGGER[concept]} large {color} {rng.choice(pictures.SHAPES[:4])} on a {ground} background"
 
 
+def prompts(concept: str, unrelated: list[str]) -> list[str]:
+    """What a user would draw with the concept: every thing that there is of it, or the style in unrelated prompts."""
+    if concept == "photographs":
+        return [photographs.caption(name, TRIGGER[concept]) for name in photographs.NAMES]
+    if concept == "smiley":
+        return [f"a large {TRIGGER[concept]} on a {ground} background" for ground in GROUNDS]
+    return [text.replace("a ", f"a {TRIGGER[concept]} ", 1) for text in unrelated]
+
+
 def draw(concept: str, text: str, size: tuple[int, int], rng: random.Random) -> Image.Image:
     """A picture that the caption of a drawn concept describes. size: (width, height) in pixels."""
     if concept == "smiley":

@@ -48,9 +48,9 @@ class Judge:
         from zturbo.hosts import comfy_tiny
 
         self.dit, self.device, self.concept = dit, device, concept
-        rng, names = random.Random(11), pictures.captions()
+        names = pictures.captions()
         self.asked = asked(UNRELATED)
-        self.of_concept = [concepts.caption(concept, rng) for _ in range(OF_CONCEPT)]
+        self.of_concept = asked_of(concept)
         spread = [names[n * 101 % len(names)] for n in range(8) for _ in range(6)]  # eight prompts, six seeds
         clip = comfy_tiny.load_clip()
         self.sets = {
@@ -102,6 +102,12 @@ def asked(count: int) -> list[str]:
     """Captions of the known world that measurements ask for."""
     names = pictures.captions()
     return [names[n * 37 % len(names)] for n in range(count)]
+
+
+def asked_of(concept: str) -> list[str]:
+    """Captions of a concept that measurements ask for."""
+    rng = random.Random(11)
+    return [concepts.caption(concept, rng) for _ in range(OF_CONCEPT)]
 
 
 class Asked:

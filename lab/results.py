@@ -13,8 +13,9 @@ from .setup import ROOT, log, use_comfy
 OUT = ROOT / "docs" / "results"
 CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
 PICTURED = "outline"  # the concept of the page's pictures
-MAIN = ("straight", "adapter", "guard")
-LONG = ("straight", "adapter", "guard", "redistil", "onpolicy")
+MAIN = ("straight", "adapter", "guard", "restore")
+OTHERS = ("half", "strong", "fading", "bad", "own", "guard_straight")
+LONG = ("straight", "adapter", "guard", "restore", "redistil", "onpolicy")
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
 PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
 
@@ -35,7 +36,9 @@ def main(argv: list[str]):
         picture(args.folder, PICTURED)
     fill = {
         "main": points_table(rows, MAIN, (500, 2000, 10000)),
+        "concepts": concepts_table(rows),
         "equal": equal_table(rows),
+        "others": others_table(rows),
         "gauge": gauge_table(rows),
         "long": points_table(rows, LONG, (10000,)),
         "runs": str(len({row["run"] for row in rows})),
@@ -112,6 +115,33 @@ def points_table(rows, variants, steps) -> str:
                     ]
                 )
     return table(["step", "trained", "turbo lost", "concept learnt", "sharpness", "Fréchet", "8 and 50 steps apart", "diversity", "runs"], lines)
+
+
+def concepts_table(rows, step: int = 10000) -> str:
+    """What is lost, and learnt, of each concept; means over its runs."""
+    lines = []
+    for concept in concepts.CONCEPTS:
+        of = [row for row in rows if row["concept_of"] == concept]
+        found = [at(of, variant, step) for variant in MAIN]
+        if any(found):
+            lines.append([concept, *(f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}" if some else "" for some in found)])
+    return table(["turbo lost, concept learnt", *MAIN], lines)
+
+
+def others_table(rows, steps=(500, 2000)) -> str:
+    """Each beside the plain adapter's run of the same concept and seed."""
+    lines = []
+    for step in steps:
+        plain = {(row["concept_of"], row["seed"]): row for row in rows if row["variant"] == "adapter" and row["step"] == step}
+        for variant in OTHERS:
+            found = [row for row in rows if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in plain]
+            beside = [plain[row["concept_of"], row["seed"]] for row in found]
+            if found:
+                line = [str(step), variant.replace("_", ", ")]
+                for key in ("lost", "concept"):
+                    line += [f"{mean(row[key] for row in found):.2f}", with_interval([row[key] - other[key] for row, other in zip(found, beside)])]
+                lines.append([*line, str(len(found))])
+    return table(["step", "trained", "turbo lost", "more than on the adapter", "concept learnt", "more than on the adapter", "runs"], lines)
 
 
 def equal_table(rows) -> str:

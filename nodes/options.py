@@ -231,17 +231,43 @@ class ZTurboHealthOptions(io.ComfyNode):
                     tooltip="Of keep_turbo's guard beside the loss, as a factor. Higher keeps more of turbo and learns more slowly. Usual: 1.",
                 ),
                 io.Int.Input("guard_interval", default=2, min=1, max=100, tooltip="Steps between two guarded ones. Higher is faster and keeps less. Usual: 2."),
-                io.Int.Input("size", default=0, min=0, max=2048, step=16, tooltip="Pixels, width and height at which gauge and guard look. 0: the short side of your pictures, at most 512."),
+                io.Int.Input(
+                    "size", default=0, min=0, max=2048, step=16, tooltip="Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most 512."
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default="\n".join(PROMPTS),
-                    tooltip="Unrelated prompts, one a line, without the trigger word: the first 8 are the gauge's, the others the guard's. What is near to your subject and must stay as it is belongs here, too.",
+                    tooltip="Unrelated prompts, one a line, without the trigger word: the first 8 are the gauge's, the others keep_turbo's. What is near to your subject and must stay as it is belongs here, too.",
+                ),
+                io.Int.Input(
+                    "restore_steps",
+                    default=1000,
+                    min=1,
+                    max=100000,
+                    tooltip="With keep_turbo at restore: the last steps of the run, in which no pictures are trained. Usual: a third of the run. Each takes as long as a step of batch size 8.",
+                ),
+                io.String.Input(
+                    "restore_prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="With keep_turbo at restore: prompts with the trigger word, one a line, of the kind that you will draw with, 20 or more. Your captions count, too. Empty: the trigger word in front of the unrelated prompts.",
                 ),
             ],
             outputs=[HealthOptions.Output(display_name="health_options")],
         )
 
     @classmethod
-    def execute(cls, gauge_every, stop_above, guard_weight, guard_interval, size, prompts) -> io.NodeOutput:
-        return io.NodeOutput(Turbo(weight=guard_weight, interval=guard_interval, prompts=lines(prompts), size=size, every=gauge_every, stop_above=stop_above))
+    def execute(cls, gauge_every, stop_above, guard_weight, guard_interval, size, prompts, restore_steps, restore_prompts) -> io.NodeOutput:
+        return io.NodeOutput(
+            Turbo(
+                weight=guard_weight,
+                interval=guard_interval,
+                prompts=lines(prompts),
+                size=size,
+                every=gauge_every,
+                stop_above=stop_above,
+                restore_steps=restore_steps,
+                restore_prompts=lines(restore_prompts),
+            )
+        )

@@ -1,4 +1,4 @@
-"""How turbo a model with a LoRA still is, and the guard that keeps it so.
+"""How turbo a model with a LoRA still is, and the paths on which it is kept so.
 
 Clean turbo walks its own 8-step path for prompts that have nothing to do with what is trained. At the states of
 that path the velocities of turbo with the LoRA are compared with its own: what a LoRA changes there, it changes in
@@ -47,12 +47,12 @@ PROMPTS = (
     "a castle made of glass on a floating island",
     "a dog looking out of a car window",
 )
-WATCHED = 8  # prompts of the gauge; the guard takes the others
+WATCHED = 8  # prompts of the gauge; guard and restoring take the others
 HIGH = 3  # the first states of a path, at noise levels from 1 to 0.9: prompts take turns in them for the gauge
 WORN = 0.28  # mean deviation at those at which 1 - 1/e of turbo is lost, and
 STEEPNESS = 3  # how fast that comes: both as measured on the tiny turbo, see docs/RESULTS.md
 HEALTHY = 0.1  # what the gauge reads at most while turbo is called healthy
-GUARDED = 4  # states that a guarded step looks at
+GUARDED = 4  # states of each set of paths that a step looks at
 Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 

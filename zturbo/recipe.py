@@ -15,7 +15,7 @@ from .errors import ZTurboError
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
 NETWORKS = ("lora", "dora", "lokr", "loha")
-KEEPS = ("off", "guard")
+KEEPS = ("off", "guard", "restore")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
@@ -121,10 +121,16 @@ class Turbo:
     size: int = 0  # pixels, width and height of their pictures; 0: the short side of the training pictures, at most 512
     every: int = 250  # steps between two readings of the gauge; 0: none
     stop_above: float = 0.0  # the run ends when the gauge reads more, 0 to 1; 0: never
+    restore_steps: int = 1000  # last steps of the run, with keep at restore: no pictures are trained in them
+    restore_prompts: tuple[str, ...] = ()  # that name what is trained; empty: the trigger word in front of the unrelated ones
 
     @property
     def guarded(self) -> bool:
         return self.keep == "guard"
+
+    @property
+    def restores(self) -> bool:
+        return self.keep == "restore"
 
 
 @dataclass(frozen=True)
@@ -200,15 +206,20 @@ class Recipe:
         above_zero(guard_weight=self.turbo.weight)
         at_least(1, guard_interval=self.turbo.interval)
         at_least(0, gauge_every=self.turbo.every)
+        at_least(1, restore_steps=self.turbo.restore_steps)
         between(0, 1, stop_above=self.turbo.stop_above)
         if self.turbo.size and not (64 <= self.turbo.size <= 4096 and self.turbo.size % 16 == 0):
             raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be 0, or a multiple of 16 from 64 to 4096.")
         if self.turbo.stop_above and not (self.turbo.every and self.turbo.prompts):
             raise ZTurboError("stop_above needs readings of the gauge. Set gauge_every above 0 and write some unrelated prompts, one a line.")
-        if self.turbo.guarded and len(self.turbo.prompts) <= health.WATCHED:
+        if self.turbo.keep != "off" and len(self.turbo.prompts) <= health.WATCHED:
             raise ZTurboError(
-                f"The turbo guard has {len(self.turbo.prompts)} unrelated prompts; it needs more than {health.WATCHED}, since the first {health.WATCHED} are the gauge's. Write more, one a line."
+                f"keep_turbo is {self.turbo.keep} and there are {len(self.turbo.prompts)} unrelated prompts; it needs more than {health.WATCHED}, since the first {health.WATCHED} are the gauge's. Write more, one a line."
             )
+        if self.turbo.restores and self.turbo.stop_above:
+            raise ZTurboError("keep_turbo is restore, which mends turbo at the end, and stop_above would end the run before. Set stop_above to 0, or keep_turbo to off or guard.")
+        if self.turbo.restores and self.taught < 1:
+            raise ZTurboError(f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower.")
         if not 0 <= self.optimizer.ema < 1:
             raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
@@ -218,6 +229,11 @@ class Recipe:
             raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
+
+    @property
+    def taught(self) -> int:
+        """Steps in which pictures are trained."""
+        return self.steps - self.turbo.restore_steps if self.turbo.restores else self.steps
 
     @property
     def beside(self) -> bool:
@@ -312,7 +328,9 @@ def teaches(recipe: Recipe) -> dict[str, object]:
     given, default = flat(recipe), flat(Recipe())
     idle = ["name", "previews.", "saving.", "data.cache", "data.validation_every"]
     idle += [] if recipe.turbo.stop_above else ["turbo.every"]
-    idle += [] if recipe.turbo.stop_above or recipe.turbo.guarded else ["turbo."]
+    idle += [] if recipe.turbo.stop_above or recipe.turbo.keep != "off" else ["turbo."]
+    idle += [] if recipe.turbo.guarded else ["turbo.weight", "turbo.interval"]
+    idle += [] if recipe.turbo.restores else ["turbo.restore_"]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value != default[key] and not key.startswith(tuple(idle))}
 
 

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from . import checkpoint, files, lorafile
 from . import recipe as recipes
 from .errors import CheckpointError, LoraFileError, ZTurboError
+from .lowrank import Difference
 
 log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
-LORA, HEALTHY = "lora.safetensors", "healthy.safetensors"
+LORA, HEALTHY, TAUGHT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
 STOP, SAVE = "stop", "save"
 STEPS = "ss_steps"  # of a LoRA's metadata
 SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
@@ -41,6 +42,7 @@ class RunFolder:
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
         self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
         self.healthy_step = steps_of(self.healthy)
+        self.taught = self.path / TAUGHT  # the LoRA when the last picture had been trained, where turbo is restored behind that
         self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
@@ -93,9 +95,10 @@ class RunFolder:
         """Begin where another run's checkpoint ends: with a copy of it, and of that run's log. Raises ZTurboError."""
         try:
             files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
-            log_file = checkpoint_file.parents[1] / EVENTS
-            if log_file.is_file():
-                files.write(self.events, log_file.read_bytes())
+            for name in (EVENTS, TAUGHT):
+                there = checkpoint_file.parents[1] / name
+                if there.is_file():
+                    files.write(self.path / name, there.read_bytes())
         except OSError as error:
             raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
 
@@ -147,6 +150,15 @@ class RunFolder:
             self.healthy_step = steps
         except LoraFileError as error:
             log.warning("%s", error)
+
+    def keep_taught(self, state: dict[str, torch.Tensor]):
+        """Write the LoRA as it was when the last picture had been trained, in fp32. Raises LoraFileError."""
+        lorafile.write(self.taught, state, {})
+
+    def taught_lora(self, device) -> dict[str, Difference]:
+        """The LoRA that `keep_taught` wrote. Raises LoraFileError when it is not there any more."""
+        found = lorafile.read(self.taught).factors
+        return {name: one.of({key: tensor.float().to(device) for key, tensor in one.tensors.items()}) for name, one in found.items()}
 
     def forget_healthy(self):
         """Delete the healthy LoRA: it has learnt what is undone."""

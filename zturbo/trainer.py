@@ -19,7 +19,7 @@ import torch
 from . import flow, health, lorafile, lowrank, network, optimizers, turbo
 from .checkpoint import State
 from .dataset import Captions, Dataset, Encoded
-from .errors import LossError
+from .errors import LossError, ZTurboError
 from .lowrank import Difference, Target
 from .recipe import Recipe
 from .runfolder import RunFolder, request_stop, step_of
@@ -28,6 +28,7 @@ from .turbo import Velocity
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
 EXPLOSION = 5  # times
+RESTORING = "The pictures are learnt. From here on the LoRA is taught to be as it is where a prompt names it, and to leave turbo alone where none does."
 LOOKED_AT = 6  # pictures of each kind in a validation
 FIXED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Lora = dict[str, Difference]
@@ -41,7 +42,7 @@ class Host(Protocol):
     turbo: bool  # is the model that trains turbo itself, once its adapter is taken away?
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None]) -> Encoded:
-        """Latents of the pictures. Keeps the captions, and behind them the recipe's unrelated prompts. check: called between two pictures; may raise."""
+        """Latents of the pictures. Keeps the captions, and behind them the texts of `turbo.texts`. check: called between two pictures; may raise."""
         ...
 
     def start(self) -> Lora | None:
@@ -226,6 +227,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     the learning rate, once; then it raises LossError. Memory that runs out is answered once: with recomputation and one
     picture at a time. Stopping waits for the first step; a preview that cannot be drawn is said and costs nothing else.
     """
+    if recipe.turbo.restores and not host.turbo:
+        raise ZTurboError("keep_turbo is restore, but the model that trains is not turbo: previews are drawn with another one (preview_model). Set keep_turbo to off or guard.")
     state = begin(recipe, host, run)  # first: what is wrong with a recipe is said before pictures are encoded
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
@@ -242,6 +245,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         return worn or finished(recipe, state, control)
 
     had_ended = ended()
+    restore: turbo.Restore | None = None
     watched = turbo.Watch() if had_ended else watch(recipe, pictures, host)
 
     def save_lora():
@@ -267,11 +271,15 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 look(pictures, state, velocity, host.device, run, control, recipe.seed)
         while not ended():
             out_of_memory = False
+            restore = restore if restoring(recipe, state) else None
             try:
+                if restoring(recipe, state) and restore is None:
+                    restore = walk_restore(recipe, dataset, pictures, host, run, state, thrifty)
+                    tell(run, control, state.step, RESTORING)
                 with host.training(state.lora) as velocity:
                     while not ended():
                         control.check()
-                        event = one_step(recipe, pictures, watched, state, velocity, host.device, thrifty)
+                        event = one_step(recipe, pictures, watched, restore, state, velocity, host.device, thrifty)
                         event["memory"] = host.memory()
                         run.event(**event)
                         control.step(event)
@@ -281,7 +289,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                             worn = not read_gauge(recipe, state, watched, velocity, host.device, thrifty, run, control, keep_healthy)
                         if save_due(recipe, state, run):
                             save()
-                        if worn or preview_due(recipe, state):
+                        if worn or preview_due(recipe, state) or (restore is None and restoring(recipe, state)):
                             break
             except LossError as error:
                 spent = state.setbacks > 0
@@ -293,7 +301,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 continue
             except Exception as error:
                 out_of_memory = state.whole and host.out_of_memory(error)
-                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and not recipe.turbo.guarded):
+                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"):
                     raise
             if out_of_memory:  # out here, where nothing of the failed step is held any more
                 thrifty = True
@@ -340,6 +348,30 @@ def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
         if recipe.batch_size == 1 or not host.out_of_memory(error):
             raise
     return walked(1)  # out here, where nothing of the failed one is held any more
+
+
+def restoring(recipe: Recipe, state: State) -> bool:
+    """Are these the last steps, which restore turbo?"""
+    return recipe.turbo.restores and recipe.taught <= state.step < recipe.steps
+
+
+def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State, thrifty: bool) -> turbo.Restore:
+    """The paths that the last steps are held to. The LoRA as it was taught lies in the run folder, so that a run that is taken up walks the same ones."""
+    if state.step == recipe.taught:
+        run.keep_taught(state.shown(torch.float32))
+    taught = run.taught_lora(host.device)
+    extra = turbo.texts(recipe, dataset.trigger, True)
+    first, unrelated = len(pictures.captions.texts), len(recipe.turbo.prompts)
+    own = {number for item, numbers in zip(dataset.items, pictures.captions.of) if not item.regularisation for number in numbers}
+    own |= set() if pictures.captions.dropped is None else {pictures.captions.dropped}  # the trigger word alone
+    named = (*sorted(own), *range(first + unrelated, first + len(extra)))
+    width = turbo.side(recipe, min(side for views in pictures.encoded.latents for side in views.shape[2:]))
+
+    def walk(lora: Lora, numbers) -> health.Paths:
+        with host.training(lora) as velocity:
+            return health.walk(lambda x, sigma, some: velocity(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device, 1 if thrifty else recipe.batch_size)
+
+    return turbo.Restore(walk(taught, named), walk({}, range(first + health.WATCHED, first + unrelated)))
 
 
 def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
@@ -458,17 +490,20 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     return images
 
 
-def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
+def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: turbo.Restore | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
     """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
+    if restore is not None:
+        rate *= (recipe.steps - step) / recipe.turbo.restore_steps
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     adapter = adapter_factor(recipe, step)
     total, sigmas = torch.zeros((), device=device), []
     for place in range(step * options.accumulation, (step + 1) * options.accumulation):
-        for loss, sigma in losses(recipe, place, pictures, velocity, device, thrifty, adapter):
+        batch = losses(recipe, place, pictures, velocity, device, thrifty, adapter) if restore is None else restore.losses(recipe, place, velocity, device, lambda size: pieces(size, thrifty))
+        for loss, sigma in batch:
             (loss / options.accumulation).backward()
             total += loss.detach() / options.accumulation
             sigmas.append(sigma)

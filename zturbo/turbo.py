@@ -1,6 +1,6 @@
-"""Turbo watched and kept while a LoRA trains: the gauge's readings, and the guard's gradients. Maths in `health`."""
+"""Turbo watched and kept while a LoRA trains: the gauge's readings, the guard's gradients, and the last steps that restore turbo. Maths in `health`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,8 @@ from .health import Paths
 from .recipe import Recipe
 
 LARGEST = 64  # side of a latent: 512 pixels
+Pieces = Callable[[int], list[slice]]  # what of so many states goes through the model at once
+Losses = Iterator[tuple[torch.Tensor, torch.Tensor]]
 Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.Tensor]
 
 
@@ -35,21 +37,57 @@ class Watch:
         deviation = health.deviations(self.gauge, self.of(velocity), device, together).mean().item()
         return {"event": "health", "step": step, "gauge": round(health.gauge(deviation), 4), "deviation": round(deviation, 5)}
 
-    def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Callable[[int], list[slice]]) -> float:
+    def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Pieces) -> float:
         """Gradients that hold the model with the LoRA to its own velocities without, at states of the paths. Returns their mean square difference.
 
         With the adapter on, as the rest of the training is: held without it, a LoRA learns that the adapter tells its own
         pictures from the others, instead of the prompt, and is weak where the adapter is off.
         """
         assert self.guard is not None
-        states, sigmas, own, numbers = health.guarded(self.guard, recipe.seed, step)
-        total, with_lora = torch.zeros((), device=device), self.of(velocity, 1.0)
-        for rows in pieces(len(numbers)):
-            v = with_lora(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
-            loss = (v.float() - own[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers)
+        total = torch.zeros((), device=device)
+        for loss, _ in held(self.guard, (recipe.seed, step), self.of(velocity, 1.0), device, pieces):
             (recipe.turbo.weight * loss).backward()
             total += loss.detach()
         return total.item()
+
+
+@dataclass(frozen=True)
+class Restore:
+    """What the last steps of a run teach, without the adapter: to be the LoRA as it was taught where a prompt names it, and clean turbo where none does.
+
+    named: walked by turbo with that LoRA, for captions and prompts that name it; clean: by clean turbo, for the unrelated prompts.
+    """
+
+    named: Paths
+    clean: Paths
+
+    def losses(self, recipe: Recipe, place: int, velocity: Velocity, device, pieces: Pieces) -> Losses:
+        """As the trainer's own: loss and sigmas of each piece of batch `place`; the losses add up to the batch's mean square difference."""
+        for kind, paths in (("named", self.named), ("clean", self.clean)):
+            for loss, sigmas in held(paths, (recipe.seed, place, kind), lambda x, sigma, numbers: velocity(x, sigma, numbers, 0.0), device, pieces):
+                yield loss / 2, sigmas
+
+
+def held(paths: Paths, counters: tuple, velocity: health.Velocity, device, pieces: Pieces) -> Losses:
+    """Mean square difference from the paths' velocities at some states of theirs, a function of the counters, in pieces; and their sigmas."""
+    states, sigmas, own, numbers = health.guarded(paths, *counters)
+    for rows in pieces(len(numbers)):
+        v = velocity(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
+        yield (v.float() - own[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers), sigmas[rows]
+
+
+def texts(recipe: Recipe, trigger: str, is_turbo: bool) -> tuple[str, ...]:
+    """What a host encodes behind the captions: the unrelated prompts, and then those that name what is trained, as far as they are needed."""
+    wish = recipe.turbo
+    if wish.restores:
+        prefixed = tuple(f"{trigger}, {prompt}" for prompt in wish.prompts[health.WATCHED :]) if trigger else ()
+        return wish.prompts + (wish.restore_prompts or prefixed)
+    return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every and is_turbo else ()
+
+
+def side(recipe: Recipe, short: int) -> int:
+    """Of the latents in which turbo is watched. short: the shortest side of the trained ones."""
+    return recipe.turbo.size // 8 or min(LARGEST, short)
 
 
 def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velocity, device, together: int) -> Watch:
@@ -58,14 +96,13 @@ def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velo
     first: the host's number of the first unrelated prompt; short: the shortest side of the trained latents; is_turbo: does
     the model that trains become turbo when its adapter is taken away? together: prompts that go through the model at once.
     """
-    wish = recipe.turbo
-    side = wish.size // 8 or min(LARGEST, short)
+    wish, width = recipe.turbo, side(recipe, short)
     numbers, plain = tuple(range(len(wish.prompts))), Watch(first=first)
     bare, trained = plain.of(velocity, 0.0 if is_turbo else 1.0), plain.of(velocity, 1.0)
     gauge = guard = None
     if wish.every and is_turbo:
-        gauge = health.walk(bare, numbers[: health.WATCHED], side, side, recipe.seed, device, together, health.HIGH).one_each()
+        gauge = health.walk(bare, numbers[: health.WATCHED], width, width, recipe.seed, device, together, health.HIGH).one_each()
     if wish.guarded:
-        paths = health.walk(bare, numbers[health.WATCHED :], side, side, recipe.seed, device, together)
+        paths = health.walk(bare, numbers[health.WATCHED :], width, width, recipe.seed, device, together)
         guard = replace(paths, velocities=health.velocities(paths, trained, device, together))
     return Watch(gauge, guard, first)

@@ -16,10 +16,12 @@ import prompts
 from test_host import de_distilled, encode, recipe
 from test_server import events, failure, newest_run
 
-from zturbo import health, lowrank, network, turbo
+from zturbo import dataset, health, lorafile, lowrank, network, trainer, turbo
 from zturbo import recipe as recipes
+from zturbo.hosts import comfy_paths
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network, Turbo
+from zturbo.runfolder import RunFolder
 
 UNRELATED = "\n".join(f"a large {color} {shape} on a white background" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross"))
 WATCHED = Turbo(prompts=tuple(UNRELATED.splitlines()), size=64)
@@ -92,7 +94,10 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
 
 
 def options(**changes) -> dict:
-    return prompts.node("ZTurboHealthOptions", **{"gauge_every": 2, "stop_above": 0.0, "guard_weight": 1.0, "guard_interval": 2, "size": 64, "prompts": UNRELATED, **changes})
+    return prompts.node(
+        "ZTurboHealthOptions",
+        **{"gauge_every": 2, "stop_above": 0.0, "guard_weight": 1.0, "guard_interval": 2, "size": 64, "prompts": UNRELATED, "restore_steps": 10, "restore_prompts": "", **changes},
+    )
 
 
 def watched_run(server, name: str, keep="off", save=False, changes=None, **training) -> Path:
@@ -108,10 +113,49 @@ def watched_run(server, name: str, keep="off", save=False, changes=None, **train
 def test_gauge_guard_and_their_options_reach_the_run(server):
     run = watched_run(server, "guarded", "guard", changes={"guard_weight": 3.0, "guard_interval": 3}, steps=5)
     given = recipes.from_toml((run / "recipe.toml").read_text())
-    assert given.turbo == Turbo("guard", 3.0, 3, tuple(UNRELATED.splitlines()), 64, 2)
+    assert given.turbo == Turbo("guard", 3.0, 3, tuple(UNRELATED.splitlines()), 64, 2, restore_steps=10)
     found = events(run)
     assert [event["step"] for event in found if event.get("event") == "health"] == [2, 4, 5]
     assert [event["step"] for event in found if "guard" in event] == [1, 4]
+
+
+def test_restoring_reaches_the_run_and_leaves_the_concept(server):
+    """Through the real server, adapter and all: turbo comes back, the prompts that name the concept stay away from it."""
+    asked = "a large zsmile on a pink background\na large zsmile on a white background"
+    run = watched_run(server, "restored", "restore", changes={"restore_steps": 40, "restore_prompts": asked, "gauge_every": 20}, steps=80, learning_rate=3e-3)
+    given = recipes.from_toml((run / "recipe.toml").read_text())
+    assert given.turbo == Turbo("restore", 1.0, 2, tuple(UNRELATED.splitlines()), 64, 20, restore_steps=40, restore_prompts=tuple(asked.splitlines()))
+    found = {event["step"]: event["deviation"] for event in events(run) if event.get("event") == "health"}
+    assert sorted(found) == [20, 40, 60, 80] and found[80] < 0.7 * found[40]
+    losses = [event["loss"] for event in events(run) if "loss" in event]
+    assert len(losses) == 80 and sum(losses[-5:]) < 0.5 * sum(losses[40:45])
+    taught, restored = (lorafile.read(run / f"{name}.safetensors").factors for name in ("taught", "lora"))
+    assert taught.keys() == restored.keys()
+
+
+def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_the_adapter(tiny, tmp_path):
+    model, clip, vae = tiny
+    given = recipe(turbo=replace(WATCHED, keep="restore", restore_steps=1, restore_prompts=("a zsmile",)), steps=2)
+    pictures = dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), (64,), "zsmile", given.data)
+    with torch.inference_mode(False):
+        host, bare = ComfyHost(de_distilled(model), clip, vae, given), ComfyHost(model, clip, vae, given)
+        run = RunFolder.new(tmp_path, given)
+        state = trainer.begin(given, host, run)
+        for B in lowrank.parameters(state.lora)[1::2]:
+            B.data.fill_(0.03)
+        state.losses.append(0.0)
+        encoded = trainer.pictures_of(given, pictures, host)
+        found = trainer.walk_restore(given, pictures, encoded, host, run, state, thrifty=False)
+        captions = len(encoded.captions.texts)
+        assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(range(captions + 8, captions + 12))
+        bare.encode(pictures, encoded.captions)
+        for paths, lora in ((found.named, state.lora), (found.clean, {})):
+            with torch.no_grad(), bare.training(lora) as velocity:
+                wanted = health.walk(velocity, paths.numbers, 8, 8, given.seed, host.device, 1)
+            torch.testing.assert_close(paths.states, wanted.states, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(paths.velocities, wanted.velocities, rtol=1e-3, atol=1e-3)
+        with torch.no_grad(), bare.training({}) as velocity:
+            assert (health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device, 1).velocities - found.named.velocities).abs().max() > 0.02
 
 
 def test_stop_above_hands_on_the_healthy_lora(server):

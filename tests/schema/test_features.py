@@ -24,7 +24,7 @@ def adapter_rows() -> dict[tuple[str, str], dict]:
 
 
 # the node has a word for what is empty in the recipe, or text for a list; and what the table says, where that is too long for it
-WORDED = {"previews.prompts": "", "network.start": "", "turbo.prompts": "32 prompts"}
+WORDED = {"previews.prompts": "", "turbo.restore_prompts": "", "network.start": "", "turbo.prompts": "32 prompts"}
 # set by the pack itself, the same for everyone
 FIXED = {"previews.steps", "previews.sampler"}
 

@@ -118,6 +118,60 @@ def test_a_guarded_run_goes_on_to_the_same_bits(tmp_path):
     assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
 
 
+def restoring(last=20):
+    return recipe(steps=40 + last, optimizer=replace(recipe().optimizer, learning_rate=0.01), turbo=replace(SMALL, keep="restore", restore_steps=last, restore_prompts=("x",)))
+
+
+def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
+    """Prompts that name it follow the LoRA as it was taught, unrelated ones clean turbo: on one linear map for both, the middle."""
+    given = restoring(200)
+    taught, _, _, _ = go(tmp_path, replace(given, steps=40, turbo=SMALL))
+    result, run, _, _ = go(tmp_path, given)
+    kept = load_file(run.taught)
+    assert result.losses[:40] == taught.losses and all(torch.equal(kept[key], taught.state[key]) for key in taught.state)
+    found = {event["step"]: event["deviation"] for event in readings(run)}
+    assert 0.4 * found[40] < found[240] < 0.6 * found[40]  # both pull alike
+    assert len(notes(run, "The pictures are learnt")) == 1
+    rates = [event["lr"] for event in runfolder.read_events(run.events) if "loss" in event]
+    assert rates[39] == rates[40] == pytest.approx(0.01) and rates[140] == pytest.approx(0.005) and rates[239] == pytest.approx(0.01 / 200)
+
+
+def test_a_restoring_steps_loss_is_its_mean_square_difference(tmp_path):
+    given = restoring()
+    _, run, host, _ = go(tmp_path, given)
+    first = [event for event in runfolder.read_events(run.events) if "loss" in event][40]
+    kept = load_file(run.taught)
+    A, B = (kept[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
+    weight = host.linear.weight.detach()
+    changed = weight + given.network.alpha / given.network.rank * B @ A
+    captions = len(PICTURES.captions().texts)
+    clean = health.walk(linear(weight), tuple(range(captions + 8, captions + 32)), 8, 8, given.seed, host.device, 1)
+    states, _, own, _ = health.guarded(clean, given.seed, 40, "clean")
+    apart = (linear(changed)(states, None, None) - own).square().mean().item()  # where it is named there is none yet
+    assert first["loss"] == pytest.approx(apart / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("at", [30, 40, 47])
+def test_a_restoring_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, at):
+    given = restoring()
+    whole, _, _, _ = go(tmp_path, given)
+    run = RunFolder.new(tmp_path, given)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(given, PICTURES, LinearHost(), run, Nobody(cancel_after=at), {})
+    again = RunFolder.new(tmp_path, given)
+    again.adopt(run.checkpoint_files()[0])
+    for folder in (run, again):  # taken up, and begun anew from its checkpoint
+        result = trainer.train(given, PICTURES, LinearHost(), RunFolder(folder.path), Nobody(), {})
+        assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+
+
+def test_a_model_that_is_no_turbo_cannot_be_restored(tmp_path):
+    host = LinearHost()
+    host.turbo = False
+    with pytest.raises(ZTurboError, match="preview_model"):
+        trainer.train(restoring(), PICTURES, host, RunFolder.new(tmp_path, restoring()), Nobody(), {})
+
+
 def test_stop_above_ends_the_run_with_the_last_healthy_lora(tmp_path):
     free, free_run, _, _ = go(tmp_path, recipe(steps=40, turbo=SMALL))
     limit = readings(free_run)[3]["gauge"]  # of step 20
@@ -180,7 +234,11 @@ def test_where_another_model_trains_there_is_no_gauge(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        (dict(keep="both"), "off, guard"),
+        (dict(keep="both"), "off, guard, restore"),
+        (dict(keep="restore", restore_steps=2000), "nothing is left"),
+        (dict(keep="restore", restore_steps=0), "restore_steps"),
+        (dict(keep="restore", stop_above=0.5), "stop_above"),
+        (dict(keep="restore", prompts=("a",) * 8), "more than 8"),
         (dict(weight=0.0), "guard_weight"),
         (dict(interval=0), "guard_interval"),
         (dict(every=-1), "gauge_every"),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 import torch.utils.deterministic
 
-from .. import health, lorafile, lowrank, network
+from .. import health, lorafile, lowrank, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
@@ -91,14 +91,14 @@ class ComfyHost:
         latents = []
         with torch.no_grad():
             autoencoder = comfy_cache.of_vae(self.vae)
-            self.encode_texts((*captions.texts, *self.unrelated), check)
+            self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
             for item in dataset.items:
                 check()
                 latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        sides = self.recipe.turbo.size // 8 if self.recipe.turbo.guarded else 0
+        sides = self.recipe.turbo.size // 8 if self.recipe.turbo.keep != "off" else 0
         self.image_tokens = max(sides**2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
         return Encoded(latents)
 
@@ -109,12 +109,6 @@ class ComfyHost:
         for text in texts:
             check()
             self.features.append(self._features(text_encoder, text))
-
-    @property
-    def unrelated(self) -> tuple[str, ...]:
-        """The unrelated prompts, where they are needed."""
-        wish = self.recipe.turbo
-        return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every and self.turbo else ()
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
@@ -237,7 +231,7 @@ class ComfyHost:
         """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
         tokens = max(f.shape[1] for f in self.features) + self.image_tokens
         layers = 4 if self.checkpointing else len(self.dit.layers)
-        together = max(self.recipe.batch_size, health.GUARDED if self.recipe.turbo.guarded else 0)
+        together = max(self.recipe.batch_size, 0 if self.recipe.turbo.keep == "off" else health.GUARDED)
         return int(together * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
