@@ -305,7 +305,7 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
 def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
     """Items and notes of a folder; what lies in `but` is left out."""
     if not folder.is_dir():
-        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder inside ComfyUI's input folder and give its name.")
+        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its name; in a graph it lies in the input folder.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if but is not None and but != folder:
         files = [path for path in files if not path.is_relative_to(but)]

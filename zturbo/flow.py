@@ -32,7 +32,7 @@ def shift_sigma(sigma: torch.Tensor, shift: float = SHIFT) -> torch.Tensor:
 
 
 def turbo_sigmas(steps: int = 8, shift: float = SHIFT) -> torch.Tensor:
-    """[steps + 1] sigmas from 1 to 0: ComfyUI's scheduler "simple" for a flow model."""
+    """[steps + 1] sigmas from 1 to 0, evenly spaced before the shift: what previews and samplers draw with."""
     return torch.cat((shift_sigma(1 - torch.arange(steps, dtype=torch.float64) / steps, shift).float(), torch.zeros(1)))
 
 

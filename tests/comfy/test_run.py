@@ -13,12 +13,13 @@ from test_host import de_distilled, fingerprint, pictures
 from zturbo import lorafile, runfolder
 from zturbo.errors import TrainingError, ZTurboError
 from zturbo.hosts import comfy_paths, comfy_run
+from zturbo.runs import Runs
 
 
 @pytest.fixture
 def run(tiny, tmp_path, monkeypatch):
     """Train four steps into tmp_path, without a frontend to send events to."""
-    monkeypatch.setattr(comfy_paths, "runs", lambda: tmp_path)
+    monkeypatch.setattr(comfy_paths, "runs", lambda: Runs(tmp_path))
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     model, clip, vae = tiny
     return lambda way="merged", resume="auto": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1", resume)
@@ -68,7 +69,7 @@ def test_memory_that_runs_out_once_costs_time_only(run, tmp_path, monkeypatch):
 
 def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_trained(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(comfy_paths, "runs", lambda: tmp_path / "file")
+    monkeypatch.setattr(comfy_paths, "runs", lambda: Runs(tmp_path / "file"))
     with pytest.raises(ZTurboError, match="cannot be made"):
         run()
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from .. import flow, health, lorafile, lowrank, network
+from .. import flow, lorafile, lowrank, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import LoraFileError, ModelError
@@ -80,7 +80,7 @@ class DiffusersHost:
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
         with moved(self.loaded.text_encoder.module, self.device):
-            self.encode_texts((*captions.texts, *self.unrelated), check)
+            self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
             self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
         latents = []
         with moved(self.loaded.autoencoder.module, self.device):
@@ -97,12 +97,6 @@ class DiffusersHost:
         for text in texts:
             check()
             self.features.append(self._features(text))
-
-    @property
-    def unrelated(self) -> tuple[str, ...]:
-        """The unrelated prompts, where they are needed."""
-        wish = self.recipe.turbo
-        return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every else ()
 
     def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
@@ -213,6 +207,7 @@ class DiffusersHost:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=flow.SHIFT)
+        scheduler.sigma_min = 0.0  # as diffusers' own Z-Image pipeline has it
         scheduler.set_timesteps(steps + 1, device=self.device)  # its last step goes from 0 to 0
         for time, sigma in zip(scheduler.timesteps[:-1], scheduler.sigmas):
             x = scheduler.step(self._velocity(x, sigma.expand(len(x)), [caption]), time, x, return_dict=False)[0]
