@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,3 +79,17 @@ def test_nothing_loads_pickles_or_runs_text():
 def test_the_tiny_model_is_small():
     files = [path for path in (ROOT / "models" / "tiny").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
+
+
+@pytest.mark.parametrize("room", ["trainer", "flow", "lowrank", "dataset", "runfolder"])
+def test_what_is_trained_knows_no_host(room):
+    text = (ROOT / "zturbo" / f"{room}.py").read_text(encoding="utf-8").lower()
+    assert "comfy" not in text and "diffusers" not in text
+
+
+def test_only_hosts_import_them():
+    """comfy in zturbo/hosts/comfy*, diffusers and transformers in zturbo/hosts/diffusers*."""
+    for path in (ROOT / "zturbo").rglob("*.py"):
+        for host, modules in (("comfy", "comfy|folder_paths|server|latent_preview"), ("diffusers", "diffusers|transformers")):
+            found = re.findall(rf"^ *(?:import|from) ((?:{modules})[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not found or (path.parent.name == "hosts" and path.name.startswith(host)), f"{path.name} imports {found}"
