@@ -6,10 +6,11 @@ from comfy_api.latest import io, ui
 from ..zturbo import lorafile, pictureset, plots
 from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_check, comfy_generate, comfy_load, comfy_paths, comfy_weights
+from ..zturbo.hosts.comfy_paths import TINY
 from .model import read_adapter
 from .save import save
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, TINY, LoraModel
+from .types import CATEGORY, CONNECTED, LoraModel
 
 PROMPTS = "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a man|an old man|a child}, {film photo|oil painting|pencil drawing}"
 SIZES = "1024x1024, 832x1216, 1216x832, 896x1152, 1152x896, 768x768, 512x768, 768x512"

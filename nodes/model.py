@@ -5,7 +5,8 @@ from comfy_api.latest import io
 
 from ..zturbo import lorafile
 from ..zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
-from .types import CATEGORY, TINY
+from ..zturbo.hosts.comfy_paths import TINY
+from .types import CATEGORY
 
 AUTO = "auto"
 DE_DISTILL, RESTORE = "+1 de-distill", "-1 restore"

@@ -3,7 +3,6 @@
 from comfy_api.latest import io
 
 CATEGORY = "Z-Image Turbo"
-TINY = "tiny (bundled)"
 CONNECTED = "the one connected"  # of a file list: what comes in by a wire
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")

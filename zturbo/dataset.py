@@ -70,6 +70,9 @@ class Dataset:
     trigger: str = ""
     options: Data = Data()
     notes: tuple[str, ...] = field(default=())
+    folder: str = ""  # that the pictures came from; empty: through the graph
+    resolutions: tuple[int, ...] = ()  # pixels, as asked for
+    regularisation: str = ""  # folder of the regularisation pictures
 
     def buckets(self) -> dict[tuple[int, int], int]:
         """(width, height) -> number of pictures."""
@@ -299,7 +302,7 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
         _need_words(more)
         notes += more_notes
     _need_words(items)
-    return Dataset((*items, *more), trigger, options, tuple(notes))
+    return Dataset((*items, *more), trigger, options, tuple(notes), str(folder), resolutions, "" if regularisation is None else str(regularisation))
 
 
 def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 
@@ -143,6 +144,13 @@ def describe(lora: dict[str, Difference]) -> str:
     """One line: how much is trained."""
     ranks = sorted({one.rank for one in lora.values()})
     return f"{form(next(iter(lora.values())))} of rank {', '.join(map(str, ranks))}: {lowrank.count(lora):,} numbers in {len(lora)} places."
+
+
+def start_file(name: str) -> Path:
+    """The LoRA to start from, where its name is a path. Raises LoraFileError."""
+    if not Path(name).is_file():
+        raise LoraFileError(f"There is no file {name!r}, which network.start names. Give the path of a LoRA.")
+    return Path(name)
 
 
 def read_start(path, targets: list[Target]) -> dict[str, Difference]:

@@ -156,8 +156,24 @@ class Saving:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """Where a run without a graph finds what it trains and what on; a graph writes down what it knows. Nothing of it is a setting: what counts is what lies there."""
+
+    model: str = ""  # a safetensors file, a folder that holds a saved transformer, or tiny
+    text_encoder: str = ""  # a file or folder
+    vae: str = ""  # a file or folder
+    tokenizer: str = ""  # a folder; empty: beside the text encoder
+    adapter: str = ""  # the de-distill adapter's file, or tiny; empty: straight on the model
+    adapter_strength: float = 1.0
+    pictures: str = ""  # a folder
+    trigger: str = ""
+    resolutions: str = "1024"  # pixels, "768, 1024"
+    regularisation: str = ""  # a folder; empty: none
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Everything that a run is a function of, apart from model and pictures."""
+    """Everything that a run is a function of, and where its model and pictures lie."""
 
     name: str = "my_lora"
     steps: int = 2000  # optimizer steps
@@ -173,6 +189,7 @@ class Recipe:
     turbo: Turbo = field(default_factory=Turbo)
     previews: Previews = field(default_factory=Previews)
     saving: Saving = field(default_factory=Saving)
+    inputs: Inputs = field(default_factory=Inputs)
 
     def __post_init__(self):
         check_types(self)
@@ -195,6 +212,7 @@ class Recipe:
         between(0, 1, caption_dropout=self.data.caption_dropout, outside=self.data.outside)
         between(0, 0.5, validation=self.data.validation)
         between(0, 10, regularisation_weight=self.data.regularisation_weight)
+        between(0, 4, adapter_strength=self.inputs.adapter_strength)
         between(0, 4, adapter_start=self.adapter.start, adapter_end=self.adapter.end)
         if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
             raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
@@ -326,7 +344,7 @@ def to_toml(recipe: Recipe) -> str:
 def teaches(recipe: Recipe) -> dict[str, object]:
     """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with the same ones train the same LoRA."""
     given, default = flat(recipe), flat(Recipe())
-    idle = ["name", "previews.", "saving.", "data.cache", "data.validation_every"]
+    idle = ["name", "inputs.", "previews.", "saving.", "data.cache", "data.validation_every"]
     idle += [] if recipe.turbo.stop_above else ["turbo.every"]
     idle += [] if recipe.turbo.stop_above or recipe.turbo.keep != "off" else ["turbo."]
     idle += [] if recipe.turbo.guarded else ["turbo.weight", "turbo.interval"]
@@ -352,13 +370,41 @@ def _toml(value) -> str:
 
 def from_toml(text: str) -> Recipe:
     """The recipe that `to_toml` wrote. Raises ZTurboError for what is no TOML, an unknown key, and a value that is not allowed."""
-    import tomllib  # Python 3.11
+    return with_settings(text, [])
 
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ZTurboError(f"The recipe is not TOML ({error}). Mend that line, or take the recipe.toml of a run.") from error
+
+def with_settings(text: str, settings: list[str]) -> Recipe:
+    """A recipe's TOML with settings of the form `steps=500` or `optimizer.learning_rate=2e-4`; what is no TOML value is text. Raises ZTurboError."""
+    values = read_toml(text, "The recipe", "Mend that line, or take the recipe.toml of a run.")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        *sections, name = key.strip().split(".")
+        if not equals or not all((*sections, name)):
+            raise ZTurboError(f"{setting!r} is no setting. Write KEY=VALUE, as steps=500 or optimizer.learning_rate=2e-4.")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ZTurboError(f"{setting!r}: {section} is no section.")
+        try:
+            place[name] = read_toml(f"value = {value.strip()}", "", "")["value"]
+        except ZTurboError:
+            place[name] = value.strip()
     return _build(Recipe, values, "")
+
+
+def read_toml(text: str, what: str, advice: str) -> dict:
+    try:
+        import tomllib  # Python 3.11
+    except ModuleNotFoundError:
+        try:
+            import tomli as tomllib  # type: ignore[no-redef]
+        except ModuleNotFoundError as error:
+            raise ZTurboError("Reading a recipe needs Python 3.11, or the package tomli: pip install tomli.") from error
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ZTurboError(f"{what} is not TOML ({error}). {advice}") from error
 
 
 def _build(kind, values: dict, where: str):

@@ -16,7 +16,7 @@ from . import recipe as recipes
 from . import runfolder, trainer
 from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
-from .recipe import Previews, Recipe, file_name
+from .recipe import Inputs, Previews, Recipe, file_name
 from .runfolder import RECIPE, RunFolder
 
 log = logging.getLogger("zturbo")
@@ -231,7 +231,7 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
         "ss_batch_size_per_device": str(recipe.batch_size),
         "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
         "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
-        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews())),  # prompts are the artist's own
+        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews(), inputs=Inputs())),  # prompts are the artist's own
     }
     return facts | host.adapter_facts()
 

@@ -26,7 +26,7 @@ def adapter_rows() -> dict[tuple[str, str], dict]:
 # the node has a word for what is empty in the recipe, or text for a list; and what the table says, where that is too long for it
 WORDED = {"previews.prompts": "", "turbo.restore_prompts": "", "network.start": "", "turbo.prompts": "32 prompts"}
 # set by the pack itself, the same for everyone
-FIXED = {"previews.steps", "previews.sampler"}
+FIXED = {"previews.steps", "previews.sampler", *(name for name in flat(Recipe()) if name.startswith("inputs."))}
 
 
 def test_every_setting_is_in_the_table_and_nothing_else():

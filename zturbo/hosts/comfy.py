@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -23,7 +24,7 @@ from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
 from ..lowrank import Difference, Factors, Target
 from ..recipe import Recipe
-from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward, comfy_paths
+from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward
 
 log = logging.getLogger("zturbo")
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -31,10 +32,13 @@ FULL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ComfyHost:
-    """See `runs.Host`. The MODELs that come in are never changed: work is done on clones, and weights are put back."""
+    """See `runs.Host`. The MODELs that come in are never changed: work is done on clones, and weights are put back.
 
-    def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None):
-        self.recipe = recipe
+    cache: folder of encoded latents and texts. lora_file: where the LoRA to start from lies, by its name.
+    """
+
+    def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None, cache: Path | None = None, lora_file: Callable[[str], Path] = network.start_file):
+        self.recipe, self.lora_file = recipe, lora_file
         self.clip, self.vae = clip, vae
         self.dit = comfy_adapter.diffusion_model(model)
         self.device = model.load_device
@@ -50,7 +54,7 @@ class ComfyHost:
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
         self.image_tokens = 0  # of the largest picture
-        self.cache = Cache(comfy_paths.runs().cache if recipe.data.cache else None)
+        self.cache = Cache(cache if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
         self.prompts: list = []
         if self.device.type == "cuda":
@@ -71,7 +75,7 @@ class ComfyHost:
         """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
         carried = None if self.tag is None else (self.tag.sha256, self.tag.net)
         dtypes = [str(module.weight.dtype) for module in comfy_adapter.linears(self.dit).values()]
-        start = "" if not self.recipe.network.start else lorafile.read(comfy_paths.lora_file(self.recipe.network.start)).sha256
+        start = "" if not self.recipe.network.start else lorafile.read(self.lora_file(self.recipe.network.start)).sha256
         return comfy_cache.fingerprint(comfy_adapter.without_adapter(self.given), (carried, dtypes, start))[:32]
 
     def describe(self) -> str:
@@ -92,7 +96,7 @@ class ComfyHost:
         with torch.no_grad():
             autoencoder = comfy_cache.of_vae(self.vae)
             self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
-            self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
+            self.encode_prompts()
             for item in dataset.items:
                 check()
                 latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
@@ -101,6 +105,11 @@ class ComfyHost:
         sides = self.recipe.turbo.size // 8 if self.recipe.turbo.keep != "off" else 0
         self.image_tokens = max(sides**2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
         return Encoded(latents)
+
+    def encode_prompts(self):
+        """Of the previews."""
+        with torch.no_grad():
+            self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
 
     def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
         """Give the texts numbers, in their order from 0."""
@@ -130,7 +139,7 @@ class ComfyHost:
     def start(self) -> dict[str, Difference] | None:
         """See `trainer.Host.start`."""
         name = self.recipe.network.start
-        return network.read_start(comfy_paths.lora_file(name), self.targets) if name else None
+        return network.read_start(self.lora_file(name), self.targets) if name else None
 
     def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
         """See `trainer.Host.norms`."""

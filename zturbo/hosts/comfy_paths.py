@@ -11,6 +11,7 @@ from . import comfy_tiny
 
 BUNDLED = "bundled: smiley"
 SETS = "zturbo_sets"
+TINY = "tiny (bundled)"  # model and adapter in the lists
 
 
 def dataset_folder(name: str) -> Path:

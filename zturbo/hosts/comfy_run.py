@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.model_management
+import folder_paths
 import numpy as np
 import torch
 
@@ -11,8 +12,8 @@ from .. import lorafile, runs
 from ..dataset import Dataset
 from ..errors import ZTurboError
 from ..lorafile import LoraState
-from ..recipe import Recipe
-from . import comfy_paths
+from ..recipe import Inputs, Recipe
+from . import comfy_adapter, comfy_paths, comfy_tiny
 from .comfy import ComfyHost
 from .comfy_control import ComfyControl
 
@@ -36,11 +37,28 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
     with torch.inference_mode(False), torch.enable_grad():
-        recipe = replace(recipe, data=dataset.options)
-        host = ComfyHost(model, clip, vae, recipe, preview_model)
+        recipe = replace(recipe, data=dataset.options, inputs=inputs_of(dataset, model))
+        host = ComfyHost(model, clip, vae, recipe, preview_model, comfy_paths.runs().cache, comfy_paths.lora_file)
         done = runs.conduct(recipe, dataset, host, comfy_paths.runs(), resume, lambda run: ComfyControl(run, recipe.steps, node_id, _send), comfy.model_management.InterruptProcessingException)
     result = done.result
     return Trained(LoraState(result.state, done.facts | lorafile.thumbnail(result.images)), result.losses, _images(result.images), done.run.lora, result.steps)
+
+
+def inputs_of(dataset: Dataset, model) -> Inputs:
+    """What a graph knows of where its model and pictures lie, so that the run can be done again without it. Text encoder and VAE do not say where they are from."""
+    tag = comfy_adapter.carried(model)
+    factory = getattr(model, "cached_patcher_init", None)
+    file = next((str(value) for value in factory[1] if isinstance(value, (str, Path)) and str(value)), "") if factory else ""
+    adapter = "" if tag is None or tag.net == 0 else "tiny" if tag.file == comfy_paths.TINY else str(folder_paths.get_full_path("loras", tag.file) or "")
+    return Inputs(
+        model="tiny" if file == str(comfy_tiny.MODEL) else file,
+        adapter=adapter,
+        adapter_strength=1.0 if tag is None else tag.net,
+        pictures=dataset.folder,
+        trigger=dataset.trigger,
+        resolutions=", ".join(map(str, dataset.resolutions)) or "1024",
+        regularisation=dataset.regularisation,
+    )
 
 
 def _images(images: list[np.ndarray]) -> torch.Tensor:

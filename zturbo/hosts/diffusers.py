@@ -81,7 +81,7 @@ class DiffusersHost:
         """See `trainer.Host.encode`."""
         with moved(self.loaded.text_encoder.module, self.device):
             self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
-            self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
+            self.encode_prompts()
         latents = []
         with moved(self.loaded.autoencoder.module, self.device):
             for item in dataset.items:
@@ -90,6 +90,11 @@ class DiffusersHost:
         self.cache.tidy()
         log.info("%s", self.cache.report())
         return Encoded(latents)
+
+    def encode_prompts(self):
+        """Of the previews."""
+        with moved(self.loaded.text_encoder.module, self.device):
+            self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
 
     def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
         """Give the texts numbers, in their order from 0."""
@@ -127,11 +132,7 @@ class DiffusersHost:
     def start(self) -> dict[str, Difference] | None:
         """See `trainer.Host.start`."""
         name = self.recipe.network.start
-        if not name:
-            return None
-        if not Path(name).is_file():
-            raise LoraFileError(f"There is no file {name}, which network.start names. Give the path of a LoRA.")
-        return network.read_start(Path(name), self.targets)
+        return network.read_start(network.start_file(name), self.targets) if name else None
 
     def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
         """See `trainer.Host.norms`."""

@@ -1,0 +1,50 @@
+"""The command line: a run without a graph, and what LoRA files hold.
+
+Exit codes: 0 done, 1 a sentence says what was wrong, 2 the command was not understood, 3 stopped and kept, 130 cancelled.
+"""
+
+import argparse
+import json
+import sys
+
+from ..errors import ZTurboError
+from . import files, sampling, training
+
+DESCRIPTION = """Train LoRAs on Z-Image-Turbo and keep its 8 steps, without a graph.
+
+A recipe is a TOML file: the recipe.toml in the folder of any run, made here or in ComfyUI. Where its section [inputs]
+says nothing, give the model, the adapter and the pictures as options."""
+EXAMPLES = """examples:
+  python -m zturbo plan recipe.toml
+  python -m zturbo train recipe.toml --model z_image_turbo_bf16.safetensors --text-encoder qwen_3_4b.safetensors \\
+      --vae ae.safetensors --adapter zimage_turbo_training_adapter_v2.safetensors --pictures my_pictures --trigger zvk_me
+  python -m zturbo train --model tiny --adapter tiny --pictures models/tiny/smiley --trigger zsmile --set steps=200
+  python -m zturbo resume zturbo_runs/my_lora
+  python -m zturbo sample --model tiny --lora zturbo_runs/my_lora/lora.safetensors --prompt "a large zsmile on a blue background" --size 128x128
+  python -m zturbo inspect my_lora.safetensors
+  python -m zturbo convert kohya.safetensors mine.safetensors --rank 16
+
+Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, and resume goes on from its last checkpoint."""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m zturbo", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for room in (training, sampling, files):
+        room.add(commands)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except ZTurboError as error:
+        print(json.dumps({"error": str(error)}) if args.json else f"zturbo: {error}", file=sys.stdout if args.json else sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    """A command with what all have."""
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="a JSON object a line, for programs")
+    parser.set_defaults(run=run)
+    return parser

@@ -1,0 +1,81 @@
+"""inspect and convert: LoRA and adapter files of every dialect."""
+
+import json
+from pathlib import Path
+
+from .. import convert, lorafile, network
+from ..errors import LoraFileError, ZTurboError
+
+
+def add(commands):
+    from . import command
+
+    inspect = command(commands, "inspect", run_inspect, "what a LoRA or adapter file holds: names, rank, targets, dtype, norms, metadata")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--parts", action="store_true", help="each part with its rank and norm")
+    conversion = command(commands, "convert", run_convert, "another trainer's file in the form that everything reads")
+    conversion.add_argument("source", type=Path, metavar="IN")
+    conversion.add_argument("target", type=Path, metavar="OUT")
+    conversion.add_argument("--rank", type=int, default=0, help="of the new file, by exact SVD; 0: as it is")
+    conversion.add_argument("--dtype", choices=tuple(lorafile.DTYPES), default="bf16", help="of its numbers")
+    conversion.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+
+
+def need(path: Path):
+    if not path.is_file():
+        raise LoraFileError(f"There is no file {path}.")
+
+
+def inspected(path: Path) -> dict:
+    """Facts of a file. norms: Frobenius, of what each part adds to its weight."""
+    need(path)
+    file = lorafile.read(path)
+    norms = {name: one.delta().norm().item() for name, one in file.factors.items()}
+    parts = {name: {"form": network.form(one), "rank": one.rank, "shape": list(one.shape), "norm": round(norms[name], 6)} for name, one in sorted(file.factors.items())}
+    return {
+        "file": path.name,
+        "mb": round(path.stat().st_size / 1e6, 3),
+        "sha256": file.sha256,
+        "names": file.dialect,
+        "forms": sorted({network.form(one) for one in file.factors.values()}),
+        "parts": parts,
+        "rank": file.ranks,
+        "dtype": file.dtypes,
+        "targets": sorted({name.split(".", 2)[2] if name.count(".") > 1 else name for name in file.factors}),
+        "layers": len({tuple(name.split(".")[:2]) for name in file.factors}),
+        "norm": round(sum(norm**2 for norm in norms.values()) ** 0.5, 6),
+        "leftover": list(file.leftover),
+        "notes": list(file.notes),
+        "metadata": {key: value for key, value in file.metadata.items() if not value.startswith("data:")},
+    }
+
+
+def run_inspect(args) -> int:
+    facts = inspected(args.file)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    parts, metadata = facts.pop("parts"), facts.pop("metadata")
+    for key, value in facts.items():
+        if value not in ([], ""):
+            print(f"{key:9} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    print(f"{'parts':9} {len(parts)}")
+    for name, one in parts.items() if args.parts else ():
+        print(f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']:g}")
+    for key, value in sorted(metadata.items()):
+        print(f"{key}: {value if len(value) <= 200 else value[:200] + ' …'}")
+    return 0
+
+
+def run_convert(args) -> int:
+    need(args.source)
+    if args.target.suffix != ".safetensors":
+        raise ZTurboError(f"{args.target} does not end in .safetensors. Give such a name.")
+    if args.target.exists() and not args.overwrite:
+        raise ZTurboError(f"{args.target} is there already. Give another name, or --overwrite.")
+    if not 0 <= args.rank <= 1024:
+        raise ZTurboError(f"--rank is {args.rank}; it must be 0 (as it is) or up to 1024.")
+    made = convert.convert(args.source, args.rank, args.dtype)
+    lorafile.write(args.target, made.state, made.state.metadata)
+    print(json.dumps({"lora": str(args.target), "report": made.report}) if args.json else f"{made.report}\n{args.target}")
+    return 0

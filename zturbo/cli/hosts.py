@@ -1,0 +1,125 @@
+"""Which code runs the model: ComfyUI's where there is one, else diffusers'."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import lorafile
+from ..errors import ModelError, ZTurboError
+from ..recipe import Inputs, Recipe
+
+TINY = "tiny"
+NAMES = {"model": "a safetensors file, a diffusers folder, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
+         "tokenizer": "a folder; needed with single files outside ComfyUI", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
+    group = parser.add_argument_group("model")
+    for name, text in NAMES.items():
+        if name not in but:
+            group.add_argument("--" + name.replace("_", "-"), metavar="PATH", help=text)
+    group.add_argument(
+        "--host",
+        choices=("auto", "comfy", "diffusers"),
+        default="auto",
+        help="whose code runs the model; auto: ComfyUI's where it is found (--comfyui, COMFYUI_PATH, the install around this folder, ~/comfy/ComfyUI)",
+    )
+    group.add_argument("--comfyui", metavar="FOLDER", help="the folder that holds ComfyUI's main.py")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of diffusers' code; ComfyUI chooses for itself")
+
+
+def given(inputs: Inputs, args) -> Inputs:
+    """The inputs with what the options say."""
+    said = {name: getattr(args, name, None) for name in vars(inputs)}
+    return replace(inputs, **{name: value for name, value in said.items() if value is not None})
+
+
+def choose(args) -> str:
+    """comfy or diffusers; for comfy its folder is on the path then. Raises ZTurboError."""
+    if args.host == "diffusers":
+        return need_diffusers()
+    folder = find_comfyui(args.comfyui)
+    if folder is None:
+        if args.host == "comfy":
+            raise ZTurboError("There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. Give its folder with --comfyui, or choose --host diffusers.")
+        return need_diffusers()
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return "comfy"
+
+
+def need_diffusers() -> str:
+    missing = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ZTurboError(f"{' and '.join(missing)} are not installed. pip install 'diffusers>=0.36' 'transformers>=4.51' accelerate, or give a ComfyUI with --comfyui.")
+    return "diffusers"
+
+
+def find_comfyui(named: str | None) -> Path | None:
+    """Raises ZTurboError for a named folder that is none."""
+    pack = Path(__file__).resolve().parents[2]
+    around = pack.parents[1] if pack.parent.name == "custom_nodes" else None
+    wish = named or os.environ.get("COMFYUI_PATH")
+    if wish:
+        if not is_comfyui(Path(wish)):
+            raise ZTurboError(f"{wish} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py.")
+        return Path(wish).resolve()
+    return next((place for place in (around, Path.home() / "comfy" / "ComfyUI") if place and is_comfyui(place)), None)
+
+
+def is_comfyui(path: Path) -> bool:
+    return (path / "main.py").is_file() and (path / "comfy" / "sd.py").is_file()
+
+
+def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
+    """A `runs.Host` for the recipe's inputs. Raises ZTurboError for what is missing."""
+    need(recipe.inputs)
+    if chosen == "comfy":
+        from ..hosts import comfy_headless
+
+        return comfy_headless.open_host(recipe, cache)
+    return open_diffusers(recipe, device_of(args.device), cache)
+
+
+def need(inputs: Inputs):
+    """Raise ZTurboError unless every place that is named is there, and the model is named."""
+    wanted = [] if inputs.model == TINY else ["text_encoder", "vae"]
+    for name in ("model", *wanted):
+        if not getattr(inputs, name):
+            raise ZTurboError(f"inputs.{name} is empty: give --{name.replace('_', '-')}, {NAMES[name]}.")
+    for name in (*NAMES, "pictures", "regularisation"):
+        value = getattr(inputs, name)
+        if value and value != TINY and not Path(value).exists():
+            raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there. Give {NAMES.get(name, 'a folder of pictures')}.")
+
+
+def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):
+    from ..hosts import diffusers_load, diffusers_tiny
+    from ..hosts.diffusers import DiffusersHost
+
+    inputs = recipe.inputs
+    dtype = torch.float32 if device.type == "cpu" and inputs.model == TINY else torch.bfloat16
+    if inputs.model == TINY:
+        loaded = diffusers_tiny.load(dtype)
+    else:
+        model = Path(inputs.model)
+        tokenizer = Path(inputs.tokenizer) if inputs.tokenizer else None
+        loaded = diffusers_load.load(model / "transformer" if (model / "transformer").is_dir() else model, Path(inputs.text_encoder), Path(inputs.vae), tokenizer, dtype)
+    file = str(diffusers_tiny.ADAPTER) if inputs.adapter == TINY else inputs.adapter
+    adapter = lorafile.read(file) if file and inputs.adapter_strength else None
+    return DiffusersHost(loaded, recipe, device, adapter, inputs.adapter_strength, Path(file).name, cache)
+
+
+def device_of(name: str) -> torch.device:
+    """Raises ModelError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        raise ModelError(f"There is no {name} device here. Choose {', '.join(kind for kind, found in there.items() if found)}.")
+    return torch.device(name)

@@ -1,0 +1,53 @@
+"""sample: pictures with a LoRA at turbo speed, as previews are drawn."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from .. import lorafile
+from ..errors import ZTurboError
+from ..recipe import Compute, Inputs, Previews, Recipe
+from . import hosts
+
+
+def add(commands):
+    from . import command
+
+    sample = command(commands, "sample", run_sample, "draw with the turbo model and a LoRA")
+    sample.add_argument("--prompt", action="append", required=True, help="what to draw; more than once for more pictures")
+    sample.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA of any dialect; without one, plain turbo")
+    sample.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
+    sample.add_argument("--size", default="1024x1024", metavar="WxH", help="pixels, multiples of 16")
+    sample.add_argument("--steps", type=int, default=8, help="turbo is distilled to 8")
+    sample.add_argument("--seed", type=int, default=0, help="picks the noise")
+    sample.add_argument("--out", type=Path, default=Path("zturbo_pictures"), metavar="FOLDER", help="where the pictures go, as PNG")
+    hosts.add_options(sample, but=("adapter",))
+
+
+def run_sample(args) -> int:
+    size = re.fullmatch(r"(\d{2,4})x(\d{2,4})", args.size)
+    if size is None or any(int(side) % 16 for side in size.groups()):
+        raise ZTurboError(f"--size is {args.size!r}; write WIDTHxHEIGHT in multiples of 16, as 1024x1024.")
+    width, height = map(int, size.groups())
+    state = {}
+    if args.lora is not None:
+        if not args.lora.is_file():
+            raise ZTurboError(f"There is no LoRA {args.lora}.")
+        file = lorafile.read(args.lora)
+        lorafile.need_all(file.factors, list(file.leftover), args.lora.name)
+        state = lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
+    previews = Previews(tuple(args.prompt), 0, width, height, args.steps, args.seed)
+    given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), inputs=hosts.given(Inputs(), args))
+    given = replace(given, turbo=replace(given.turbo, every=0))
+    host = hosts.open_host(hosts.choose(args), given, args, None)
+    host.encode_prompts()
+    args.out.mkdir(parents=True, exist_ok=True)
+    first, files = len(list(args.out.glob("picture_*.png"))), []
+    for number, image in enumerate(host.draw(state)):
+        files.append(args.out / f"picture_{first + number:04d}.png")
+        Image.fromarray(image).save(files[-1])
+    print(json.dumps({"images": [str(file) for file in files]}) if args.json else "\n".join(map(str, files)))
+    return 0

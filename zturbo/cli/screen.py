@@ -1,0 +1,86 @@
+"""The person at a terminal: a bar or JSON lines, Ctrl-C, and TensorBoard's file where that is installed."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runfolder import RunFolder, request_stop
+
+
+class Screen:
+    """See `runs.Control`. Ctrl-C: stop and keep; a second one: now."""
+
+    def __init__(self, run: RunFolder, total: int, as_json: bool):
+        self.run, self.total, self.as_json = run, total, as_json
+        self.bar: Any = None
+        self.board: Any = None
+        self.asked = False
+
+    def print(self, **values):
+        if self.as_json:
+            print(json.dumps(values), flush=True)
+
+    def begin(self, described: str):
+        self.print(event="start", run=str(self.run.path), total=self.total, adapter=described)
+        signal.signal(signal.SIGINT, self.interrupted)
+        if not self.as_json:
+            from tqdm import tqdm
+
+            print(f"{described}\nRun folder: {self.run.path}", file=sys.stderr)
+            self.bar = tqdm(total=self.total, initial=0, unit="step", dynamic_ncols=True, file=sys.stderr)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run.path / "tensorboard"))
+        except ImportError:
+            self.board = None
+
+    def interrupted(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        request_stop(self.run.path)
+        self.say("Stopping after this step; what is learnt is kept. Ctrl-C again ends it at once.")
+
+    def end(self, how: str, saved: int):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.bar is not None:
+            self.bar.close()
+        if self.board is not None:
+            self.board.close()
+        self.print(event="end", how=how, saved=saved, lora=str(self.run.lora) if saved else None)
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.run.stop.exists()
+
+    def check(self): ...
+
+    def step(self, event: dict):
+        self.print(event="step", **event)
+        if self.bar is not None:
+            self.bar.update(event["step"] - self.bar.n)
+            self.bar.set_postfix(loss=f"{event['loss']:.4f}", refresh=False)
+        if self.board is not None:
+            for key in ("loss", "lr", "grad_norm"):
+                self.board.add_scalar(key, event[key], event["step"])
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
+        self.print(event="preview", step=step, files=[str(path) for path in paths if path is not None])
+        for number, image in enumerate(images if self.board is not None else ()):
+            self.board.add_image(f"preview {number}", image, step, dataformats="HWC")
+
+    def look(self, event: dict):
+        self.print(**event)
+        for key in ("gauge", "trained", "held_out"):
+            if self.board is not None and key in event:
+                self.board.add_scalar(key, event[key], event["step"])
+
+    def say(self, sentence: str):
+        self.print(event="note", text=sentence)
+        if self.bar is not None:
+            self.bar.write(sentence, file=sys.stderr)

@@ -1,0 +1,124 @@
+"""train, resume and plan."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import dataset, network, recipe, runfolder, runs
+from ..errors import ZTurboError
+from ..recipe import Recipe
+from ..runs import AUTO, NEW, Runs
+from . import hosts
+from .screen import Screen
+
+STOPPED = 3
+
+
+def add(commands):
+    from . import command
+
+    train = command(commands, "train", run_train, "train a LoRA by a recipe, or go on with one that was cut off")
+    of_recipe(train)
+    train.add_argument("--runs", type=Path, default=Path("zturbo_runs"), metavar="FOLDER", help="where run folders live")
+    train.add_argument("--resume", default=AUTO, metavar="HOW", help="auto: take up the newest run of this name that was given the same; new; or a run, or RUN/step_000500, to go on from")
+    resume = command(commands, "resume", run_resume, "go on with a run that was stopped or cut off")
+    resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    hosts.add_options(resume)
+    plan = command(commands, "plan", run_plan, "what a recipe would do: pictures, buckets, sizes, memory; starts nothing")
+    of_recipe(plan)
+
+
+def of_recipe(parser: argparse.ArgumentParser):
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="a TOML file; without one, the defaults and what the options say")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, as in TOML: --set steps=500 --set optimizer.learning_rate=2e-4 --set name='\"cat\"'")
+    group = parser.add_argument_group("pictures")
+    group.add_argument("--pictures", metavar="FOLDER", help="pictures with a .txt caption beside each")
+    group.add_argument("--trigger", metavar="WORD", help="the trigger word")
+    group.add_argument("--resolutions", metavar="PIXELS", help='sides of the trained pictures, as "768, 1024"')
+    group.add_argument("--regularisation", metavar="FOLDER", help="pictures of the kind at large")
+    hosts.add_options(parser)
+
+
+def recipe_of(args) -> Recipe:
+    """The file's recipe with what the options say. Raises ZTurboError."""
+    if args.recipe is not None and not args.recipe.is_file():
+        raise ZTurboError(f"There is no recipe {args.recipe}. Give the recipe.toml of a run, or leave it out and give options.")
+    found = recipe.with_settings(args.recipe.read_text(encoding="utf-8") if args.recipe is not None else "", args.set)
+    return replace(found, inputs=hosts.given(found.inputs, args))
+
+
+def pictures_of(given: Recipe) -> dataset.Dataset:
+    inputs = given.inputs
+    if not inputs.pictures:
+        raise ZTurboError("inputs.pictures is empty: give --pictures, a folder of pictures with a .txt caption beside each. (Pictures that came through a graph's wire are not on the disk.)")
+    return dataset.from_folder(inputs.pictures, dataset.read_sides(inputs.resolutions), inputs.trigger, given.data, inputs.regularisation or None)
+
+
+def run_train(args) -> int:
+    given = recipe_of(args)
+    if args.resume not in (AUTO, NEW):
+        Runs(args.runs).checkpoint(args.resume)
+    return conduct(given, Runs(args.runs), args.resume, args)
+
+
+def run_resume(args) -> int:
+    folder = args.folder.resolve()
+    if not (folder / runfolder.RECIPE).is_file():
+        raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} in it.")
+    given = recipe.read(folder / runfolder.RECIPE)
+    runfolder.RunFolder(folder).stop.unlink(missing_ok=True)
+    return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), AUTO, args)
+
+
+def conduct(given: Recipe, place: Runs, resume: str, args) -> int:
+    hosts.need(given.inputs)
+    pictures = pictures_of(given)
+    if not args.json:
+        print(pictures.report(), file=sys.stderr)
+    host = hosts.open_host(hosts.choose(args), given, args, place.cache)
+    done = runs.conduct(given, pictures, host, place, resume, lambda run: Screen(run, given.steps, args.json), KeyboardInterrupt)
+    if not args.json:
+        print(f"The LoRA: {done.run.lora}")
+    return 0 if done.result.steps >= given.steps else STOPPED
+
+
+def run_plan(args) -> int:
+    given = recipe_of(args)
+    hosts.need(given.inputs)
+    pictures = pictures_of(given)
+    facts = planned(given, pictures, hosts.open_host(hosts.choose(args), given, args, None))
+    print(json.dumps(facts) if args.json else "\n".join([pictures.report(), *(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())]))
+    return 0
+
+
+def planned(given: Recipe, pictures: dataset.Dataset, host) -> dict:
+    """Counts and sizes. adam_mb: LoRA, its gradients and AdamW's two moments, all fp32."""
+    shapes = [network.places(host.targets, given.network)]
+    parameters = sum(place.rank * (place.part.size + place.target.in_features) for place in shapes[0])
+    held = pictures.held_out()
+    groups: dict[tuple[int, int], int] = {}
+    for number, item in enumerate(pictures.items):
+        if number not in held:
+            groups[item.size] = groups.get(item.size, 0) + item.repeats
+    per_epoch = sum(-(-count // given.batch_size) for count in groups.values())
+    latents = sum(16 * (item.size[0] // 8) * (item.size[1] // 8) * 4 * (2 if given.data.flip else 1) for item in pictures.items)
+    return {
+        "steps": given.steps,
+        "batches_per_epoch": per_epoch,
+        "epochs": round(given.steps * given.optimizer.accumulation / per_epoch, 2),
+        "buckets": {f"{width}x{height}": count for (width, height), count in sorted(groups.items())},
+        "places": len(shapes[0]),
+        "rank": given.network.rank,
+        "trained_numbers": parameters,
+        "lora_mb": round(parameters * torch.finfo(torch.bfloat16).bits / 8 / 1e6, 2),
+        "adam_mb": round(parameters * 16 / 1e6, 2),
+        "model_mb": round(sum(parameter.nbytes for parameter in host.dit.parameters()) / 1e6, 2),
+        "cached_latents_mb": round(latents / 1e6, 2),
+        "captions": len(pictures.captions().texts),
+        "previews": len(given.previews.prompts) * (given.steps // given.previews.every if given.previews.every else 1),
+        "adapter": host.describe(),
+    }

@@ -1,0 +1,26 @@
+"""ComfyUI's code without its server: model, text encoder and VAE from files, and the host on them."""
+
+from pathlib import Path
+
+import torch
+
+
+def open_host(recipe, cache: Path | None):
+    """A `ComfyHost` for the recipe's inputs. cache: folder of encoded latents and texts, or None."""
+    from comfy.cli_args import args
+
+    args.cpu = args.cpu or not torch.cuda.is_available() and not torch.backends.mps.is_available()  # before anything else of comfy is imported
+
+    from .. import lorafile
+    from . import comfy_adapter, comfy_load, comfy_tiny
+    from .comfy import ComfyHost
+
+    inputs = recipe.inputs
+    if inputs.model == "tiny":
+        model, clip, vae = comfy_tiny.load_model(comfy_tiny.MODEL), comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
+    else:
+        model, clip, vae = comfy_load.load_model(inputs.model), comfy_load.load_clip(inputs.text_encoder), comfy_load.load_vae(inputs.vae)
+    file = comfy_tiny.ADAPTER if inputs.adapter == "tiny" else Path(inputs.adapter)
+    if inputs.adapter and inputs.adapter_strength:
+        model = comfy_adapter.apply(model, lorafile.read(file), file.name, inputs.adapter_strength)
+    return ComfyHost(model, clip, vae, recipe, cache=cache)
