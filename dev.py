@@ -2,7 +2,7 @@
 """Everything a developer, or a curious artist, runs from the command line. Standard library only.
 
     python dev.py demo               train a LoRA on the bundled tiny model in a real ComfyUI, draw with it at 8 steps
-    python dev.py test [tier ...]    the tests: unit schema workflows comfy ui (all when none is named)
+    python dev.py test [tier ...]    the tests: unit schema headless workflows comfy ui (all when none is named)
     python dev.py bench NAME         a side-by-side measurement
     python dev.py lab NAME           a stage of how the tiny turbo model was made
     python dev.py comfyui            start a ComfyUI with this pack in place, and print its address
@@ -34,7 +34,8 @@ PACK = "zimage-turbo-lora"
 COMFYUI_TAG = "v0.33.0"
 COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio that fits together
-TIERS = ("unit", "schema", "workflows", "comfy", "ui")
+TIERS = ("unit", "schema", "headless", "workflows", "comfy", "ui")
+DEMO_PROMPTS = ("a large zsmile on a blue background", "a large zsmile on a green background", "a large red square on a white background")
 START_SECONDS = 300
 # glibc gives large blocks back to the system after each use; kept, they make a step on a CPU half as long
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
@@ -297,7 +298,12 @@ def is_widget(spec: list) -> bool:
 
 def demo(args) -> int:
     """Train on the bundled tiny model with workflows/tiny_demo.json, before and after side by side."""
-    comfyui = find_comfyui(args.comfyui)
+    try:
+        comfyui = find_comfyui(args.comfyui)
+    except Stop as reason:
+        if args.comfyui or os.environ.get("COMFYUI_PATH"):
+            raise
+        return headless_demo(str(reason), args)
     python = environment(comfyui)
     workflow = json.loads((ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8"))
     base = cache() / "demo" / time.strftime("%Y%m%d-%H%M%S")
@@ -321,6 +327,34 @@ def demo(args) -> int:
         facts = {"lora": str(lora), "images": images, "steps": len(paces), "seconds_per_step": round(sum(paces) / len(paces), 4), "comfyui": comfyui_version(comfyui)}
         print(json.dumps(facts))
     return 0
+
+
+def headless_demo(reason: str, args) -> int:
+    """The demo's job without ComfyUI: the same recipe on diffusers' code."""
+    say(f"{reason}\nThe same job runs without ComfyUI now, on diffusers' code.")
+    python, base = environment(None), cache() / "demo" / time.strftime("%Y%m%d-%H%M%S")
+    started = time.monotonic()
+    zturbo(python, "train", "models/tiny/demo.toml", "--host", "diffusers", "--runs", str(base / "runs"))
+    run = next((base / "runs").glob("smiley*"))
+    prompts = [word for prompt in DEMO_PROMPTS for word in ("--prompt", prompt)]
+    zturbo(
+        python, "sample", "--host", "diffusers", "--model", "tiny", "--lora", str(run / "lora.safetensors"), "--before", "--size", "128x128", "--seed", "42", "--out", str(base / "pictures"), *prompts
+    )
+    images = [str(path) for path in sorted((base / "pictures").glob("*.png"))]
+    paces = [event["seconds"] for event in map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines()) if "loss" in event]
+    print(f"Done in {time.monotonic() - started:.0f} s.\nThe LoRA:     {run / 'lora.safetensors'}")
+    for image in images:
+        print(f"The pictures: {image}")
+    print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
+    if args.json:
+        print(json.dumps({"lora": str(run / "lora.safetensors"), "images": images, "steps": len(paces), "seconds_per_step": round(sum(paces) / len(paces), 4), "comfyui": None}))
+    return 0
+
+
+def zturbo(python: Path, *arguments: str):
+    """The pack's own command line. Ends with a sentence when it does."""
+    if run_python(python, ["-m", "zturbo", *arguments], {}):
+        raise Stop(f"python -m zturbo {arguments[0]} failed; its reason is above.")
 
 
 def test(args) -> int:

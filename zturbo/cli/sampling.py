@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .. import lorafile
@@ -19,6 +20,7 @@ def add(commands):
     sample = command(commands, "sample", run_sample, "draw with the turbo model and a LoRA")
     sample.add_argument("--prompt", action="append", required=True, help="what to draw; more than once for more pictures")
     sample.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA of any dialect; without one, plain turbo")
+    sample.add_argument("--before", action="store_true", help="beside each picture the same without the LoRA, on the left")
     sample.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
     sample.add_argument("--size", default="1024x1024", metavar="WxH", help="pixels, multiples of 16")
     sample.add_argument("--steps", type=int, default=8, help="turbo is distilled to 8")
@@ -46,7 +48,10 @@ def run_sample(args) -> int:
     host.encode_prompts()
     args.out.mkdir(parents=True, exist_ok=True)
     first, files = len(list(args.out.glob("picture_*.png"))), []
-    for number, image in enumerate(host.draw(state)):
+    images = host.draw(state)
+    if args.before:
+        images = [np.concatenate(pair, axis=1) for pair in zip(host.draw({}), images)]
+    for number, image in enumerate(images):
         files.append(args.out / f"picture_{first + number:04d}.png")
         Image.fromarray(image).save(files[-1])
     print(json.dumps({"images": [str(file) for file in files]}) if args.json else "\n".join(map(str, files)))

@@ -67,8 +67,8 @@ def run_train(args) -> int:
 
 def run_resume(args) -> int:
     folder = args.folder.resolve()
-    if not (folder / runfolder.RECIPE).is_file():
-        raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} in it.")
+    if not all((folder / name).is_file() for name in (runfolder.RECIPE, runfolder.EVENTS)):
+        raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it.")
     given = recipe.read(folder / runfolder.RECIPE)
     runfolder.RunFolder(folder).stop.unlink(missing_ok=True)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), AUTO, args)

@@ -48,7 +48,7 @@ def load_transformer(dtype: torch.dtype):
     for key, padding in (("t_embedder.mlp.0.weight", (0, 0, 0, extra)), ("t_embedder.mlp.0.bias", (0, extra)), ("t_embedder.mlp.2.weight", (0, extra))):
         state[key] = F.pad(state[key], padding)
     model.load_state_dict(state)
-    return model.to(dtype).eval().requires_grad_(False)
+    return (model if dtype is torch.float32 else model.to(dtype)).eval().requires_grad_(False)
 
 
 def load_text_encoder() -> TextEncoder:

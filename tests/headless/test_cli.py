@@ -1,0 +1,215 @@
+"""The command line, without ComfyUI: train, stop, resume, sample, inspect, convert, plan, and what is said of bad recipes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("diffusers", reason="needs diffusers: run `python dev.py test`, which brings it")
+
+from zturbo import cli, recipe, runfolder
+from zturbo.hosts import diffusers_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+name = "cat"
+steps = 12
+batch_size = 2
+
+[network]
+rank = 4
+alpha = 4.0
+
+[optimizer]
+learning_rate = 1e-3
+
+[compute]
+dtype = "fp32"
+checkpointing = false
+
+[turbo]
+every = 0
+
+[saving]
+every = 3
+
+[inputs]
+model = "tiny"
+adapter = "tiny"
+pictures = "PICTURES"
+trigger = "zsmile"
+resolutions = "128"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("PICTURES", diffusers_tiny.PICTURES.as_posix()))
+    return tmp_path
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+def run(*arguments: str) -> int:
+    return cli.main([*arguments, "--host", "diffusers", "--json"])
+
+
+def losses(path: Path) -> list[float]:
+    return [event["loss"] for event in runfolder.read_events(path / "events.jsonl") if "loss" in event]
+
+
+def test_a_recipe_is_trained_drawn_with_and_repeats(folder, capsys):
+    assert run("train", "recipe.toml") == 0
+    told = lines(capsys)
+    first = folder / "zturbo_runs" / "cat"
+    assert (
+        told[0]["event"] == "start"
+        and sum(line["event"] == "step" for line in told) == 12
+        and told[-1] == {"event": "end", "how": "finished", "saved": 12, "lora": str(Path("zturbo_runs/cat/lora.safetensors"))}
+    )
+    assert run("train", str(first / "recipe.toml"), "--set", "name=again") == 0  # the run's own recipe, inputs and all
+    again = folder / "zturbo_runs" / "again"
+    one, two = load_file(first / "lora.safetensors"), load_file(again / "lora.safetensors")
+    assert losses(first) == losses(again) and all(torch.equal(one[key], two[key]) for key in one)
+    capsys.readouterr()
+    assert run("sample", "--model", "tiny", "--lora", str(first / "lora.safetensors"), "--before", "--size", "64x96", "--prompt", "a red star", "--prompt", "a large zsmile on a blue background") == 0
+    pictures = lines(capsys)[0]["images"]
+    assert len(pictures) == 2
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.size == (128, 96) and image.crop((0, 0, 64, 96)).tobytes() != image.crop((64, 0, 128, 96)).tobytes()
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "zturbo", "train", "recipe.toml", "--set", "steps=200", "--host", "diffusers", *arguments]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int, worker: subprocess.Popen):
+    deadline = time.monotonic() + 120
+    while len(losses(folder)) < step:
+        assert worker.poll() is None and time.monotonic() < deadline, worker.stderr.read()
+        time.sleep(0.02)
+
+
+def test_ctrl_c_stops_and_keeps_and_a_killed_run_goes_on_to_the_same_bits(folder):
+    worker, run_folder = start(folder), folder / "zturbo_runs" / "cat"
+    wait_for_step(run_folder, 4, worker)
+    worker.kill()
+    worker.wait()
+    reached = len(losses(run_folder))
+    worker = start(folder)
+    wait_for_step(run_folder, reached + 3, worker)
+    worker.send_signal(signal.SIGINT)
+    out, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 3 and str(Path("zturbo_runs/cat/lora.safetensors")) in out
+    done = len(losses(run_folder))
+    assert reached < done < 200 and runfolder.how_ended(run_folder) == "stopped"
+    assert run("train", "recipe.toml", "--set", f"steps={done}", "--set", "name=whole") == 0
+    one, two = load_file(run_folder / "lora.safetensors"), load_file(folder / "zturbo_runs" / "whole" / "lora.safetensors")
+    assert losses(run_folder) == losses(folder / "zturbo_runs" / "whole") and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_resume_goes_on_with_a_stopped_run(folder, capsys):
+    assert run("train", "recipe.toml", "--set", "steps=9") == 0
+    path = folder / "zturbo_runs" / "cat"
+    runfolder.request_stop(path)
+    capsys.readouterr()
+    assert run("resume", str(path)) == 0
+    assert lines(capsys)[-1]["how"] == "finished" and not (path / "stop").exists()
+    assert run("resume", str(folder)) == 1 and "no run folder" in lines(capsys)[-1]["error"]
+
+
+def test_plan_counts_and_starts_nothing(folder, capsys):
+    assert run("plan", "recipe.toml") == 0
+    facts = lines(capsys)[0]
+    assert facts["steps"] == 12 and facts["buckets"] == {"112x144": 4, "128x128": 8, "144x112": 4} and facts["batches_per_epoch"] == 8 and facts["epochs"] == 1.5
+    assert run("train", "recipe.toml", "--set", "steps=1") == 0
+    state = load_file(folder / "zturbo_runs" / "cat" / "lora.safetensors")
+    assert facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values()) and facts["places"] * 2 == len(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("steps = 12", "stepps = 12"), ("stepps", "steps")),
+        (("steps = 12", 'steps = "many"'), ("steps", "'many'", "whole number")),
+        (("steps = 12", "steps = 0"), ("steps", "0", "at least 1")),
+        (("steps = 12", "steps = ["), ("TOML",)),
+        (("rank = 4", "rnk = 4"), ("network.rnk", "rank")),
+        (('trigger = "zsmile"', "trigger = 3"), ("inputs.trigger", "3", "text")),
+        (('pictures = "', 'pictures = "/nowhere'), ("inputs.pictures", "/nowhere", "nothing is there")),
+        (('model = "tiny"', 'model = "/nowhere.safetensors"\ntext_encoder = "a"\nvae = "b"'), ("inputs.model", "/nowhere.safetensors")),
+        (('model = "tiny"', ""), ("inputs.model", "--model")),
+        (("every = 0", 'every = 0\nkeep = "restore"\nstop_above = 0.5'), ("stop_above",)),
+        (('resolutions = "128"', 'resolutions = "12x"'), ("12x",)),
+    ],
+)
+def test_a_bad_recipe_gets_a_sentence_and_nothing_is_started(folder, capsys, change, words):
+    text = (folder / "recipe.toml").read_text()
+    assert change[0] in text
+    (folder / "recipe.toml").write_text(text.replace(*change))
+    assert run("train", "recipe.toml") == 1
+    told = lines(capsys)[-1]["error"]
+    assert all(word in told for word in words), told
+    assert not (folder / "zturbo_runs").exists()
+
+
+@pytest.mark.parametrize(("setting", "words"), [("steps", "KEY=VALUE"), ("name.x=1", "no section"), ("optimizer.rate=1", "optimizer.rate"), ("seed=-1", "at least 0")])
+def test_bad_settings_get_a_sentence(folder, capsys, setting, words):
+    assert run("plan", "recipe.toml", "--set", setting) == 1 and words in lines(capsys)[-1]["error"]
+
+
+def test_inspect_and_convert(folder, capsys):
+    state, rank = {}, 4
+    for letter in "qkv":  # kohya's names
+        stem = f"lora_unet_layers_0_attention_to_{letter}"
+        state |= {f"{stem}.lora_down.weight": torch.randn(rank, 256), f"{stem}.lora_up.weight": torch.randn(256, rank), f"{stem}.alpha": torch.tensor(2.0)}
+    save_file(state, folder / "kohya.safetensors", metadata={"ss_network_dim": "4"})
+    assert cli.main(["inspect", "kohya.safetensors", "--json"]) == 0
+    facts = lines(capsys)[0]
+    delta = 0.5 * state["lora_unet_layers_0_attention_to_q.lora_up.weight"] @ state["lora_unet_layers_0_attention_to_q.lora_down.weight"]
+    assert facts["rank"] == [4] and facts["dtype"] == ["float32"] and facts["targets"] == ["attention.to_k", "attention.to_q", "attention.to_v"] and facts["metadata"]["ss_network_dim"] == "4"
+    assert facts["parts"]["layers.0.attention.to_q"]["norm"] == pytest.approx(delta.norm().item(), rel=1e-5)
+    assert cli.main(["convert", "kohya.safetensors", "ours.safetensors", "--dtype", "fp32"]) == 0
+    made = load_file(folder / "ours.safetensors")
+    assert torch.equal(made["diffusion_model.layers.0.attention.to_k.lora_B.weight"], state["lora_unet_layers_0_attention_to_k.lora_up.weight"])
+    capsys.readouterr()
+    for bad, words in (
+        (["convert", "kohya.safetensors", "ours.safetensors"], "--overwrite"),
+        (["convert", "kohya.safetensors", "ours.bin"], ".safetensors"),
+        (["inspect", "none.safetensors"], "no file"),
+        (["inspect", "recipe.toml"], "recipe.toml"),
+        (["sample", "--model", "tiny", "--prompt", "x", "--size", "100x100"], "multiples of 16"),
+        (["plan", "none.toml"], "no recipe"),
+    ):
+        assert cli.main([*bad, "--json"]) == 1 and words in lines(capsys)[-1]["error"], bad
+
+
+def test_the_adapter_is_inspected(capsys):
+    assert cli.main(["inspect", str(diffusers_tiny.ADAPTER), "--parts"]) == 0
+    told = capsys.readouterr().out
+    assert "rank      8" in told and "layers.0.attention.to_q: LoRA of rank 8, 256 x 256" in told
+
+
+def test_help_reads_like_a_manual(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and "examples:" in told and "Ctrl-C" in told and all(name in told for name in ("train", "resume", "sample", "inspect", "convert", "plan"))
+
+
+def test_the_demos_recipe_is_whole():
+    given = recipe.read(ROOT / "models" / "tiny" / "demo.toml")
+    assert given.inputs.model == "tiny" and given.turbo.guarded and (ROOT / given.inputs.pictures).is_dir()
