@@ -40,6 +40,7 @@ def main(argv: list[str]):
         "equal": equal_table(rows),
         "others": others_table(rows),
         "gauge": gauge_table(rows),
+        "goal": goal_sentence(long),
         "long": points_table(rows, LONG, (10000,)),
         "runs": str(len({row["run"] for row in rows})),
     }
@@ -204,8 +205,17 @@ def longrun(rows) -> dict:
                               "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None, "runs": [row["run"] for row in last]}  # fmt: skip
     kept = [name for name in found if found[name]["turbo_loss"] <= HELD]
     best = max(kept, key=lambda name: found[name]["concept"]) if kept else min(found, key=lambda name: found[name]["turbo_loss"])
-    measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard; python dev.py lab longrun; python dev.py lab results"
+    measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard,restore; python dev.py lab longrun; python dev.py lab results"
     return {"turbo_loss": found[best]["turbo_loss"], "concept_vs_best_straight": found[best]["concept_vs_best_straight"], "option": best, "how": measured, "options": found}
+
+
+def goal_sentence(long: dict) -> str:
+    lost, strength = long["turbo_loss"], long["concept_vs_best_straight"]
+    kept = f"With {long['option']} {max(0.0, lost):.1%} of turbo are lost and the concept has {strength:.0%} of the best straight run's strength"
+    whole, shy = lost <= HELD, strength < 1
+    if whole and not shy:
+        return f"It is reached: {kept.lower()[:1]}{kept[1:]}."
+    return f"{kept}: the first half is {'' if whole else 'not '}reached, the second is {'not' if shy else 'reached'}."
 
 
 def plot(rows, key: str, title: str):
