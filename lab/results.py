@@ -70,7 +70,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def own(rows: list[dict]) -> list[dict]:
-    """Without what is another run's: until its last part a restored run is the run on the adapter, bit for bit."""
+    """Without what is another run's: until its last part a restored run is the run on the adapter, but for rounding."""
     return [row for row in rows if row["variant"] != "restore" or row["step"] > (1 - breakdown.RESTORED) * 10000]
 
 
