@@ -30,6 +30,7 @@ WINDOW = 50  # steps
 EXPLOSION = 5  # times
 RESTORING = "The pictures are learnt. From here on the LoRA is taught to be as it is where a prompt names it, and to leave turbo alone where none does."
 LOOKED_AT = 6  # pictures of each kind in a validation
+FOLLOWED = 64  # captions at most whose paths restoring walks: one keeps some megabytes
 FIXED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Lora = dict[str, Difference]
 
@@ -364,7 +365,7 @@ def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Hos
     first, unrelated = len(pictures.captions.texts), len(recipe.turbo.prompts)
     own = {number for item, numbers in zip(dataset.items, pictures.captions.of) if not item.regularisation for number in numbers}
     own |= set() if pictures.captions.dropped is None else {pictures.captions.dropped}  # the trigger word alone
-    named = (*sorted(own), *range(first + unrelated, first + len(extra)))
+    named = (*spread(tuple(sorted(own)), FOLLOWED), *range(first + unrelated, first + len(extra)))
     width = turbo.side(recipe, min(side for views in pictures.encoded.latents for side in views.shape[2:]))
 
     def walk(lora: Lora, numbers) -> health.Paths:
@@ -460,9 +461,9 @@ def look(pictures: Pictures, state: State, velocity: Velocity, device, run: RunF
     control.look(event)
 
 
-def spread(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """At most LOOKED_AT of them, evenly from first to last."""
-    return numbers if len(numbers) <= LOOKED_AT else tuple(numbers[i * len(numbers) // LOOKED_AT] for i in range(LOOKED_AT))
+def spread(numbers: tuple[int, ...], most: int = LOOKED_AT) -> tuple[int, ...]:
+    """At most so many of them, evenly from first to last."""
+    return numbers if len(numbers) <= most else tuple(numbers[i * len(numbers) // most] for i in range(most))
 
 
 def fixed_loss(pictures: Pictures, numbers: tuple[int, ...], velocity: Velocity, device, seed: int) -> float:
