@@ -122,10 +122,10 @@ def test_the_cache_tells_text_encoders_vaes_and_their_loras_apart(tiny):
     assert comfy_cache.of_vae(vae) != keys[3]
 
 
-def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny):
+def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny, tmp_path):
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.no_grad():
-        first, second = ComfyHost(model, clip, vae, recipe()), ComfyHost(model, clip, vae, recipe())
+        first, second = (ComfyHost(model, clip, vae, recipe(), cache=tmp_path) for _ in range(2))
         a, b = encode(first), encode(second)
         assert first.cache.made > 0 and (second.cache.made, second.cache.found) == (0, first.cache.made)
         assert all(torch.equal(x, y) for x, y in zip(a.latents + first.features, b.latents + second.features))
