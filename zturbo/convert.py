@@ -178,11 +178,11 @@ def with_row_lengths(factors: dict[str, Difference], weights: Weights | None, no
     if weights is None:
         notes.append(
             f"{len(by_row)} parts are DoRA with a length for each output row. ComfyUI divides these by the rows of the clean weight, their trainer by those of the changed one: "
-            "connect the model that it was trained on, and they are brought to what draws as in training."
+            "give the model that it was trained on, and they are brought to what draws as in training."
         )
         return factors
     weight = weights(factors, file)
-    notes.append(f"{len(by_row)} parts are DoRA with a length for each output row; these were brought to what ComfyUI reads, with the connected model.")
+    notes.append(f"{len(by_row)} parts are DoRA with a length for each output row; these were brought to what ComfyUI reads, with the model's weights.")
     return {name: _for_core(one, weight(name)) if name in by_row else one for name, one in factors.items()}
 
 

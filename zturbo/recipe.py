@@ -162,7 +162,7 @@ class Inputs:
     model: str = ""  # a safetensors file, a folder that holds a saved transformer, or tiny
     text_encoder: str = ""  # a file or folder
     vae: str = ""  # a file or folder
-    tokenizer: str = ""  # a folder; empty: beside the text encoder
+    tokenizer: str = ""  # a folder; empty: beside the text encoder, else the bundled one
     adapter: str = ""  # the de-distill adapter's file, or tiny; empty: straight on the model
     adapter_strength: float = 1.0
     pictures: str = ""  # a folder

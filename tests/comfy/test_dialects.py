@@ -8,20 +8,23 @@ no Z-Image but its block names), OneTrainer (ZImageLoRASaver.py and LoRAModule.p
 """
 
 import copy
+import io
+import json
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import comfy.lora
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
 import diffusers_twin
 from conftest import missing
 
-from zturbo import convert, lorafile
+from zturbo import cli, convert, lorafile
 from zturbo.errors import LoraFileError
 from zturbo.hosts import comfy_adapter, comfy_draw, comfy_tiny, comfy_weights
 from zturbo.lowrank import Factors
@@ -114,10 +117,25 @@ def check(path, scene, expected, caplog, diffusers=True):
         assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text and "ERROR" not in caplog.text
         if diffusers:
             agree(by_diffusers(twin, made.state), expected)
+        by_command(path, file, made)
         again = lorafile.write(path.with_name("again.safetensors"), made.state, {})
         twice = lorafile.state_dict(lorafile.read(again).factors, torch.float32)
         assert set(twice) == set(made.state) and all(torch.equal(twice[key], made.state[key]) for key in twice)
     return file, made
+
+
+def by_command(path, file, made):
+    """`inspect` says what was read, `convert` writes the same bits."""
+    target = path.with_name("by_command.safetensors")
+    told = io.StringIO()
+    with redirect_stdout(told):
+        assert cli.main(["inspect", str(path), "--json"]) == 0
+        assert cli.main(["convert", str(path), str(target), "--dtype", "fp32", "--model", str(comfy_tiny.MODEL), "--json"]) == 0
+    facts, converted = (json.loads(line) for line in told.getvalue().splitlines())
+    assert (facts["names"], facts["rank"], facts["dtype"], facts["leftover"]) == (file.dialect, file.ranks, file.dtypes, [])
+    assert facts["norm"] == pytest.approx(sum(one.delta().norm().item() ** 2 for one in file.factors.values()) ** 0.5, rel=1e-5)
+    state = load_file(target)
+    assert converted["report"] == made.report and state.keys() == made.state.keys() and all(torch.equal(state[key], made.state[key]) for key in state)
 
 
 PEFT = {

@@ -1,22 +1,35 @@
 """The same recipe on both hosts: ComfyUI's code and diffusers', from the same files."""
 
+import io
+import json
+import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
+import prompts
+from test_full_size import FULL
 from test_host import de_distilled
 
-from zturbo import dataset, lorafile, network, trainer
-from zturbo.errors import LoraFileError, ModelError
+import dev
+from zturbo import cli, dataset, lorafile, network, runfolder, trainer
+from zturbo import recipe as recipes
+from zturbo.cli import hosts
+from zturbo.errors import LoraFileError, ModelError, ZTurboError
 from zturbo.hosts import comfy_draw, comfy_forward, comfy_tiny, diffusers_load, diffusers_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.hosts.diffusers import DiffusersHost
-from zturbo.recipe import AdapterCourse, Compute, Data, Network, Optimizer, Previews, Recipe, Turbo
+from zturbo.recipe import AdapterCourse, Compute, Data, Inputs, Network, Optimizer, Previews, Recipe, Turbo
 from zturbo.runfolder import RunFolder
 
 TEXTS = ("a large zsmile on a blue background", "Ein schönes Bild, 日本 🎨!", "", "x  y\n\n12345")
@@ -160,7 +173,7 @@ def test_what_is_no_zimage_gets_a_sentence(loaded, tmp_path):
     with pytest.raises(ModelError, match="no VAE"):
         diffusers_load.load_autoencoder(diffusers_tiny.MODEL, torch.float32)
     with pytest.raises(ModelError, match="tokenizer"):
-        diffusers_load.load_tokenizer(tmp_path)
+        diffusers_load.load_tokenizer(tmp_path, tmp_path)
     with pytest.raises(ModelError, match="config.json"):
         diffusers_load.load_transformer(tmp_path, torch.float32)
     with pytest.raises(ModelError, match="whole file"):
@@ -176,6 +189,108 @@ def test_a_diffusers_folder_loads_like_the_single_file(loaded, tmp_path):
         diffusers_load.load_autoencoder(tmp_path / "vae", torch.float32)
     loaded.text_encoder.module.save_pretrained(tmp_path / "text_encoder")
     loaded.text_encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    again = diffusers_load.TextEncoder(diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32), diffusers_load.load_tokenizer(tmp_path / "text_encoder"))
+    again = diffusers_load.TextEncoder(diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32), diffusers_load.load_tokenizer(None, tmp_path / "text_encoder"))
     for text in TEXTS:
         assert torch.equal(again.encode(text), loaded.text_encoder.encode(text))
+
+
+def test_a_folder_of_all_parts_is_one_option(tmp_path, monkeypatch):
+    for part in ("transformer", "text_encoder", "vae", "tokenizer"):
+        (tmp_path / part).mkdir()
+    args = SimpleNamespace(model=str(tmp_path), vae="my_vae", host="comfy")
+    found = hosts.given(Inputs(), args)
+    assert (found.model, found.text_encoder, found.vae, found.tokenizer) == (str(tmp_path / "transformer"), str(tmp_path / "text_encoder"), "my_vae", str(tmp_path / "tokenizer"))
+    with pytest.raises(ZTurboError, match="is a folder.*--host diffusers"):
+        hosts.choose(args, found)
+    args.host = "auto"
+    assert hosts.choose(args, found) == "diffusers"
+
+
+def shapes(module) -> dict[str, torch.Tensor]:
+    return {key: tensor.to("meta") for key, tensor in module.state_dict().items()}
+
+
+def test_the_real_single_files_fill_diffusers_classes(comfyui, monkeypatch):
+    """Names and shapes as ComfyUI has them, on the meta device; what does not fit raises."""
+    import comfy.ops
+    import comfy.supported_models
+    import comfy.text_encoders.llama as llama
+
+    with torch.device("meta"):
+        dit = comfy.supported_models.ZImage(dict(FULL)).get_model({}, "", device="meta").diffusion_model
+        qwen = llama.Qwen3_4B({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
+    files = {"z_image_turbo_bf16": {f"model.diffusion_model.{key}": value for key, value in shapes(dit).items()}, "qwen_3_4b": shapes(qwen)}
+    monkeypatch.setattr(diffusers_load, "read", lambda path: dict(files[path.stem]))
+    transformer = diffusers_load.load_transformer(Path("z_image_turbo_bf16.safetensors"), torch.bfloat16)
+    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(6.15e9, rel=0.01) and all(p.dtype == torch.bfloat16 for p in transformer.parameters())
+    text_encoder = diffusers_load.load_text_encoder(Path("qwen_3_4b.safetensors"), torch.bfloat16)
+    assert sum(p.numel() for p in text_encoder.parameters()) == pytest.approx(4.02e9, rel=0.01)
+    assert len(text_encoder.layers) == 36 and text_encoder.rotary_emb.inv_freq.device.type == "cpu"
+
+
+def test_the_real_vae_encodes_and_decodes_as_comfyui_does(comfyui, tmp_path):
+    """Flux' autoencoder of full size with random weights, through ae.safetensors' names."""
+    import comfy.latent_formats
+    import comfy.sd
+    from comfy.ldm.modules.diffusionmodules.model import Decoder, Encoder
+
+    sizes = dict(double_z=True, z_channels=16, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        state = {f"{side}.{key}": tensor.contiguous() for side, module in (("encoder", Encoder(**sizes)), ("decoder", Decoder(**sizes))) for key, tensor in module.state_dict().items()}
+    state = {
+        key: torch.randn(tensor.shape) * tensor[0].numel() ** -0.5 if tensor.ndim == 4 else torch.ones_like(tensor) if "norm" in key and key.endswith("weight") else torch.zeros_like(tensor)
+        for key, tensor in state.items()
+    }
+    save_file(state, tmp_path / "ae.safetensors")
+    with torch.inference_mode():
+        theirs, ours = comfy.sd.VAE(sd=dict(state)), diffusers_load.load_autoencoder(tmp_path / "ae.safetensors", torch.float32)
+        pixels = torch.rand(1, 64, 48, 3)
+        raw = theirs.encode(pixels)
+        latents = ours.encode(pixels)
+        assert relative(latents, comfy.latent_formats.Flux().process_in(raw).float()) < 1e-4
+        assert (ours.decode(latents) - theirs.decode(raw)).abs().max() < 1e-3
+
+
+def losses_of(run: Path) -> list[float]:
+    return [event["loss"] for event in runfolder.read_events(run / "events.jsonl") if "loss" in event]
+
+
+def sampled(host: str, lora: Path, folder: Path) -> np.ndarray:
+    command = ["sample", "--model", "tiny", "--lora", str(lora), "--prompt", TEXTS[0], "--size", "128x112", "--seed", "3", "--out", str(folder), "--host", host, "--json"]
+    with torch.inference_mode(False), redirect_stdout(io.StringIO()):
+        assert cli.main(command) == 0
+    with Image.open(next(folder.glob("*.png"))) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_a_run_of_the_graph_repeats_without_it_on_both(server, tmp_path):
+    """Its recipe.toml is all that the command line is given."""
+    graph = prompts.training(name="seam", steps=24, rank=8, alpha=8.0, preview_prompts="")
+    graph["dataset"]["inputs"] |= {"flip": True, "caption_dropout": 0.2}
+    server.run(graph)
+    runs = {"graph": server.base / "output" / "zturbo" / "seam"}
+    for host in ("comfy", "diffusers"):
+        command = [sys.executable, "-m", "zturbo", "train", str(runs["graph"] / "recipe.toml"), "--host", host, "--runs", str(tmp_path / host), "--json"]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True)
+        runs[host] = tmp_path / host / "seam"
+    losses = {name: losses_of(run) for name, run in runs.items()}
+    assert [len(found) for found in losses.values()] == [24, 24, 24]
+    for host in ("comfy", "diffusers"):
+        assert max(abs(a - b) / a for a, b in zip(losses["graph"][:20], losses[host])) < LOSSES
+    pictures = [sampled(host, runs[name] / "lora.safetensors", tmp_path / f"{name}_{host}") for name in runs for host in ("comfy", "diffusers")]
+    for picture in pictures[1:]:
+        apart = np.abs(picture - pictures[0])
+        assert apart.max() <= PIXELS[0] and apart.mean() <= PIXELS[1]
+
+
+def test_the_demos_recipe_is_that_of_its_workflow(server):
+    """models/tiny/demo.toml trains what workflows/tiny_demo.json trains."""
+    prompt = dev.to_prompt(json.loads((dev.ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8")), server.get("/object_info"))
+    (settings,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "ZTurboTrainLoRA")
+    steps, settings["steps"], settings["name"] = settings["steps"], 1, "demo_recipe"
+    server.run(prompt)
+    there, here = recipes.read(server.base / "output" / "zturbo" / "demo_recipe" / "recipe.toml"), recipes.read(dev.ROOT / "models" / "tiny" / "demo.toml")
+    assert recipes.teaches(replace(there, steps=steps)) == recipes.teaches(here)
+    assert (there.inputs.model, there.inputs.adapter, there.inputs.trigger, there.inputs.resolutions) == (here.inputs.model, here.inputs.adapter, here.inputs.trigger, here.inputs.resolutions)
+    assert Path(there.inputs.pictures) == dev.ROOT / here.inputs.pictures

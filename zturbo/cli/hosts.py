@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,10 @@ from ..errors import ModelError, ZTurboError
 from ..recipe import Inputs, Recipe
 
 TINY = "tiny"
-NAMES = {"model": "a safetensors file, a diffusers folder, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
-         "tokenizer": "a folder; needed with single files outside ComfyUI", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
+PARTS = ("text_encoder", "vae", "tokenizer")  # beside the transformer in a folder of diffusers' form
+NAMES = {"model": "a safetensors file, a folder of diffusers' form with all parts in it, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
+         "tokenizer": "a folder, for diffusers' code; without one Qwen's is used, which is bundled", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
+PLACES = (*NAMES, "pictures", "regularisation")
 
 
 def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
@@ -34,14 +37,23 @@ def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
 
 
 def given(inputs: Inputs, args) -> Inputs:
-    """The inputs with what the options say."""
+    """The inputs with what the options say, as whole paths, so that a run goes on from any folder. A model folder that holds the other parts, too, gives those that are not named."""
     said = {name: getattr(args, name, None) for name in vars(inputs)}
-    return replace(inputs, **{name: value for name, value in said.items() if value is not None})
+    wish = replace(inputs, **{name: value for name, value in said.items() if value is not None})
+    whole = Path(wish.model)
+    if wish.model and (whole / "transformer").is_dir():
+        parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and (whole / name).is_dir()}
+        wish = replace(wish, model=str(whole / "transformer"), **parts)
+    there: dict[str, Any] = {name: str(Path(value).resolve()) for name in PLACES if (value := getattr(wish, name)) not in ("", TINY) and Path(value).exists()}
+    return replace(wish, **there)
 
 
-def choose(args) -> str:
+def choose(args, inputs: Inputs) -> str:
     """comfy or diffusers; for comfy its folder is on the path then. Raises ZTurboError."""
-    if args.host == "diffusers":
+    folders = [value for value in (inputs.model, inputs.text_encoder, inputs.vae) if value not in ("", TINY) and Path(value).is_dir()]
+    if args.host == "comfy" and folders:
+        raise ZTurboError(f"{folders[0]} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files.")
+    if args.host == "diffusers" or folders:
         return need_diffusers()
     folder = find_comfyui(args.comfyui)
     if folder is None:
@@ -92,7 +104,7 @@ def need(inputs: Inputs):
     for name in ("model", *wanted):
         if not getattr(inputs, name):
             raise ZTurboError(f"inputs.{name} is empty: give --{name.replace('_', '-')}, {NAMES[name]}.")
-    for name in (*NAMES, "pictures", "regularisation"):
+    for name in PLACES:
         value = getattr(inputs, name)
         if value and value != TINY and not Path(value).exists():
             raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there. Give {NAMES.get(name, 'a folder of pictures')}.")
@@ -107,9 +119,8 @@ def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):
     if inputs.model == TINY:
         loaded = diffusers_tiny.load(dtype)
     else:
-        model = Path(inputs.model)
         tokenizer = Path(inputs.tokenizer) if inputs.tokenizer else None
-        loaded = diffusers_load.load(model / "transformer" if (model / "transformer").is_dir() else model, Path(inputs.text_encoder), Path(inputs.vae), tokenizer, dtype)
+        loaded = diffusers_load.load(Path(inputs.model), Path(inputs.text_encoder), Path(inputs.vae), tokenizer, dtype)
     file = str(diffusers_tiny.ADAPTER) if inputs.adapter == TINY else inputs.adapter
     adapter = lorafile.read(file) if file and inputs.adapter_strength else None
     return DiffusersHost(loaded, recipe, device, adapter, inputs.adapter_strength, Path(file).name, cache)

@@ -44,7 +44,7 @@ def run_sample(args) -> int:
     previews = Previews(tuple(args.prompt), 0, width, height, args.steps, args.seed)
     given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), inputs=hosts.given(Inputs(), args))
     given = replace(given, turbo=replace(given.turbo, every=0))
-    host = hosts.open_host(hosts.choose(args), given, args, None)
+    host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     host.encode_prompts()
     args.out.mkdir(parents=True, exist_ok=True)
     first, files = len(list(args.out.glob("picture_*.png"))), []

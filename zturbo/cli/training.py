@@ -79,7 +79,7 @@ def conduct(given: Recipe, place: Runs, resume: str, args) -> int:
     pictures = pictures_of(given)
     if not args.json:
         print(pictures.report(), file=sys.stderr)
-    host = hosts.open_host(hosts.choose(args), given, args, place.cache)
+    host = hosts.open_host(hosts.choose(args, given.inputs), given, args, place.cache)
     done = runs.conduct(given, pictures, host, place, resume, lambda run: Screen(run, given.steps, args.json), KeyboardInterrupt)
     if not args.json:
         print(f"The LoRA: {done.run.lora}")
@@ -90,7 +90,7 @@ def run_plan(args) -> int:
     given = recipe_of(args)
     hosts.need(given.inputs)
     pictures = pictures_of(given)
-    facts = planned(given, pictures, hosts.open_host(hosts.choose(args), given, args, None))
+    facts = planned(given, pictures, hosts.open_host(hosts.choose(args, given.inputs), given, args, None))
     print(json.dumps(facts) if args.json else "\n".join([pictures.report(), *(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())]))
     return 0
 

@@ -4,6 +4,7 @@ Nothing is fetched: every file is on this machine. The bundled tiny model loads 
 """
 
 import json
+import lzma
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from ..errors import ModelError
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+MERGES = Path(__file__).resolve().parents[2] / "models" / "qwen_merges.txt.xz"  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LAYER = -2  # hidden states of the text encoder that Z-Image reads
 TRANSFORMER = {"cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2}  # the rest are diffusers' defaults
 TEXT_ENCODER = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -86,8 +89,8 @@ class Loaded:
 
 
 def load(transformer: Path, text_encoder: Path, autoencoder: Path, tokenizer: Path | None, dtype: torch.dtype) -> Loaded:
-    """From folders of diffusers' form or single files, each. tokenizer: its folder; None: beside the text encoder. Raises ModelError."""
-    return Loaded(load_transformer(transformer, dtype), TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer or text_encoder)), load_autoencoder(autoencoder, dtype))
+    """From folders of diffusers' form or single files, each. tokenizer: its folder, or None. Raises ModelError."""
+    return Loaded(load_transformer(transformer, dtype), TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer, text_encoder)), load_autoencoder(autoencoder, dtype))
 
 
 def load_transformer(path: Path, dtype: torch.dtype):
@@ -121,13 +124,33 @@ def load_text_encoder(path: Path, dtype: torch.dtype):
     return filled(model, state, path, dtype)
 
 
-def load_tokenizer(path: Path):
+def load_tokenizer(named: Path | None, text_encoder: Path):
+    """The named folder's, else the one that lies in or beside the text encoder, else the bundled one: they are the same in all of Z-Image."""
     from transformers import AutoTokenizer
 
-    folder = next((place for place in (path, path.parent, path.parent / "tokenizer") if (place / "tokenizer_config.json").is_file()), None)
-    if folder is None:
-        raise ModelError(f"There is no tokenizer_config.json at {path}. Give the tokenizer folder of Z-Image-Turbo, or ComfyUI's comfy/text_encoders/qwen25_tokenizer.")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    places = (named,) if named else (text_encoder, text_encoder.parent, text_encoder.parent / "tokenizer")
+    folder = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
+    if folder:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if named:
+        raise ModelError(f"There is no tokenizer_config.json in {named}. Give the tokenizer folder of Z-Image-Turbo, or leave it out: Qwen's is bundled.")
+    return bundled_tokenizer()
+
+
+def bundled_tokenizer():
+    """Qwen's: a byte's letter for each of 256 bytes, then a word for each merge, then the special ones."""
+    from transformers import Qwen2Tokenizer
+
+    merges = lzma.decompress(MERGES.read_bytes()).decode().splitlines()
+    words = [*letters(), *(merge.replace(" ", "") for merge in merges), *SPECIAL]
+    return Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[tuple(merge.split(" ")) for merge in merges], additional_special_tokens=list(SPECIAL))
+
+
+def letters() -> list[str]:
+    """The byte-level alphabet of GPT-2's tokenizer: printable bytes stand for themselves, the others for letters from 256 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return [chr(code) for code in (*plain, *range(256, 256 + len(others)))]
 
 
 def load_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:

@@ -5,21 +5,18 @@ the time embedder's 1024 hidden units, which are filled up with zeros.
 """
 
 import json
-import lzma
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from .diffusers_load import QWEN3, Autoencoder, Loaded, TextEncoder, read
+from .diffusers_load import QWEN3, Autoencoder, Loaded, TextEncoder, bundled_tokenizer, read
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny"
 MODEL = FOLDER / "z_image_turbo_tiny.safetensors"
 ADAPTER = FOLDER / "z_image_turbo_tiny_adapter.safetensors"
 VAE = FOLDER / "vae.safetensors"
 PICTURES = FOLDER / "smiley"
-MERGES = FOLDER.parent / "qwen_merges.txt.xz"  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NAMES = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
 TIME_UNITS = 1024
 
@@ -64,23 +61,7 @@ def load_text_encoder() -> TextEncoder:
         else:
             scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return TextEncoder(model, load_tokenizer())
-
-
-def load_tokenizer():
-    """Qwen's: a byte's letter for each of 256 bytes, then a word for each merge, then the special ones."""
-    from transformers import Qwen2Tokenizer
-
-    merges = lzma.decompress(MERGES.read_bytes()).decode().splitlines()
-    words = [*letters(), *(merge.replace(" ", "") for merge in merges), *SPECIAL]
-    return Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[tuple(merge.split(" ")) for merge in merges], additional_special_tokens=list(SPECIAL))
-
-
-def letters() -> list[str]:
-    """The byte-level alphabet of GPT-2's tokenizer: printable bytes stand for themselves, the others for letters from 256 on."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [chr(code) for code in (*plain, *range(256, 256 + len(others)))]
+    return TextEncoder(model, bundled_tokenizer())
 
 
 def load_autoencoder() -> Autoencoder:
