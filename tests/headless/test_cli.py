@@ -137,7 +137,22 @@ def test_plan_counts_and_starts_nothing(folder, capsys):
     assert facts["steps"] == 12 and facts["buckets"] == {"112x144": 4, "128x128": 8, "144x112": 4} and facts["batches_per_epoch"] == 8 and facts["epochs"] == 1.5
     assert run("train", "recipe.toml", "--set", "steps=1") == 0
     state = load_file(folder / "zturbo_runs" / "cat" / "lora.safetensors")
-    assert facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values()) and facts["places"] * 2 == len(state)
+    assert facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values()) and f"in {len(state) // 2} places" in facts["network"]
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr", "loha"])
+def test_plan_counts_every_network_as_it_is_trained(folder, capsys, kind):
+    assert run("plan", "recipe.toml", "--set", f"network.kind={kind}") == 0
+    facts = lines(capsys)[0]
+    assert run("train", "recipe.toml", "--set", "steps=1", "--set", f"network.kind={kind}") == 0
+    notes = [event["text"] for event in runfolder.read_events(folder / "zturbo_runs" / "cat" / "events.jsonl") if event.get("event") == "note"]
+    assert facts["network"] in notes and f"{facts['trained_numbers']:,} numbers" in facts["network"]
+
+
+def test_plan_refuses_what_does_not_fit(folder, capsys):
+    save_file({"layers.0.attention.to_q.lora_A.weight": torch.zeros(2, 64), "layers.0.attention.to_q.lora_B.weight": torch.zeros(64, 2)}, folder / "other.safetensors")
+    assert run("plan", "recipe.toml", "--adapter", "other.safetensors") == 1
+    assert "other.safetensors" in lines(capsys)[-1]["error"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,9 @@
 import json
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from .. import convert, lorafile, network
-from ..errors import LoraFileError, ModelError, ZTurboError
-from ..lowrank import Part
-
-FLOATS = ("F32", "F16", "BF16")  # safetensors' names
+from ..errors import LoraFileError, ZTurboError
+from . import headers
 
 
 def add(commands):
@@ -82,43 +77,7 @@ def run_convert(args) -> int:
         raise ZTurboError(f"{args.target} is there already. Give another name, or --overwrite.")
     if not 0 <= args.rank <= 1024:
         raise ZTurboError(f"--rank is {args.rank}; it must be 0 (as it is) or up to 1024.")
-    made = convert.convert(args.source, args.rank, args.dtype, None if args.model is None else weights_of(args.model))
+    made = convert.convert(args.source, args.rank, args.dtype, None if args.model is None else headers.weights(args.model))
     lorafile.write(args.target, made.state, made.state.metadata)
     print(json.dumps({"lora": str(args.target), "report": made.report}) if args.json else f"{made.report}\n{args.target}")
     return 0
-
-
-def weights_of(path: Path) -> convert.Weights:
-    """What `convert` asks of a model that lies in a file or a folder of files, under ComfyUI's names or diffusers'. Raises ModelError, or LoraFileError where the LoRA does not fit."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    places: dict[str, tuple[Path, str, Part]] = {}
-    targets = []
-    for file in files:
-        with opened(file) as tensors:
-            for key in sorted(tensors.keys()):
-                piece = tensors.get_slice(key)
-                if key.endswith(".weight") and len(piece.get_shape()) == 2 and piece.get_dtype() in FLOATS:
-                    out, width = piece.get_shape()
-                    target = lorafile.module_targets(key.removeprefix("model.diffusion_model.").removesuffix(".weight"), width, out)
-                    places |= {part.name: (file, key, part) for part in target.parts}
-                    targets.append(target)
-
-    def reader(lora, name: str):
-        lorafile.check_fit(lora, targets, name)
-        return read
-
-    def read(name: str) -> torch.Tensor:
-        file, key, part = places[name]
-        with opened(file) as tensors:
-            return tensors.get_slice(key)[part.rows].float()
-
-    if not targets:
-        raise ModelError(f"{path} holds no matrices in bf16, fp16 or fp32. Give the model that the LoRA was trained on, as z_image_turbo_bf16.safetensors.")
-    return reader
-
-
-def opened(file: Path) -> safe_open:
-    try:
-        return safe_open(file, "pt")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} cannot be read as safetensors ({error}). Give the path of a whole file.") from error

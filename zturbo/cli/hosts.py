@@ -121,9 +121,24 @@ def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):
     else:
         tokenizer = Path(inputs.tokenizer) if inputs.tokenizer else None
         loaded = diffusers_load.load(Path(inputs.model), Path(inputs.text_encoder), Path(inputs.vae), tokenizer, dtype)
-    file = str(diffusers_tiny.ADAPTER) if inputs.adapter == TINY else inputs.adapter
-    adapter = lorafile.read(file) if file and inputs.adapter_strength else None
-    return DiffusersHost(loaded, recipe, device, adapter, inputs.adapter_strength, Path(file).name, cache)
+    file = adapter_file(inputs)
+    adapter = None if file is None else lorafile.read(file)
+    return DiffusersHost(loaded, recipe, device, adapter, inputs.adapter_strength, file.name if file else "", cache)
+
+
+def model_file(inputs: Inputs) -> Path:
+    from ..hosts import diffusers_tiny
+
+    return diffusers_tiny.MODEL if inputs.model == TINY else Path(inputs.model)
+
+
+def adapter_file(inputs: Inputs) -> Path | None:
+    """None: straight on the model."""
+    from ..hosts import diffusers_tiny
+
+    if not inputs.adapter or not inputs.adapter_strength:
+        return None
+    return diffusers_tiny.ADAPTER if inputs.adapter == TINY else Path(inputs.adapter)
 
 
 def device_of(name: str) -> torch.device:

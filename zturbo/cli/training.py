@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, network, recipe, runfolder, runs
+from .. import dataset, lorafile, lowrank, network, recipe, runfolder, runs
 from ..errors import ZTurboError
 from ..recipe import Recipe
 from ..runs import AUTO, NEW, Runs
-from . import hosts
+from . import headers, hosts
 from .screen import Screen
 
 STOPPED = 3
@@ -28,7 +28,7 @@ def add(commands):
     resume = command(commands, "resume", run_resume, "go on with a run that was stopped or cut off")
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     hosts.add_options(resume)
-    plan = command(commands, "plan", run_plan, "what a recipe would do: pictures, buckets, sizes, memory; starts nothing")
+    plan = command(commands, "plan", run_plan, "what a recipe would do: pictures, buckets, sizes, memory; loads and starts nothing")
     of_recipe(plan)
 
 
@@ -90,15 +90,22 @@ def run_plan(args) -> int:
     given = recipe_of(args)
     hosts.need(given.inputs)
     pictures = pictures_of(given)
-    facts = planned(given, pictures, hosts.open_host(hosts.choose(args, given.inputs), given, args, None))
+    facts = planned(given, pictures)
     print(json.dumps(facts) if args.json else "\n".join([pictures.report(), *(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())]))
     return 0
 
 
-def planned(given: Recipe, pictures: dataset.Dataset, host) -> dict:
-    """Counts and sizes. adam_mb: LoRA, its gradients and AdamW's two moments, all fp32."""
-    shapes = [network.places(host.targets, given.network)]
-    parameters = sum(place.rank * (place.part.size + place.target.in_features) for place in shapes[0])
+def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
+    """Counts and sizes, from the files' headers: no weight is loaded. adam_mb: LoRA, its gradients and AdamW's two moments, all fp32. Raises ZTurboError where model, adapter and recipe do not fit."""
+    model, adapter = hosts.model_file(given.inputs), hosts.adapter_file(given.inputs)
+    linears = [one.target for one in headers.matrices(model)]
+    if adapter is not None:
+        file = lorafile.read(adapter)
+        lorafile.need_all(file.factors, list(file.leftover), adapter.name)
+        lorafile.check_fit(file.factors, linears, adapter.name)
+    layers = [target for target in linears if target.module.startswith("layers.")]
+    lora = network.create(layers, given.network, given.seed, norms=lambda targets: {part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts})
+    parameters = lowrank.count(lora)
     held = pictures.held_out()
     groups: dict[tuple[int, int], int] = {}
     for number, item in enumerate(pictures.items):
@@ -111,14 +118,13 @@ def planned(given: Recipe, pictures: dataset.Dataset, host) -> dict:
         "batches_per_epoch": per_epoch,
         "epochs": round(given.steps * given.optimizer.accumulation / per_epoch, 2),
         "buckets": {f"{width}x{height}": count for (width, height), count in sorted(groups.items())},
-        "places": len(shapes[0]),
-        "rank": given.network.rank,
+        "network": network.describe(lora),
         "trained_numbers": parameters,
-        "lora_mb": round(parameters * torch.finfo(torch.bfloat16).bits / 8 / 1e6, 2),
+        "lora_mb": round(parameters * lorafile.DTYPES[given.saving.dtype].itemsize / 1e6, 2),
         "adam_mb": round(parameters * 16 / 1e6, 2),
-        "model_mb": round(sum(parameter.nbytes for parameter in host.dit.parameters()) / 1e6, 2),
+        "model_mb": round(sum(file.stat().st_size for file in headers.files(model)) / 1e6, 2),
         "cached_latents_mb": round(latents / 1e6, 2),
         "captions": len(pictures.captions().texts),
         "previews": len(given.previews.prompts) * (given.steps // given.previews.every if given.previews.every else 1),
-        "adapter": host.describe(),
+        "adapter": "none: training straight on the model" if adapter is None else f"{adapter.name} at {given.inputs.adapter_strength:+g}",
     }
