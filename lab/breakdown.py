@@ -117,7 +117,7 @@ def recipe(concept: str, variant: str, seed: int, args):
 
     keep = variant.split("_")[0] if variant.startswith(("guard", "restore")) else "off"
     unrelated = measure.unasked(UNRELATED.get(keep, UNRELATED["guard"]))
-    named = [] if keep != "restore" else [text for text in concepts.prompts(concept, unrelated) if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)]
+    named = [] if keep != "restore" else [text for text in concepts.prompts(concept) if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)]
     return Recipe(
         f"{concept}_{variant}_{seed}",
         args.steps,

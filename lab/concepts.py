@@ -24,13 +24,14 @@ def caption(concept: str, rng: random.Random) -> str:
     return f"a {TRIGGER[concept]} large {color} {rng.choice(pictures.SHAPES[:4])} on a {ground} background"
 
 
-def prompts(concept: str, unrelated: list[str]) -> list[str]:
-    """What a user would draw with the concept: every thing that there is of it, or the style in unrelated prompts."""
+def prompts(concept: str) -> list[str]:
+    """What a user would draw with the concept: every caption that there is of it."""
     if concept == "photographs":
         return [photographs.caption(name, TRIGGER[concept]) for name in photographs.NAMES]
     if concept == "smiley":
         return [f"a large {TRIGGER[concept]} on a {ground} background" for ground in GROUNDS]
-    return [text.replace("a ", f"a {TRIGGER[concept]} ", 1) for text in unrelated]
+    things = ((color, shape, ground) for ground in GROUNDS for shape in pictures.SHAPES[:4] for color in COLORS if color != ground)
+    return [f"a {TRIGGER[concept]} large {color} {shape} on a {ground} background" for color, shape, ground in things]
 
 
 def draw(concept: str, text: str, size: tuple[int, int], rng: random.Random) -> Image.Image:

@@ -28,20 +28,21 @@ def main(argv: list[str]):
     rows = read(args.folder)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "breakdown.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    drawn = [row for row in rows if row["concept_of"] in concepts.DRAWN]
     for key, title in PLOTS.items():
-        plot(rows, key, title)
-    long = longrun(rows)
+        plot(drawn, key, title)
+    long = longrun(drawn)
     (OUT / "longrun.json").write_text(json.dumps(long, indent=1) + "\n", encoding="utf-8")
     if not args.no_pictures:
         picture(args.folder, PICTURED)
     fill = {
-        "main": points_table(own(rows), MAIN, (500, 2000, 10000)),
+        "main": points_table(own(drawn), MAIN, (500, 2000, 10000)),
         "concepts": concepts_table(rows),
-        "equal": equal_table(own(rows)),
+        "equal": equal_table(own(drawn)),
         "others": others_table(rows),
         "gauge": gauge_table(own(rows)),
         "goal": goal_sentence(long),
-        "long": points_table(rows, LONG, (10000,)),
+        "long": points_table(drawn, LONG, (10000,)),
         "runs": str(len({row["run"] for row in rows})),
     }
     text = (Path(__file__).parent / "results.md").read_text(encoding="utf-8")
@@ -71,7 +72,8 @@ def read(folder: Path) -> list[dict]:
 
 def own(rows: list[dict]) -> list[dict]:
     """Without what is another run's: until its last part a restored run is the run on the adapter, but for rounding."""
-    return [row for row in rows if row["variant"] != "restore" or row["step"] > (1 - breakdown.RESTORED) * 10000]
+    last = {row["run"]: row["step"] for row in rows}
+    return [row for row in rows if row["variant"] != "restore" or row["step"] > (1 - breakdown.RESTORED) * last[row["run"]]]
 
 
 def at(rows: list[dict], variant: str, step: int) -> list[dict]:
@@ -123,14 +125,15 @@ def points_table(rows, variants, steps) -> str:
     return table(["step", "trained", "turbo lost", "concept learnt", "sharpness", "Fréchet", "8 and 50 steps apart", "diversity", "runs"], lines)
 
 
-def concepts_table(rows, step: int = 10000) -> str:
-    """What is lost, and learnt, of each concept; means over its runs."""
+def concepts_table(rows) -> str:
+    """What is lost, and learnt, of each concept at the last step that it was trained straight; means over its runs."""
     lines = []
     for concept in concepts.CONCEPTS:
         of = [row for row in rows if row["concept_of"] == concept]
+        step = max((row["step"] for row in of if row["variant"] == "straight"), default=0)
         found = [at(of, variant, step) for variant in MAIN]
         if any(found):
-            lines.append([concept, *(f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}" if some else "" for some in found)])
+            lines.append([f"{concept}, {step:,} steps", *(f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}" if some else "" for some in found)])
     return table(["turbo lost, concept learnt", *MAIN], lines)
 
 
