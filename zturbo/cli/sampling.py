@@ -47,7 +47,7 @@ def run_sample(args) -> int:
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     host.encode_prompts()
     args.out.mkdir(parents=True, exist_ok=True)
-    first, files = len(list(args.out.glob("picture_*.png"))), []
+    first, files = next_number(args.out), []
     images = host.draw(state)
     if args.before:
         images = [np.concatenate(pair, axis=1) for pair in zip(host.draw({}), images)]
@@ -56,3 +56,9 @@ def run_sample(args) -> int:
         Image.fromarray(image).save(files[-1])
     print(json.dumps({"images": [str(file) for file in files]}) if args.json else "\n".join(map(str, files)))
     return 0
+
+
+def next_number(folder: Path) -> int:
+    """Behind the highest of the pictures that are there."""
+    numbers = [path.stem.removeprefix("picture_") for path in folder.glob("picture_*.png")]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
