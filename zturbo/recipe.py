@@ -19,6 +19,12 @@ KEEPS = ("off", "guard", "restore")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
+KEYS = {  # what sentences call a setting, as its node does -> its key in a file, where that is another
+    "keep_turbo": "turbo.keep", "guard_weight": "turbo.weight", "guard_interval": "turbo.interval", "gauge_every": "turbo.every", "gauge_size": "turbo.size",
+    "adapter_way": "compute.adapter", "adapter_start": "adapter.start", "adapter_end": "adapter.end", "preview_seed": "previews.seed", "preview_steps": "previews.steps",
+    "preview_width": "previews.width", "preview_height": "previews.height", "previews_every": "previews.every", "save_every": "saving.every", "save_dtype": "saving.dtype",
+}  # fmt: skip
+FIRST = {"dtype": "compute.dtype", "loss": "loss.kind", "optimizer": "optimizer.name", "kind": "network.kind", "adapter": "compute.adapter", "keep": "saving.keep"}  # as the first word
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -229,13 +235,17 @@ class Recipe:
         if self.turbo.size and not (64 <= self.turbo.size <= 4096 and self.turbo.size % 16 == 0):
             raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be 0, or a multiple of 16 from 64 to 4096.")
         if self.turbo.stop_above and not (self.turbo.every and self.turbo.prompts):
-            raise ZTurboError("stop_above needs readings of the gauge. Set gauge_every above 0 and write some unrelated prompts, one a line.")
+            raise ZTurboError(
+                f"stop_above is {self.turbo.stop_above:g} and needs readings of the gauge, but gauge_every is {self.turbo.every} and there are {len(self.turbo.prompts)} unrelated prompts. Set gauge_every above 0 and write some prompts, one a line."
+            )
         if self.turbo.keep != "off" and len(self.turbo.prompts) <= health.WATCHED:
             raise ZTurboError(
                 f"keep_turbo is {self.turbo.keep} and there are {len(self.turbo.prompts)} unrelated prompts; it needs more than {health.WATCHED}, since the first {health.WATCHED} are the gauge's. Write more, one a line."
             )
         if self.turbo.restores and self.turbo.stop_above:
-            raise ZTurboError("keep_turbo is restore, which mends turbo at the end, and stop_above would end the run before. Set stop_above to 0, or keep_turbo to off or guard.")
+            raise ZTurboError(
+                f"keep_turbo is restore, which mends turbo at the end, and stop_above is {self.turbo.stop_above:g}, which would end the run before. Set stop_above to 0, or keep_turbo to off or guard."
+            )
         if self.turbo.restores and self.taught < 1:
             raise ZTurboError(f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower.")
         if not 0 <= self.optimizer.ema < 1:
@@ -390,7 +400,23 @@ def with_settings(text: str, settings: list[str]) -> Recipe:
             place[name] = read_toml(f"value = {value.strip()}", "", "")["value"]
         except ZTurboError:
             place[name] = value.strip()
-    return _build(Recipe, values, "")
+    try:
+        return _build(Recipe, values, "")
+    except ZTurboError as error:
+        raise ZTurboError(by_key(str(error))) from error
+
+
+def by_key(sentence: str) -> str:
+    """The sentence with settings called by their keys in the file."""
+    given = flat(Recipe())
+    sections: dict[str, list[str]] = {}
+    for key in given:
+        sections.setdefault(key.rpartition(".")[2], []).append(key)
+    single = {name: keys[0] for name, keys in sections.items() if len(keys) == 1 and "." in keys[0]}
+    first, _, rest = sentence.partition(" ")
+    head = {**single, **FIRST}.get(first, first) if rest.startswith("is ") else first
+    known = {name: key for name, key in {**single, **KEYS}.items() if "_" in name}
+    return re.sub(r"(?<![\w.'])(" + "|".join(known) + r")\b(?!')", lambda found: known[found[0]], f"{head} {rest}")
 
 
 def read_toml(text: str, what: str, advice: str) -> dict:
@@ -411,7 +437,7 @@ def _build(kind, values: dict, where: str):
     known = {f.name: f.type for f in dataclasses.fields(kind)}
     for key in values:
         if key not in known:
-            raise ZTurboError(f"The recipe has an unknown key {where + key!r}. Known here: {', '.join(known)}.")
+            raise ZTurboError(f"The recipe has an unknown key {where + key!r}, which is {shown(values[key])}. Known here: {', '.join(known)}.")
     built = {}
     for key, value in values.items():
         if isinstance(value, dict) and dataclasses.is_dataclass(known[key]):

@@ -38,7 +38,7 @@ def test_toml_round_trip_is_exact():
         (lambda: Recipe(name="../evil"), "cannot be a file name"),
         (lambda: Recipe(name="a/b"), "cannot be a file name"),
         (lambda: Recipe(name=""), "cannot be a file name"),
-        (lambda: recipe.from_toml("stps = 3"), "unknown key 'stps'. Known here: name, steps"),
+        (lambda: recipe.from_toml("stps = 3"), "unknown key 'stps', which is 3. Known here: name, steps"),
         (lambda: recipe.from_toml("[network]\nrnk = 3"), "unknown key 'network.rnk'"),
     ],
 )
@@ -46,3 +46,26 @@ def test_nonsense_gets_a_sentence(wrong, sentence):
     with pytest.raises(ZTurboError) as error:
         wrong()
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed = -1", ("seed is -1",)),
+        ("[network]\nrank = 0", ("network.rank is 0", "at least 1")),
+        ("[optimizer]\nname = 'sgd'", ("optimizer.name is 'sgd'", "adamw")),
+        ("[saving]\nevery = 0", ("saving.every is 0",)),
+        ("[compute]\ndtype = 'fp8'", ("compute.dtype is 'fp8'", "bf16, fp32")),
+        ("[previews]\nsteps = 0", ("previews.steps is 0",)),
+        ("[loss]\nkind = 'l1'", ("loss.kind is 'l1'",)),
+        ("[turbo]\nkeep = 'hold'", ("turbo.keep is 'hold'", "off, guard, restore")),
+        ("[turbo]\nstop_above = 0.5\nevery = 0", ("turbo.stop_above is 0.5", "turbo.every is 0")),
+        ("[turbo]\nkeep = 'restore'\nstop_above = 0.5", ("turbo.keep is restore", "turbo.stop_above is 0.5")),
+        ("steps = 10\n[turbo]\nkeep = 'restore'\nrestore_steps = 10", ("turbo.keep is restore", "10 of 10 steps", "turbo.restore_steps lower")),
+        ("[network]\nkind = 'dora'\n[compute]\nadapter = 'merged'", ("compute.adapter is merged", "branch")),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_by_its_keys(text, words):
+    with pytest.raises(ZTurboError) as error:
+        recipe.from_toml(text)
+    assert all(word in str(error.value) for word in words), str(error.value)
