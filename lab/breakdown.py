@@ -23,7 +23,7 @@ VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading
 POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
 EVERY = 250  # steps between two readings of the gauge
 UNRELATED = {"guard": 72, "restore": 200}  # prompts of gauge and keep_turbo: none is asked for in a measurement
-RESTORED = 0.3  # share of a restored run in which no pictures are trained
+RESTORED = 0.5  # share of a restored run in which no pictures are trained
 PICTURES = 20
 
 

@@ -245,7 +245,7 @@ class ZTurboHealthOptions(io.ComfyNode):
                     default=1000,
                     min=1,
                     max=100000,
-                    tooltip="With keep_turbo at restore: the last steps of the run, in which no pictures are trained. Usual: a third of the run. Each takes as long as a step of batch size 8.",
+                    tooltip="With keep_turbo at restore: the last steps of the run, in which no pictures are trained. Usual: half of the run. Each takes as long as a step of batch size 8.",
                 ),
                 io.String.Input(
                     "restore_prompts",
