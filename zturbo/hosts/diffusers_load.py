@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ..errors import ModelError
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-MERGES = Path(__file__).resolve().parents[2] / "models" / "qwen_merges.txt.xz"  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
+MERGES = Path(__file__).with_name("qwen_merges.txt.xz")  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LAYER = -2  # hidden states of the text encoder that Z-Image reads
 TRANSFORMER = {"cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2}  # the rest are diffusers' defaults
