@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,3 +229,16 @@ def test_help_reads_like_a_manual(capsys):
 def test_the_demos_recipe_is_whole():
     given = recipe.read(ROOT / "models" / "tiny" / "demo.toml")
     assert given.inputs.model == "tiny" and given.turbo.guarded and (ROOT / given.inputs.pictures).is_dir()
+
+
+def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
+    """As README says, `pip install .`, into a folder of its own; models are not part of it."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "zturbo", source / "zturbo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(tmp_path / "there"), str(source)], check=True, capture_output=True)
+    code = "from zturbo.hosts import diffusers_load as d; print(d.__file__, d.bundled_tokenizer().decode(d.bundled_tokenizer().encode('zsmile')))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "there")}, check=True, capture_output=True, text=True).stdout
+    assert str(tmp_path / "there") in told and told.endswith("zsmile\n")
