@@ -122,13 +122,13 @@ def test_gauge_guard_and_their_options_reach_the_run(server):
 def test_restoring_reaches_the_run_and_leaves_the_concept(server):
     """Through the real server, adapter and all: turbo comes back, the prompts that name the concept stay away from it."""
     asked = "a large zsmile on a pink background\na large zsmile on a white background"
-    run = watched_run(server, "restored", "restore", changes={"restore_steps": 40, "restore_prompts": asked, "gauge_every": 20}, steps=80, learning_rate=3e-3)
+    run = watched_run(server, "restored", "restore", changes={"restore_steps": 80, "restore_prompts": asked, "gauge_every": 40}, steps=120, learning_rate=3e-3)
     given = recipes.from_toml((run / "recipe.toml").read_text())
-    assert given.turbo == Turbo("restore", 1.0, 2, tuple(UNRELATED.splitlines()), 64, 20, restore_steps=40, restore_prompts=tuple(asked.splitlines()))
+    assert given.turbo == Turbo("restore", 1.0, 2, tuple(UNRELATED.splitlines()), 64, 40, restore_steps=80, restore_prompts=tuple(asked.splitlines()))
     found = {event["step"]: event["deviation"] for event in events(run) if event.get("event") == "health"}
-    assert sorted(found) == [20, 40, 60, 80] and found[80] < 0.7 * found[40]
+    assert sorted(found) == [40, 80, 120] and found[120] < 0.8 * found[40]
     losses = [event["loss"] for event in events(run) if "loss" in event]
-    assert len(losses) == 80 and sum(losses[-5:]) < 0.5 * sum(losses[40:45])
+    assert len(losses) == 120 and sum(losses[-5:]) < 0.5 * sum(losses[40:45])
     taught, restored = (lorafile.read(run / f"{name}.safetensors").factors for name in ("taught", "lora"))
     assert taught.keys() == restored.keys()
 
