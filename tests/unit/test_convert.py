@@ -135,12 +135,12 @@ def test_lengths_for_each_row_need_the_model_and_the_report_says_so(tmp_path):
     one, weight = Factors(randn(4, 24), randn(18, 4), 0.5, randn(18, 1).abs() + 1), randn(18, 24)
     path = write(tmp_path / "l.safetensors", {NAME: one})
     kept = convert.convert(path, 0, "bf16")
-    assert torch.equal(kept.state[f"diffusion_model.{NAME}.dora_scale"], one.magnitude) and "connect the model that it was trained on" in kept.report
+    assert torch.equal(kept.state[f"diffusion_model.{NAME}.dora_scale"], one.magnitude) and "give the model that it was trained on" in kept.report
     made = convert.convert(path, 0, "fp32", lambda lora, file: {NAME: weight}.__getitem__)
     changed = weight + one.delta()
     as_core = made.state[f"diffusion_model.{NAME}.dora_scale"] * changed / weight.norm(dim=1, keepdim=True)
     assert torch.allclose(as_core, one.magnitude * changed / changed.norm(dim=1, keepdim=True), atol=1e-5)
-    assert "with the connected model" in made.report
+    assert "with the model's weights" in made.report
 
 
 def test_pefts_scale_comes_from_the_configuration_beside(tmp_path):

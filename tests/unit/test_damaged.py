@@ -185,7 +185,7 @@ def test_numbers_of_thousands_of_digits(read):
         ("[timesteps]\nmean = nan", "timesteps.mean is nan"),
         ("[data]\nflip = 1", "data.flip is 1; it must be true or false"),
         ("[previews]\nprompts = [3]", "previews.prompts is .*list of texts"),
-        ("[previews]\nwidth = -5", "preview_width is -5"),
+        ("[previews]\nwidth = -5", "previews.width is -5"),
         ('name = "nul.txt"', "cannot be a file name"),
     ],
 )
