@@ -208,6 +208,7 @@ def test_inspect_and_convert(folder, capsys):
         (["inspect", "none.safetensors"], "no file"),
         (["inspect", "recipe.toml"], "recipe.toml"),
         (["sample", "--model", "tiny", "--prompt", "x", "--size", "100x100"], "multiples of 16"),
+        (["sample", "--model", "tiny", "--prompt", "x", "--size", "128x128", "--steps", "0"], "--steps is 0"),
         (["plan", "none.toml"], "no recipe"),
     ):
         assert cli.main([*bad, "--json"]) == 1 and words in lines(capsys)[-1]["error"], bad

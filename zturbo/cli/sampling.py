@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 
 from .. import lorafile
 from ..errors import ZTurboError
-from ..recipe import Compute, Inputs, Previews, Recipe
+from ..recipe import Compute, Inputs, Previews, Recipe, Turbo
 from . import hosts
 
 
@@ -42,8 +41,10 @@ def run_sample(args) -> int:
         lorafile.need_all(file.factors, list(file.leftover), args.lora.name)
         state = lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
     previews = Previews(tuple(args.prompt), 0, width, height, args.steps, args.seed)
-    given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), inputs=hosts.given(Inputs(), args))
-    given = replace(given, turbo=replace(given.turbo, every=0))
+    try:
+        given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), turbo=Turbo(every=0), inputs=hosts.given(Inputs(), args))
+    except ZTurboError as error:
+        raise ZTurboError(str(error).replace("preview_", "--")) from error
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     host.encode_prompts()
     args.out.mkdir(parents=True, exist_ok=True)
