@@ -3,11 +3,10 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..zturbo.errors import ZTurboError
 from ..zturbo.health import PROMPTS, WATCHED
 from ..zturbo.hosts import comfy_health, comfy_load, comfy_paths
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, LoraModel
+from .types import CATEGORY, CONNECTED, LoraModel, need_one
 
 
 class ZTurboHealth(io.ComfyNode):
@@ -46,8 +45,7 @@ class ZTurboHealth(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, file, prompts, size, seed, lora=None) -> io.NodeOutput:
-        if (file == CONNECTED) == (lora is None):
-            raise ZTurboError("Choose a LoRA: connect one to lora and set file to 'the one connected', or choose a file and connect none.")
+        need_one(file, lora, "a LoRA")
         found = comfy_health.report(model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), size, seed)
         say(cls, found.text)
         return io.NodeOutput(found.gauge, found.text, found.plot, found.pictures, ui={"text": (found.text,)})

@@ -4,13 +4,12 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..zturbo import lorafile, pictureset, plots
-from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_check, comfy_generate, comfy_load, comfy_paths, comfy_weights
 from ..zturbo.hosts.comfy_paths import TINY
 from .model import read_adapter
 from .save import save
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, LoraModel
+from .types import CATEGORY, CONNECTED, LoraModel, need_one
 
 PROMPTS = "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a man|an old man|a child}, {film photo|oil painting|pencil drawing}"
 SIZES = "1024x1024, 832x1216, 1216x832, 896x1152, 1152x896, 768x768, 512x768, 768x512"
@@ -117,7 +116,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clean turbo; an adapter of this pack on it is taken away first."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.Combo.Input("adapter", options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A file from models/loras. Not used when lora is connected."),
+                io.Combo.Input("adapter", options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A file from models/loras, or the one connected to lora."),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -135,8 +134,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, adapter, prompts, size, steps, cfg, seed, lora=None) -> io.NodeOutput:
-        if adapter == CONNECTED and lora is None:
-            raise ZTurboError("There is no adapter. Connect one to lora, or choose a file.")
+        need_one(adapter, lora, "an adapter")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
         found = comfy_check.check(model, clip, vae, read, "the adapter" if lora is not None else adapter, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id)
         say(cls, found.text)

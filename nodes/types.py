@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..zturbo.errors import ZTurboError
+
 CATEGORY = "Z-Image Turbo"
 CONNECTED = "the one connected"  # of a file list: what comes in by a wire
 LoraModel = io.Custom("LORA_MODEL")
@@ -13,3 +15,9 @@ LossOptions = io.Custom("ZTURBO_LOSS_OPTIONS")
 SavingOptions = io.Custom("ZTURBO_SAVING_OPTIONS")
 AdapterSchedule = io.Custom("ZTURBO_ADAPTER_SCHEDULE")
 HealthOptions = io.Custom("ZTURBO_HEALTH_OPTIONS")
+
+
+def need_one(file: str, lora: dict | None, what: str):
+    """Raises ZTurboError unless a LoRA comes in one way only: chosen as a file, or wired."""
+    if (file == CONNECTED) == (lora is None):
+        raise ZTurboError(f"Choose {what}: connect one to lora and set the file to '{CONNECTED}', or choose a file and connect none.")

@@ -492,7 +492,7 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
 
 
 def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: turbo.Restore | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
-    """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises TrainingError, before anything is changed, for a loss that is no number."""
+    """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises LossError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
     rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
     if restore is not None:
