@@ -170,7 +170,7 @@ class Watched:
         features, lengths = world.caption_features(clip, unasked(WATCHED))
         with torch.no_grad():
             self.caption = world.refine(dit, features.to(device), lengths)
-        self.paths = {side: health.walk(self.velocity, tuple(range(WATCHED)), side // 8, side // 8, 0, device, WATCHED) for side in (64, 128)}
+        self.paths = {side: health.walk(self.velocity, tuple(range(WATCHED)), side // 8, side // 8, 0, device) for side in (64, 128)}
         adapter = lorafile.read(comfy_tiny.ADAPTER).factors
         self.adapter_size = size_of(adapter)
         with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [adapter]):

@@ -230,9 +230,9 @@ class ZTurboHealthOptions(io.ComfyNode):
                     round=False,
                     tooltip="Of keep_turbo's guard beside the loss, as a factor. Higher keeps more of turbo and learns more slowly. Usual: 1.",
                 ),
-                io.Int.Input("guard_interval", default=2, min=1, max=100, tooltip="Steps between two guarded ones. Higher is faster and keeps less. Usual: 2."),
+                io.Int.Input("guard_interval", default=2, min=1, max=100, tooltip="Every how many steps one is guarded; 1: each. Higher is faster and keeps less. Usual: 2."),
                 io.Int.Input(
-                    "size", default=0, min=0, max=2048, step=16, tooltip="Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most 512."
+                    "size", default=0, min=0, max=1024, step=16, tooltip="Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most 512."
                 ),
                 io.String.Input(
                     "prompts",

@@ -30,6 +30,8 @@ class State:
     average: dict[str, Difference] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    restoring: bool = False  # what the newest step taught: to restore turbo, or pictures
+    since: int = 0  # the step before the first of those in a row that taught it
     setbacks: int = 0  # times that the run went back to a checkpoint with half the learning rate
     whole: bool = True  # False while the optimizer moves the weights
 
@@ -57,7 +59,15 @@ class State:
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        facts = {"format": FORMAT, "seconds": repr(self.seconds), "setbacks": str(self.setbacks), "optimizer": json.dumps(optimizer), **self.kinds()}
+        facts = {
+            "format": FORMAT,
+            "seconds": repr(self.seconds),
+            "setbacks": str(self.setbacks),
+            "restoring": str(int(self.restoring)),
+            "since": str(self.since),
+            "optimizer": json.dumps(optimizer),
+            **self.kinds(),
+        }
         return files.same_each_time(save(tensors, {**facts, "sha256": _sha256(tensors, facts)}))
 
     def kinds(self) -> dict[str, str]:
@@ -74,7 +84,7 @@ class State:
         wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if (parts[key].shape, parts[key].dtype) != (tensors[key].shape, tensors[key].dtype)]
         if wrong:
             raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
-        losses, seconds, setbacks = _course(tensors["losses"], facts)
+        course = _course(tensors["losses"], facts)
         before = self.optimizer.state_dict()
         decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
         try:
@@ -90,7 +100,7 @@ class State:
         with torch.no_grad():
             for key, tensor in parts.items():
                 tensor.copy_(tensors[key])
-        self.losses, self.seconds, self.setbacks = losses, seconds, setbacks
+        self.losses, self.seconds, self.setbacks, self.restoring, self.since = course
 
 
 def write(path: Path, state: State):
@@ -113,22 +123,22 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         facts = files.header(content).get("__metadata__") or {}
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
-    if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks"} <= facts.keys() or "losses" not in tensors:
+    if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks", "restoring", "since"} <= facts.keys() or "losses" not in tensors:
         raise CheckpointError(f"{path.name} is not a checkpoint of this version.")
     if facts.pop("sha256", None) != _sha256(tensors, facts):
         raise CheckpointError(f"The checkpoint {path.name} is damaged: its checksum is another.")
     return tensors, facts
 
 
-def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int]:
-    """(losses, seconds, setbacks) so far. Raises CheckpointError for what no run can have."""
+def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int, bool, int]:
+    """(losses, seconds, setbacks, restoring, since) so far. Raises CheckpointError for what no run can have."""
     try:
-        seconds, setbacks = float(facts["seconds"]), int(facts["setbacks"])
+        seconds, setbacks, restoring, since = float(facts["seconds"]), int(facts["setbacks"]), int(facts["restoring"]), int(facts["since"])
     except ValueError as error:
         raise CheckpointError(f"The checkpoint is no run's: {error}.") from error
-    if losses.ndim != 1 or losses.dtype != torch.float64 or not losses.isfinite().all() or not 0 <= seconds < float("inf") or setbacks < 0:
-        raise CheckpointError("The checkpoint is no run's: its losses, seconds or setbacks are no such numbers.")
-    return losses.tolist(), seconds, setbacks
+    if losses.ndim != 1 or losses.dtype != torch.float64 or not losses.isfinite().all() or not 0 <= seconds < float("inf") or setbacks < 0 or restoring not in (0, 1) or not 0 <= since <= len(losses):
+        raise CheckpointError("The checkpoint is no run's: its losses, seconds, setbacks or phase are no such numbers.")
+    return losses.tolist(), seconds, setbacks, bool(restoring), since
 
 
 def _need_alike(saved, mine: dict):

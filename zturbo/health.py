@@ -73,38 +73,32 @@ class Paths:
 
 
 @torch.no_grad()
-def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, together: int, steps: int = 8) -> Paths:
-    """Paths of these prompts by Euler's method, as sampled at 8 steps. height, width: of the latent; together: prompts that go through the model at once."""
+def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, steps: int = 8) -> Paths:
+    """Paths of these prompts by Euler's method, as sampled at 8 steps, one after the other. height, width: of the latent."""
     grid = flow.turbo_sigmas()[: steps + 1]
-    states, velocities = [], []
-    for some in split(numbers, together):
-        x = torch.stack([torch.randn(16, height, width, generator=flow.generator(seed, "health", n)) for n in some]).to(device)
-        seen, moved = [], []
-        for high, low in zip(grid, grid[1:]):
-            v = velocity(x, high.expand(len(some)).to(device), some).float()
-            seen.append(x.cpu())
-            moved.append(v.cpu())
+    states, velocities = torch.empty(2, len(numbers), steps, 16, height, width)
+    for row, number in enumerate(numbers):
+        x = torch.randn(1, 16, height, width, generator=flow.generator(seed, "health", number)).to(device)
+        for place, (high, low) in enumerate(zip(grid, grid[1:])):
+            v = velocity(x, high[None].to(device), (number,)).float()
+            states[row, place], velocities[row, place] = x[0], v[0]
             x = x + v * (low - high)
-        states.append(torch.stack(seen, 1))
-        velocities.append(torch.stack(moved, 1))
-    return Paths(numbers, grid[:-1].expand(len(numbers), -1), torch.cat(states), torch.cat(velocities))
+    return Paths(numbers, grid[:-1].expand(len(numbers), -1), states, velocities)
 
 
 @torch.no_grad()
-def velocities(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
+def velocities(paths: Paths, velocity: Velocity, device) -> torch.Tensor:
     """[P, S, 16, h, w] fp32 on the CPU: another model's velocities at the states of these paths."""
-    found = []
-    for rows in (list(some) for some in split(tuple(range(len(paths.numbers))), together)):
-        numbers = tuple(paths.numbers[row] for row in rows)
-        places = zip(paths.sigmas[rows].unbind(1), paths.states[rows].unbind(1))
-        at = [velocity(x.to(device), sigma.to(device), numbers).float().cpu() for sigma, x in places]
-        found.append(torch.stack(at, 1))
-    return torch.cat(found)
+    found = torch.empty_like(paths.velocities)
+    for row, number in enumerate(paths.numbers):
+        for place, (sigma, x) in enumerate(zip(paths.sigmas[row], paths.states[row])):
+            found[row, place] = velocity(x[None].to(device), sigma[None].to(device), (number,))[0]
+    return found
 
 
-def deviations(paths: Paths, velocity: Velocity, device, together: int) -> torch.Tensor:
+def deviations(paths: Paths, velocity: Velocity, device) -> torch.Tensor:
     """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
-    changed = velocities(paths, velocity, device, together) - paths.velocities
+    changed = velocities(paths, velocity, device) - paths.velocities
     return changed.flatten(2).norm(dim=2) / paths.velocities.flatten(2).norm(dim=2)
 
 
@@ -124,10 +118,6 @@ def sharpness(images: torch.Tensor) -> float:
     middle = images[:, 1:-1, 1:-1]
     around = images[:, :-2, 1:-1] + images[:, 2:, 1:-1] + images[:, 1:-1, :-2] + images[:, 1:-1, 2:]
     return (4 * middle - around).square().mean().item()
-
-
-def split(numbers: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def guarded(paths: Paths, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:

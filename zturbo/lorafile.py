@@ -138,6 +138,11 @@ def dialect(keys) -> str:
     return " and ".join(found) or "bare names"
 
 
+def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
+    """In fp32."""
+    return {name: one.of({key: tensor.float().to(device) for key, tensor in one.tensors.items()}) for name, one in factors.items()}
+
+
 def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False) -> tuple[dict[str, Difference], list[str]]:
     """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one.
 

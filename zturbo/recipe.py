@@ -109,7 +109,7 @@ class AdapterCourse:
     """How strong the de-distill adapter is over a run, as factors on the strength that the model carries."""
 
     start: float = 1.0  # at the first step
-    end: float = 1.0  # at the last step; in between along a straight line
+    end: float = 1.0  # at the last step that trains pictures; in between along a straight line
 
     @property
     def changes(self) -> bool:
@@ -122,7 +122,7 @@ class Turbo:
 
     keep: str = "off"  # one of KEEPS
     weight: float = 1.0  # of the guard beside the loss
-    interval: int = 2  # steps between two guarded ones
+    interval: int = 2  # every how many steps one is guarded
     prompts: tuple[str, ...] = health.PROMPTS  # the first 8 for the gauge, the others for the guard
     size: int = 0  # pixels, width and height of their pictures; 0: the short side of the training pictures, at most 512
     every: int = 250  # steps between two readings of the gauge; 0: none
@@ -137,6 +137,11 @@ class Turbo:
     @property
     def restores(self) -> bool:
         return self.keep == "restore"
+
+    @property
+    def healthy(self) -> float:
+        """What the gauge reads at most while turbo is healthy enough."""
+        return self.stop_above or health.HEALTHY
 
 
 @dataclass(frozen=True)
@@ -232,8 +237,8 @@ class Recipe:
         at_least(0, gauge_every=self.turbo.every)
         at_least(1, restore_steps=self.turbo.restore_steps)
         between(0, 1, stop_above=self.turbo.stop_above)
-        if self.turbo.size and not (64 <= self.turbo.size <= 4096 and self.turbo.size % 16 == 0):
-            raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be 0, or a multiple of 16 from 64 to 4096.")
+        if self.turbo.size and not (64 <= self.turbo.size <= 1024 and self.turbo.size % 16 == 0):
+            raise ZTurboError(f"gauge_size is {self.turbo.size}; it must be 0, or a multiple of 16 from 64 to 1024.")
         if self.turbo.stop_above and not (self.turbo.every and self.turbo.prompts):
             raise ZTurboError(
                 f"stop_above is {self.turbo.stop_above:g} and needs readings of the gauge, but gauge_every is {self.turbo.every} and there are {len(self.turbo.prompts)} unrelated prompts. Set gauge_every above 0 and write some prompts, one a line."
@@ -245,6 +250,10 @@ class Recipe:
         if self.turbo.restores and self.turbo.stop_above:
             raise ZTurboError(
                 f"keep_turbo is restore, which mends turbo at the end, and stop_above is {self.turbo.stop_above:g}, which would end the run before. Set stop_above to 0, or keep_turbo to off or guard."
+            )
+        if self.turbo.guarded and self.adapter.changes:
+            raise ZTurboError(
+                f"keep_turbo is guard, which holds the model with the whole adapter on, and the adapter's strength goes from {self.adapter.start:g} to {self.adapter.end:g}. Take the adapter schedule away, or set keep_turbo to off or restore."
             )
         if self.turbo.restores and self.taught < 1:
             raise ZTurboError(f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower.")

@@ -152,13 +152,15 @@ class RunFolder:
             log.warning("%s", error)
 
     def keep_taught(self, state: dict[str, torch.Tensor]):
-        """Write the LoRA as it was when the last picture had been trained, in fp32. Raises LoraFileError."""
-        lorafile.write(self.taught, state, {})
+        """Write the LoRA as it was when the last picture had been trained, in fp32. A disk that refuses is logged."""
+        try:
+            lorafile.write(self.taught, state, {})
+        except LoraFileError as error:
+            log.warning("%s", error)
 
     def taught_lora(self, device) -> dict[str, Difference]:
         """The LoRA that `keep_taught` wrote. Raises LoraFileError when it is not there any more."""
-        found = lorafile.read(self.taught).factors
-        return {name: one.of({key: tensor.float().to(device) for key, tensor in one.tensors.items()}) for name, one in found.items()}
+        return lorafile.on_device(lorafile.read(self.taught).factors, device)
 
     def forget_healthy(self):
         """Delete the healthy LoRA: it has learnt what is undone."""

@@ -240,12 +240,14 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     images: list[np.ndarray] = []
     thrifty = False  # one picture at a time, since memory ran out once
 
-    worn, said = False, ""  # whether the gauge has ended the run; what of the disk has been said
+    reading, worn, said = 0.0, False, ""  # of the gauge; whether it has ended the run; what of the disk has been said
 
     def ended() -> bool:
         return worn or finished(recipe, state, control)
 
     had_ended = ended()
+    if 0 < state.step >= recipe.taught > state.since and not had_ended:
+        tell(run, control, state.step, f"No pictures are trained in what is left: the last {recipe.turbo.restore_steps} of {recipe.steps} steps restore turbo, and {state.step} are done.")
     restore: turbo.Restore | None = None
     watched = turbo.Watch() if had_ended else watch(recipe, pictures, host)
 
@@ -275,8 +277,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             restore = restore if restoring(recipe, state) else None
             try:
                 if restoring(recipe, state) and restore is None:
-                    restore = walk_restore(recipe, dataset, pictures, host, run, state, thrifty)
-                    tell(run, control, state.step, RESTORING)
+                    restore = walk_restore(recipe, dataset, pictures, host, run, state)
+                    if not state.restoring:
+                        tell(run, control, state.step, RESTORING)
                 with host.training(state.lora) as velocity:
                     while not ended():
                         control.check()
@@ -287,7 +290,8 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         if pictures.held_out and state.step % recipe.data.validation_every == 0:
                             look(pictures, state, velocity, host.device, run, control, recipe.seed)
                         if reading_due(recipe, state, watched):
-                            worn = not read_gauge(recipe, state, watched, velocity, host.device, thrifty, run, control, keep_healthy)
+                            reading = read_gauge(recipe, state, watched, velocity, host.device, run, control, keep_healthy)
+                            worn = recipe.turbo.stop_above > 0 and not reading <= recipe.turbo.stop_above
                         if save_due(recipe, state, run):
                             save()
                         if worn or preview_due(recipe, state) or (restore is None and restoring(recipe, state)):
@@ -309,7 +313,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 save_memory(host, run, state, control)
                 continue
             if worn:
-                state = end_worn(recipe, host, run, state, control)
+                state = end_worn(recipe, host, run, state, control, reading)
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or ended()):
                 images = draw(host, state.shown(dtype), state.step, run, control) or images
@@ -323,7 +327,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
     if not worn and not had_ended:
-        tell_of_wear(run, control, state.step)
+        tell_of_wear(recipe, run, control, state.step)
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
     if run.saved_steps < state.step:
@@ -337,18 +341,13 @@ def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
     """What the gauge and the guard need, where they are asked for and can be had."""
     if not recipe.turbo.prompts or not (recipe.turbo.guarded or (recipe.turbo.every and host.turbo)):
         return turbo.Watch()
+    with host.training({}) as velocity:
+        return turbo.watch(recipe, len(pictures.captions.texts), shortest(pictures), host.turbo, velocity, host.device)
 
-    def walked(together: int) -> turbo.Watch:
-        with host.training({}) as velocity:
-            short = min(side for views in pictures.encoded.latents for side in views.shape[2:])
-            return turbo.watch(recipe, len(pictures.captions.texts), short, host.turbo, velocity, host.device, together)
 
-    try:
-        return walked(recipe.batch_size)
-    except Exception as error:
-        if recipe.batch_size == 1 or not host.out_of_memory(error):
-            raise
-    return walked(1)  # out here, where nothing of the failed one is held any more
+def shortest(pictures: Pictures) -> int:
+    """Side of the latents."""
+    return min(side for views in pictures.encoded.latents for side in views.shape[2:])
 
 
 def restoring(recipe: Recipe, state: State) -> bool:
@@ -356,21 +355,25 @@ def restoring(recipe: Recipe, state: State) -> bool:
     return recipe.turbo.restores and recipe.taught <= state.step < recipe.steps
 
 
-def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State, thrifty: bool) -> turbo.Restore:
-    """The paths that the last steps are held to. The LoRA as it was taught lies in the run folder, so that a run that is taken up walks the same ones."""
-    if state.step == recipe.taught:
-        run.keep_taught(state.shown(torch.float32))
-    taught = run.taught_lora(host.device)
+def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State) -> turbo.Restore:
+    """The paths that the last steps are held to. The LoRA as it was taught lies in the run folder, so that a run that is taken up walks the same ones. Raises LoraFileError when it is needed from there and gone."""
+    if state.restoring:
+        taught = run.taught_lora(host.device)
+    else:
+        learnt = state.shown(torch.float32)
+        run.keep_taught(learnt)
+        taught = lorafile.on_device(lorafile.parse(learnt)[0], host.device)
     extra = turbo.texts(recipe, dataset.trigger, True)
     first, unrelated = len(pictures.captions.texts), len(recipe.turbo.prompts)
     own = {number for item, numbers in zip(dataset.items, pictures.captions.of) if not item.regularisation for number in numbers}
-    own |= set() if pictures.captions.dropped is None else {pictures.captions.dropped}  # the trigger word alone
+    if dataset.trigger and pictures.captions.dropped is not None:
+        own.add(pictures.captions.dropped)  # the trigger word alone
     named = (*spread(tuple(sorted(own)), FOLLOWED), *range(first + unrelated, first + len(extra)))
-    width = turbo.side(recipe, min(side for views in pictures.encoded.latents for side in views.shape[2:]))
+    width = turbo.side(recipe, shortest(pictures))
 
     def walk(lora: Lora, numbers) -> health.Paths:
         with host.training(lora) as velocity:
-            return health.walk(lambda x, sigma, some: velocity(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device, 1 if thrifty else recipe.batch_size)
+            return health.walk(lambda x, sigma, some: velocity(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device)
 
     return turbo.Restore(walk(taught, named), walk({}, range(first + health.WATCHED, first + unrelated)))
 
@@ -403,21 +406,20 @@ def reading_due(recipe: Recipe, state: State, watched: turbo.Watch) -> bool:
     return watched.gauge is not None and (state.step % recipe.turbo.every == 0 or state.step == recipe.steps)
 
 
-def read_gauge(recipe: Recipe, state: State, watched: turbo.Watch, velocity: Velocity, device, thrifty: bool, run: RunFolder, control: Control, keep: Callable[[], None]) -> bool:
-    """Log a reading of the gauge, and keep the LoRA while turbo is healthy. False: the reading ends the run."""
+def read_gauge(recipe: Recipe, state: State, watched: turbo.Watch, velocity: Velocity, device, run: RunFolder, control: Control, keep: Callable[[], None]) -> float:
+    """Log and return a reading of the gauge, and keep the LoRA while turbo is healthy."""
     with state.as_shown():
-        event = watched.read(velocity, state.step, device, 1 if thrifty else recipe.batch_size)
+        event = watched.read(velocity, state.step, device)
     run.event(**event)
     control.look(event)
-    limit = recipe.turbo.stop_above
-    if event["gauge"] <= (limit or health.HEALTHY):
+    if event["gauge"] <= recipe.turbo.healthy:
         keep()
-    return not limit or event["gauge"] <= limit
+    return event["gauge"]
 
 
-def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control) -> State:
+def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: Control, reading: float) -> State:
     """The run ends because turbo is worn: with the LoRA of the last reading that was within the limit, where there is one."""
-    reached, reading = state.step, run.newest_reading()
+    reached = state.step
     if run.healthy_step in map(step_of, run.checkpoint_files()):
         run.forget_checkpoints(after=run.healthy_step)
         state = begin(recipe, host, run)
@@ -432,11 +434,11 @@ def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: 
     return state
 
 
-def tell_of_wear(run: RunFolder, control: Control, step: int):
+def tell_of_wear(recipe: Recipe, run: RunFolder, control: Control, step: int):
     """At the end: is turbo worn, and which LoRA was the last healthy one?"""
     reading = run.newest_reading()
-    if 0 < run.healthy_step < step and reading > health.HEALTHY:
-        kept = f"The LoRA of step {run.healthy_step}, when it still read at most {health.HEALTHY:g}, is kept as {run.healthy.name}."
+    if 0 < run.healthy_step < step and reading > recipe.turbo.healthy:
+        kept = f"The LoRA of step {run.healthy_step}, when it still read at most {recipe.turbo.healthy:g}, is kept as {run.healthy.name}."
         tell(run, control, step, f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken). {kept}")
 
 
@@ -449,7 +451,7 @@ def tell(run: RunFolder, control: Control, step: int, sentence: str):
 def save_memory(host: Host, run: RunFolder, state: State, control: Control):
     """One picture at a time from now on, and every layer computed again in backward: the same LoRA but for rounding."""
     host.save_memory()
-    tell(run, control, state.step, f"There was not enough memory for step {state.step + 1}: it is done again with gradient checkpointing, one picture at a time. This takes longer.")
+    tell(run, control, state.step, f"There was not enough memory at step {state.step + 1}. It goes on with gradient checkpointing, one picture at a time. This takes longer.")
 
 
 def look(pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, control: Control, seed: int):
@@ -494,9 +496,8 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
 def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: turbo.Restore | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
     """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises LossError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
-    rate = optimizers.learning_rate(options, step, recipe.steps) / 2**state.setbacks
-    if restore is not None:
-        rate *= (recipe.steps - step) / recipe.turbo.restore_steps
+    rate = optimizers.learning_rate(options, step, recipe.taught) if restore is None else options.learning_rate * (recipe.steps - step) / recipe.turbo.restore_steps
+    rate /= 2**state.setbacks
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
@@ -517,13 +518,15 @@ def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: 
     if not math.isfinite(value) or not math.isfinite(norm.item()):
         sentence = f"The loss became {value} and its gradient {norm.item()} at step {step + 1}; training was stopped before that step could do harm."
         raise LossError(f"{sentence} Try a lower learning rate than {rate:g}, or fp32.", math.nan)
-    if exploded([*state.losses, value][0 if restore is None else recipe.taught :]):  # restoring makes something else small
+    since = state.since if state.restoring == (restore is not None) else step
+    if exploded([*state.losses, value][since:]):
         raise LossError(f"The loss of the last {WINDOW} steps before step {step + 1} is more than {EXPLOSION} times what it was. Try a lower learning rate than {rate:g}.", value)
     state.whole = False
     state.optimizer.step()
     if state.average:
         torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - min(options.ema, (1 + step) / (10 + step)))
     state.losses.append(value)
+    state.restoring, state.since = restore is not None, since
     state.whole = True
     seconds = time.perf_counter() - started
     state.seconds += seconds
@@ -540,7 +543,7 @@ def exploded(losses: list[float]) -> bool:
 
 def adapter_factor(recipe: Recipe, step: int) -> float:
     """How much of the adapter's strength there is at step `step` (from 0)."""
-    course = step / max(1, recipe.steps - 1)
+    course = min(1.0, step / max(1, recipe.taught - 1))
     return recipe.adapter.start + (recipe.adapter.end - recipe.adapter.start) * course
 
 

@@ -32,10 +32,10 @@ class Watch:
         """The velocity with this much of the adapter, for the unrelated prompts by their numbers."""
         return lambda x, sigma, numbers: velocity(x, sigma, tuple(self.first + n for n in numbers), factor)
 
-    def read(self, velocity: Velocity, step: int, device, together: int) -> dict:
+    def read(self, velocity: Velocity, step: int, device) -> dict:
         """A reading of the gauge, as an event."""
         assert self.gauge is not None
-        deviation = health.deviations(self.gauge, self.of(velocity), device, together).mean().item()
+        deviation = health.deviations(self.gauge, self.of(velocity), device).mean().item()
         return {"event": "health", "step": step, "gauge": round(health.gauge(deviation), 4), "deviation": round(deviation, 5)}
 
     def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Pieces) -> float:
@@ -91,19 +91,19 @@ def side(recipe: Recipe, short: int) -> int:
     return recipe.turbo.size // 8 or min(LARGEST, short)
 
 
-def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velocity, device, together: int) -> Watch:
+def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velocity, device) -> Watch:
     """Walk the paths that the recipe needs. velocity: without the LoRA.
 
     first: the host's number of the first unrelated prompt; short: the shortest side of the trained latents; is_turbo: does
-    the model that trains become turbo when its adapter is taken away? together: prompts that go through the model at once.
+    the model that trains become turbo when its adapter is taken away?
     """
     wish, width = recipe.turbo, side(recipe, short)
     numbers, plain = tuple(range(len(wish.prompts))), Watch(first=first)
     bare, trained = plain.of(velocity, 0.0 if is_turbo else 1.0), plain.of(velocity, 1.0)
     gauge = guard = None
     if wish.every and is_turbo:
-        gauge = health.walk(bare, numbers[: health.WATCHED], width, width, recipe.seed, device, together, health.HIGH).one_each()
+        gauge = health.walk(bare, numbers[: health.WATCHED], width, width, recipe.seed, device, health.HIGH).one_each()
     if wish.guarded:
-        paths = health.walk(bare, numbers[health.WATCHED :], width, width, recipe.seed, device, together)
-        guard = replace(paths, velocities=health.velocities(paths, trained, device, together))
+        paths = health.walk(bare, numbers[health.WATCHED :], width, width, recipe.seed, device)
+        guard = replace(paths, velocities=health.velocities(paths, trained, device))
     return Watch(gauge, guard, first)

@@ -61,15 +61,15 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
         encode(host)
         first = len(host.features) - health.WATCHED
         with host.training({}) as velocity:
-            watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device, 2)
+            watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device)
         assert watched.gauge.states.shape == (8, 1, 16, 8, 8) and watched.gauge.sigmas.unique().numel() == health.HIGH and watched.guard is None
         lora = network.create(host.targets, Network(4, 4), 0)
         with host.training(lora) as velocity:
-            assert watched.read(velocity, 1, host.device, 2)["deviation"] == 0
+            assert watched.read(velocity, 1, host.device)["deviation"] == 0
         for B in lowrank.parameters(lora)[1::2]:
             B.copy_(0.1 * torch.randn(B.shape, generator=torch.Generator().manual_seed(2)))
         with host.training(lora) as velocity:
-            found = watched.read(velocity, 2, host.device, 2)
+            found = watched.read(velocity, 2, host.device)
     assert found["deviation"] > 0.01
     seen.setdefault("deviation", found["deviation"])
     assert found["deviation"] == pytest.approx(seen["deviation"], rel=1e-3)
@@ -87,7 +87,7 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
             encode(host)
             first = len(host.features) - len(WATCHED.prompts)
             with host.training({}) as velocity:
-                watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device, 2)
+                watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device)
                 own = velocity(watched.guard.states[:, 2], watched.guard.sigmas[:, 2], tuple(first + n for n in watched.guard.numbers))
         assert (watched.gauge is None) == (preview_model is not None)
         torch.testing.assert_close(watched.guard.velocities[:, 2], own, rtol=1e-4, atol=1e-4)
@@ -145,17 +145,17 @@ def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_t
             B.data.fill_(0.03)
         state.losses.append(0.0)
         encoded = trainer.pictures_of(given, pictures, host)
-        found = trainer.walk_restore(given, pictures, encoded, host, run, state, thrifty=False)
+        found = trainer.walk_restore(given, pictures, encoded, host, run, state)
         captions = len(encoded.captions.texts)
         assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(range(captions + 8, captions + 12))
         bare.encode(pictures, encoded.captions)
         for paths, lora in ((found.named, state.lora), (found.clean, {})):
             with torch.no_grad(), bare.training(lora) as velocity:
-                wanted = health.walk(velocity, paths.numbers, 8, 8, given.seed, host.device, 1)
+                wanted = health.walk(velocity, paths.numbers, 8, 8, given.seed, host.device)
             torch.testing.assert_close(paths.states, wanted.states, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(paths.velocities, wanted.velocities, rtol=1e-3, atol=1e-3)
         with torch.no_grad(), bare.training({}) as velocity:
-            assert (health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device, 1).velocities - found.named.velocities).abs().max() > 0.02
+            assert (health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device).velocities - found.named.velocities).abs().max() > 0.02
 
 
 def test_stop_above_hands_on_the_healthy_lora(server):

@@ -25,7 +25,7 @@ def linear(weight):
 
 
 def walked(weight, **options):
-    return health.walk(linear(weight), (3, 4, 5), 2, 4, 7, torch.device("cpu"), 2, **options)
+    return health.walk(linear(weight), (3, 4, 5), 2, 4, 7, torch.device("cpu"), **options)
 
 
 def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
@@ -50,8 +50,8 @@ def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
 def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
     weight = torch.eye(16)
     paths = walked(weight)
-    assert health.deviations(paths, linear(weight), torch.device("cpu"), 2).max() == 0
-    torch.testing.assert_close(health.deviations(paths, linear(1.25 * weight), torch.device("cpu"), 3), torch.full((3, 8), 0.25))
+    assert health.deviations(paths, linear(weight), torch.device("cpu")).max() == 0
+    torch.testing.assert_close(health.deviations(paths, linear(1.25 * weight), torch.device("cpu")), torch.full((3, 8), 0.25))
     assert health.high(torch.arange(40.0).view(5, 8)) == pytest.approx((0 + 9 + 18 + 24 + 33) / 5)
 
 
@@ -102,7 +102,7 @@ def test_the_guards_gradient_is_its_losss(tmp_path):
     one, _, again, _ = go(tmp_path, replace(given, steps=1, saving=replace(given.saving, dtype="fp32")))
     weight = host.linear.weight.detach()
     A, B = (one.state[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
-    paths = health.walk(linear(weight), tuple(range(8, 32)), 8, 8, given.seed, host.device, 1)
+    paths = health.walk(linear(weight), tuple(range(8, 32)), 8, 8, given.seed, host.device)
     states, _, clean, _ = health.guarded(paths, given.seed, 1)
     scale = given.network.alpha / given.network.rank
     assert second["guard"] == pytest.approx((linear(weight + scale * B @ A)(states, None, None) - clean).square().mean().item(), rel=1e-4)
@@ -145,7 +145,7 @@ def test_a_restoring_steps_loss_is_its_mean_square_difference(tmp_path):
     weight = host.linear.weight.detach()
     changed = weight + given.network.alpha / given.network.rank * B @ A
     captions = len(PICTURES.captions().texts)
-    clean = health.walk(linear(weight), tuple(range(captions + 8, captions + 32)), 8, 8, given.seed, host.device, 1)
+    clean = health.walk(linear(weight), tuple(range(captions + 8, captions + 32)), 8, 8, given.seed, host.device)
     states, _, own, _ = health.guarded(clean, given.seed, 40, "clean")
     apart = (linear(changed)(states, None, None) - own).square().mean().item()  # where it is named there is none yet
     assert first["loss"] == pytest.approx((1 - turbo.NAMED) * apart, rel=1e-4)
@@ -163,6 +163,38 @@ def test_a_restoring_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, at)
     for folder in (run, again):  # taken up, and begun anew from its checkpoint
         result = trainer.train(given, PICTURES, LinearHost(), RunFolder(folder.path), Nobody(), {})
         assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+
+
+def continued(tmp_path, run, given):
+    """A new run that goes on where another one ended. Returns (result, run folder)."""
+    again = RunFolder.new(tmp_path, given)
+    again.adopt(run.checkpoint_files()[0])
+    return trainer.train(given, PICTURES, LinearHost(), again, Nobody(), {}), again
+
+
+def test_a_run_that_was_not_restored_is_restored_by_going_on_from_it(tmp_path):
+    free, run, _, _ = go(tmp_path, replace(restoring(), steps=40, turbo=SMALL))
+    result, again = continued(tmp_path, run, replace(restoring(30), steps=60))  # pictures should have ended at 30
+    kept = load_file(again.taught)
+    assert result.steps == 60 and all(torch.equal(kept[key], tensor) for key, tensor in free.state.items())
+    assert len(notes(again, "the last 30 of 60 steps restore turbo, and 40 are done")) == 1
+    assert readings(again)[-1]["deviation"] < readings(run)[-1]["deviation"]
+
+
+def test_more_steps_for_a_restored_run_restore_further_what_was_taught(tmp_path):
+    _, run, _, _ = go(tmp_path, restoring())
+    result, again = continued(tmp_path, run, replace(restoring(), steps=80))
+    assert result.steps == 80 and again.taught.read_bytes() == run.taught.read_bytes()
+    assert len(notes(again, "No pictures are trained in what is left")) == 1
+
+
+def test_pictures_behind_restoring_are_no_explosion(tmp_path):
+    """Restoring makes something else small: losses are compared with their own kind only."""
+    _, run, _, _ = go(tmp_path, restoring(110))
+    result, again = continued(tmp_path, run, replace(restoring(20), steps=400))
+    restored, pictures = result.losses[100:150], result.losses[200:250]
+    assert sum(pictures) > trainer.EXPLOSION * sum(restored), "this test needs losses that far apart"
+    assert result.steps == 400 and not notes(again, "Going back") and not notes(again, "No pictures")
 
 
 def test_a_model_that_is_no_turbo_cannot_be_restored(tmp_path):
@@ -239,6 +271,7 @@ def test_where_another_model_trains_there_is_no_gauge(tmp_path):
         (dict(keep="restore", restore_steps=0), "restore_steps"),
         (dict(keep="restore", stop_above=0.5), "stop_above"),
         (dict(keep="restore", prompts=("a",) * 8), "more than 8"),
+        (dict(size=2048), "64 to 1024"),
         (dict(weight=0.0), "guard_weight"),
         (dict(interval=0), "guard_interval"),
         (dict(every=-1), "gauge_every"),

@@ -12,9 +12,9 @@ from torch import nn
 
 from zturbo import dataset, flow, lorafile, lowrank, runfolder, trainer
 from zturbo.dataset import Encoded
-from zturbo.errors import LossError
+from zturbo.errors import LossError, ZTurboError
 from zturbo.lorafile import module_targets
-from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps
+from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo
 from zturbo.runfolder import RunFolder
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
@@ -332,6 +332,10 @@ def test_the_adapter_course_goes_from_start_to_end():
     given = recipe(steps=11, adapter=AdapterCourse(1.0, 0.5))
     assert [trainer.adapter_factor(given, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
     assert trainer.adapter_factor(recipe(steps=1), 0) == 1.0
+    restored = recipe(steps=21, adapter=AdapterCourse(1.0, 0.5), turbo=Turbo("restore", restore_steps=10))
+    assert [trainer.adapter_factor(restored, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
+    with pytest.raises(ZTurboError, match="adapter schedule away"):
+        recipe(adapter=AdapterCourse(1.0, 0.5), turbo=Turbo("guard"))
 
 
 def test_regularisation_pictures_and_masks_weigh_the_loss():

@@ -102,8 +102,7 @@ class ComfyHost:
                 latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        sides = self.recipe.turbo.size // 8 if self.recipe.turbo.keep != "off" else 0
-        self.image_tokens = max(sides**2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
+        self.image_tokens = max((self.recipe.turbo.size // 8) ** 2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
         return Encoded(latents)
 
     def encode_prompts(self):

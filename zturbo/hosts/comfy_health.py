@@ -40,9 +40,9 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     side = size // 8
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
-            paths = health.walk(velocity, tuple(range(len(prompts))), side, side, seed, host.device, 1)
+            paths = health.walk(velocity, tuple(range(len(prompts))), side, side, seed, host.device)
         with velocities(worn, clip, vae, prompts) as (velocity, host):
-            deviations = health.deviations(paths, velocity, host.device, 1)
+            deviations = health.deviations(paths, velocity, host.device)
     before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
     gauge = health.gauge(health.high(deviations))
     text = words(gauge, deviations, before, after)

@@ -197,8 +197,7 @@ class DiffusersHost:
         """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
         wish = self.recipe.previews
         noise = torch.randn(1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed))
-        lora = lorafile.parse(state)[0]
-        on_device = {name: one.of({key: tensor.to(self.device) for key, tensor in one.tensors.items()}) for name, one in lora.items()}
+        on_device = lorafile.on_device(lorafile.parse(state)[0], self.device)
         with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.targets, [on_device]):
             latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
         with moved(self.loaded.autoencoder.module, self.device):
