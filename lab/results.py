@@ -39,7 +39,8 @@ def main(argv: list[str]):
         "main": points_table(own(drawn), MAIN, (500, 2000, 10000)),
         "concepts": concepts_table(rows),
         "equal": equal_table(own(drawn)),
-        "others": others_table(rows),
+        "paired": beside_table(drawn, "straight", ("adapter",), (250, 500, 1000, 2000, 10000)),
+        "others": beside_table(rows, "adapter", OTHERS, (500, 2000)),
         "gauge": gauge_table(own(rows)),
         "goal": goal_sentence(long),
         "long": points_table(drawn, LONG, (10000,)),
@@ -106,23 +107,19 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def points_table(rows, variants, steps) -> str:
-    lines = []
+    """Clean turbo, and below it each kind of training at each step; means over its runs."""
+    clean = next(row for row in rows if row["step"] == 0)
+    lines = [["0", "clean turbo", *point([clean]), ""]]
     for step in steps:
         for variant in variants:
-            found = at(rows, variant, step)
-            if found:
-                lines.append(
-                    [
-                        str(step),
-                        variant.replace("_", ", "),
-                        *(with_interval([row[key] for row in found]) for key in ("lost", "concept", "sharpness")),
-                        f"{mean(row['frechet'] for row in found):.0f}",
-                        f"{mean(row['steps_apart'] for row in found):.3f}",
-                        f"{mean(row['diversity'] for row in found):.2f}",
-                        str(len(found)),
-                    ]
-                )
+            if found := at(rows, variant, step):
+                lines.append([str(step), variant, *point(found), str(len(found))])
     return table(["step", "trained", "turbo lost", "concept learnt", "sharpness", "Fréchet", "8 and 50 steps apart", "diversity", "runs"], lines)
+
+
+def point(rows) -> list[str]:
+    means = [f"{mean(row[key] for row in rows):.{digits}f}" for key, digits in (("frechet", 0), ("steps_apart", 3), ("diversity", 2))]
+    return [*(with_interval([row[key] for row in rows]) for key in ("lost", "concept", "sharpness")), *means]
 
 
 def concepts_table(rows) -> str:
@@ -137,32 +134,40 @@ def concepts_table(rows) -> str:
     return table(["turbo lost, concept learnt", *MAIN], lines)
 
 
-def others_table(rows, steps=(500, 2000)) -> str:
-    """Each beside the plain adapter's run of the same concept and seed."""
+def beside_table(rows, base: str, variants, steps) -> str:
+    """Each beside the base's run of the same concept and seed: differences, with their intervals."""
     lines = []
     for step in steps:
-        plain = {(row["concept_of"], row["seed"]): row for row in rows if row["variant"] == "adapter" and row["step"] == step}
-        for variant in OTHERS:
+        plain = {(row["concept_of"], row["seed"]): row for row in rows if row["variant"] == base and row["step"] == step}
+        for variant in variants:
             found = [row for row in rows if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in plain]
             beside = [plain[row["concept_of"], row["seed"]] for row in found]
             if found:
-                line = [str(step), variant.replace("_", ", ")]
+                line = [str(step), variant]
                 for key in ("lost", "concept"):
                     line += [f"{mean(row[key] for row in found):.2f}", with_interval([row[key] - other[key] for row, other in zip(found, beside)])]
                 lines.append([*line, str(len(found))])
-    return table(["step", "trained", "turbo lost", "more than on the adapter", "concept learnt", "more than on the adapter", "runs"], lines)
+    return table(["step", "trained", "turbo lost", f"more than {base}", "concept learnt", f"more than {base}", "runs"], lines)
 
 
 def equal_table(rows) -> str:
-    """What of turbo is lost when the concept first is as strong as this, along straight lines between measurements."""
+    """What of turbo is lost when the concept first is as strong as this, along straight lines between measurements; and what less on the adapter than straight, in pairs."""
+
+    def lost(strength: float, variant: str) -> dict[tuple, float]:
+        runs = {(row["concept_of"], row["seed"]): row["run"] for row in at(rows, variant, 0)}
+        found = {key: lost_at([row for row in rows if row["run"] == run], strength) for key, run in sorted(runs.items())}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def cell(values: list[float]) -> str:
+        return f"{with_interval(values)}, {len(values)} run{'s' * (len(values) > 1)}" if values else "not reached"
+
     lines = []
     for strength in (0.3, 0.5, 0.7):
-        line = [f"{strength:.1f}"]
-        for variant in MAIN[:-1]:
-            found = [value for run in sorted({row["run"] for row in at(rows, variant, 0)}) if (value := lost_at([row for row in rows if row["run"] == run], strength)) is not None]
-            line.append(f"{with_interval(found)}, {len(found)} run{'s' * (len(found) > 1)}" if found else "not reached")
-        lines.append(line)
-    return table(["concept learnt", *MAIN[:-1]], lines)
+        found = {variant: lost(strength, variant) for variant in MAIN[:-1]}
+        pairs = sorted(found["straight"].keys() & found["adapter"].keys())
+        less = [found["adapter"][key] - found["straight"][key] for key in pairs]
+        lines.append([f"{strength:.1f}", *(cell(list(some.values())) for some in found.values()), cell(less)])
+    return table(["concept learnt", *MAIN[:-1], "adapter, more than straight"], lines)
 
 
 def lost_at(run: list[dict], strength: float) -> float | None:
@@ -219,7 +224,8 @@ def longrun(rows) -> dict:
 
 def goal_sentence(long: dict) -> str:
     lost, strength = long["turbo_loss"], long["concept_vs_best_straight"]
-    kept = f"With {long['option']} {max(0.0, lost):.1%} of turbo are lost and the concept has {strength:.0%} of the best straight run's strength"
+    runs = long["options"][long["option"]]["runs"]
+    kept = f"On the drawn concepts, {len(runs)} runs with {long['option']}, {max(0.0, lost):.1%} of turbo are lost and the concept has {strength:.0%} of the best straight run's strength (mean of the runs' ratios, 48 pictures each)"
     whole, shy = lost <= HELD, strength < 1
     if whole and not shy:
         return f"It is reached: {kept.lower()[:1]}{kept[1:]}."

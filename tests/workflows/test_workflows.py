@@ -22,7 +22,7 @@ NAMES = [
     "tiny_demo",
     "train_lora",
     "train_lora_options",
-    "train_lora_restore_minus_one",
+    "train_lora_minus_one",
     "turbo_health",
 ]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
