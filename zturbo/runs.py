@@ -138,7 +138,7 @@ class Given:
         return f"other settings ({', '.join(names)})" if names else "other pictures, captions, model or adapter"
 
 
-def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
+def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str | Path, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
     """Train in this process. Raises ZTurboError with a sentence, or `cancelled`; in both cases the LoRA so far is saved.
 
     resume: see `choose_run`. control_of: the person, once the run folder is known.
@@ -177,23 +177,23 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     return Conducted(result, run, facts)
 
 
-def source_of(runs: Runs, resume: str) -> str:
-    """`run/step` of the checkpoint that a run is to go on from; nothing for auto and new. Raises ZTurboError when it is not there."""
-    if resume in (AUTO, NEW):
+def source_of(runs: Runs, resume: str | Path) -> str:
+    """`run/step` of the checkpoint that a new run is to go on from; nothing for auto, new and a run itself. Raises ZTurboError when it is not there."""
+    if isinstance(resume, Path) or resume in (AUTO, NEW):
         return ""
     path = runs.checkpoint(resume)
     return f"{path.parents[1].name}/{path.stem}"
 
 
-def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str) -> tuple[RunFolder, str]:
+def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> tuple[RunFolder, str]:
     """The run folder to work in, and a sentence where one that might have been expected is not taken up.
 
     resume: "auto" opens the newest run of this name that was given the same: one that was cancelled or whose process
     died goes on, one that was finished or stopped hands on what it has. "new" makes a new run. A run's name, or a
     name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there, or opens the one that
-    did so before. Raises ZTurboError for what is not there.
+    did so before. A run's path opens that one and no other. Raises ZTurboError for what is not there, or cannot go on.
     """
-    called = [] if resume == NEW else [path for path in reversed(runs.named(recipe.name)) if path.name not in live]
+    called = [resume] if isinstance(resume, Path) else [] if resume == NEW else [path for path in reversed(runs.named(recipe.name)) if path.name not in live]
     for path in called:
         if given.same_as(runfolder.start_of(path)):
             run = RunFolder(path)
@@ -202,6 +202,8 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str) -> tuple[R
                 run.stop.unlink(missing_ok=True)
             log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
             return run, ""
+    if isinstance(resume, Path):
+        raise ZTurboError(f"The run {resume.name} cannot go on: it had {given.differs(runfolder.start_of(resume))}. Set them back, or train a new run that goes on from its newest checkpoint (resume = {resume.name}).")
     run = RunFolder.new(runs.root, recipe)
     if given.source:
         run.adopt(runs.checkpoint(resume))

@@ -132,6 +132,20 @@ def test_resume_goes_on_with_a_stopped_run(folder, capsys):
     assert run("resume", str(folder)) == 1 and "no run folder" in lines(capsys)[-1]["error"]
 
 
+def test_resume_takes_up_the_run_that_is_named_and_no_other(folder, capsys):
+    for _ in range(2):
+        assert run("train", "recipe.toml", "--set", "steps=4", "--resume", "new") == 0
+    first = (folder / "zturbo_runs" / "cat").rename(folder / "zturbo_runs" / "kept")
+    capsys.readouterr()
+    assert run("resume", str(first)) == 0
+    assert lines(capsys)[0]["run"] == str(first)
+    settings = first / "recipe.toml"
+    settings.write_text(settings.read_text().replace("seed = 0", "seed = 1", 1))
+    before = sorted(first.parent.iterdir())
+    assert run("resume", str(first)) == 1
+    assert "cannot go on: it had other settings (seed)" in lines(capsys)[-1]["error"] and sorted(first.parent.iterdir()) == before
+
+
 def test_plan_counts_and_starts_nothing(folder, capsys):
     assert run("plan", "recipe.toml") == 0
     facts = lines(capsys)[0]

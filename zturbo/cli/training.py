@@ -71,10 +71,10 @@ def run_resume(args) -> int:
         raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it.")
     given = recipe.read(folder / runfolder.RECIPE)
     runfolder.RunFolder(folder).stop.unlink(missing_ok=True)
-    return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), AUTO, args)
+    return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
 
 
-def conduct(given: Recipe, place: Runs, resume: str, args) -> int:
+def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
     hosts.need(given.inputs)
     pictures = pictures_of(given)
     if not args.json:
@@ -116,7 +116,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
     return {
         "steps": given.steps,
         "batches_per_epoch": per_epoch,
-        "epochs": round(given.steps * given.optimizer.accumulation / per_epoch, 2),
+        "epochs": round(given.taught * given.optimizer.accumulation / per_epoch, 2),
         "buckets": {f"{width}x{height}": count for (width, height), count in sorted(groups.items())},
         "network": network.describe(lora),
         "trained_numbers": parameters,
