@@ -203,7 +203,9 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
             log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
             return run, ""
     if isinstance(resume, Path):
-        raise ZTurboError(f"The run {resume.name} cannot go on: it had {given.differs(runfolder.start_of(resume))}. Set them back, or train a new run that goes on from its newest checkpoint (resume = {resume.name}).")
+        raise ZTurboError(
+            f"The run {resume.name} cannot go on: it had {given.differs(runfolder.start_of(resume))}. Set them back, or train a new run that goes on from its newest checkpoint (resume = {resume.name})."
+        )
     run = RunFolder.new(runs.root, recipe)
     if given.source:
         run.adopt(runs.checkpoint(resume))

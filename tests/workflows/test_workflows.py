@@ -21,8 +21,8 @@ NAMES = [
     "sample_8_steps",
     "tiny_demo",
     "train_lora",
-    "train_lora_options",
     "train_lora_minus_one",
+    "train_lora_options",
     "turbo_health",
 ]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
