@@ -31,16 +31,16 @@ def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab breakdown")
     parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS))
     parser.add_argument("--variants", default="straight,adapter")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0", help="as 0,1,2: of the concept's pictures and of the training")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--guard", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     args = parser.parse_args(argv)
-    args.points = POINTS
+    args.points, args.seeds = POINTS, [int(seed) for seed in args.seeds.split(",")]
     device = use_comfy()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for concept in args.concepts.split(","):
             judge = None
             for variant in args.variants.split(","):
@@ -58,7 +58,7 @@ def table(args) -> str:
     lines = ["step   variant   " + "  ".join(f"{name:>11}" for name in columns)]
     for step in POINTS:
         for variant in args.variants.split(","):
-            paths = [FOLDER / f"{concept}_{variant}_{seed}.jsonl" for concept in args.concepts.split(",") for seed in range(args.seeds)]
+            paths = [FOLDER / f"{concept}_{variant}_{seed}.jsonl" for concept in args.concepts.split(",") for seed in args.seeds]
             found = [row for path in paths if path.is_file() for row in map(json.loads, path.read_text().splitlines()) if row["step"] == step]
             if found:
                 lines.append(f"{step:5}  {variant:8}  " + "  ".join(f"{sum(row[name] for row in found) / len(found):11.3f}" for name in columns) + f"  ({len(found)})")

@@ -104,7 +104,7 @@ class Pass:
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="lab longrun")
     parser.add_argument("--concepts", default=",".join(concepts.DRAWN))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0", help="as 0,1,2: of the runs on the adapter")
     parser.add_argument("--after", type=int, default=10000, help="steps of the run on the adapter")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
@@ -116,7 +116,7 @@ def main(argv: list[str]):
     from zturbo import lorafile
 
     comfy.model_management.in_training = True  # core's fast rotary embedding has no backward
-    for seed in range(args.seeds):
+    for seed in map(int, args.seeds.split(",")):
         for concept in args.concepts.split(","):
             file = breakdown.FOLDER / f"{concept}_adapter_{seed}_{args.after:05d}.safetensors"
             todo = [kind for kind in ("redistil", "onpolicy") if breakdown.done(breakdown.FOLDER / f"{concept}_{kind}_{seed}.jsonl") < args.after]

@@ -1,4 +1,7 @@
-"""docs/RESULTS.md, its plots and its data, from what `lab breakdown` and `lab longrun` measured. The words are in results.md beside this file."""
+"""docs/RESULTS.md, its plots and its data, from what `lab breakdown` and `lab longrun` measured. The words are in results.md beside this file.
+
+The data, docs/results/breakdown.json, grow: runs of this machine are added to those that are there, and take the place of those of the same name.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from . import breakdown, concepts, measure, world
 from .setup import ROOT, log, use_comfy
 
 OUT = ROOT / "docs" / "results"
+DATA = OUT / "breakdown.json"
 CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
 PICTURED = "outline"  # the concept of the page's pictures
 MAIN = ("straight", "adapter", "guard", "restore")
@@ -27,7 +31,7 @@ def main(argv: list[str]):
     args = parser.parse_args(argv)
     rows = read(args.folder)
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "breakdown.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+    DATA.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
     drawn = [row for row in rows if row["concept_of"] in concepts.DRAWN]
     for key, title in PLOTS.items():
         plot(drawn, key, title)
@@ -54,7 +58,19 @@ def main(argv: list[str]):
 
 
 def read(folder: Path) -> list[dict]:
-    """One row a measurement, with its run, and what of turbo is lost: 1 - fidelity / clean turbo's."""
+    """One row a measurement, of the runs in `folder` and of those that the data have already; what of turbo is lost is 1 - fidelity / clean turbo's."""
+    rows = measured(folder)
+    new = {row["run"] for row in rows}
+    if DATA.is_file():
+        rows += [row for row in json.loads(DATA.read_text(encoding="utf-8")) if row["run"] not in new]
+    clean = next(row["fidelity"] for row in rows if row["step"] == 0)
+    for row in rows:
+        row["lost"] = round(1 - row["fidelity"] / clean, 4)
+    return sorted(rows, key=lambda row: (row["run"], row["step"]))
+
+
+def measured(folder: Path) -> list[dict]:
+    """The rows of the runs in `folder`."""
     from zturbo import health
 
     rows = []
@@ -65,9 +81,6 @@ def read(folder: Path) -> list[dict]:
             along = sum(row["along"][:3]) / 3
             kept = {key: row[key] for key in ("step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size") if key in row}
             rows.append({"run": path.stem, "concept_of": concept, "variant": variant, "seed": seed, **kept, "deviation": round(deviation, 4), "along": round(along, 4)})
-    clean = next(row["fidelity"] for row in rows if row["step"] == 0)
-    for row in rows:
-        row["lost"] = round(1 - row["fidelity"] / clean, 4)
     return rows
 
 
