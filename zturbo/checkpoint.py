@@ -58,7 +58,7 @@ class State:
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}  # 8-bit optimizers share tables
         facts = {
             "format": FORMAT,
             "seconds": repr(self.seconds),

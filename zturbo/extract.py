@@ -33,7 +33,7 @@ def extract(to: Weights, origin: Weights, targets: list[Target], rank: int, chec
 
     Raises ZTurboError when the two do not differ. check: called between two parts; may raise.
     """
-    factors, missed, whole, worst, alike = {}, 0.0, 0.0, ("", 0.0), 0
+    factors, missed, whole, worst, alike = {}, 0.0, 0.0, ("", -1.0), 0
     for part in (part for target in targets for part in target.parts):
         check()
         one, two = to(part.name), origin(part.name)

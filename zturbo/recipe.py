@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,7 +231,10 @@ class Recipe:
         at_least(0, keep_tags=self.data.keep_tags)
         at_least(0, preview_seed=self.previews.seed)
         between(1, 1000, preview_steps=self.previews.steps)
-        between(16, 8192, preview_width=self.previews.width, preview_height=self.previews.height)
+        one_of(("euler",), sampler=self.previews.sampler)
+        for side, pixels in (("preview_width", self.previews.width), ("preview_height", self.previews.height)):
+            if not 16 <= pixels <= 8192 or pixels % 16:
+                raise ZTurboError(f"{side} is {pixels}; it must be a multiple of 16 from 16 to 8192.")
         one_of(KEEPS, keep_turbo=self.turbo.keep)
         above_zero(guard_weight=self.turbo.weight)
         at_least(1, guard_interval=self.turbo.interval)
@@ -255,6 +259,8 @@ class Recipe:
             raise ZTurboError(
                 f"keep_turbo is guard, which holds the model with the whole adapter on, and the adapter's strength goes from {self.adapter.start:g} to {self.adapter.end:g}. Take the adapter schedule away, or set keep_turbo to off or restore."
             )
+        if len(self.turbo.restore_prompts) > 512:
+            raise ZTurboError(f"There are {len(self.turbo.restore_prompts)} restore_prompts; restoring keeps turbo's path for each in memory (4 MB at 512 pixels). Write at most 512.")
         if self.turbo.restores and self.taught < 1:
             raise ZTurboError(f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower.")
         if not 0 <= self.optimizer.ema < 1:
@@ -389,10 +395,10 @@ def _toml(value) -> str:
 
 def from_toml(text: str) -> Recipe:
     """The recipe that `to_toml` wrote. Raises ZTurboError for what is no TOML, an unknown key, and a value that is not allowed."""
-    return with_settings(text, [])
+    return with_settings(text, ())
 
 
-def with_settings(text: str, settings: list[str]) -> Recipe:
+def with_settings(text: str, settings: Sequence[str]) -> Recipe:
     """A recipe's TOML with settings of the form `steps=500` or `optimizer.learning_rate=2e-4`; what is no TOML value is text. Raises ZTurboError."""
     values = read_toml(text, "The recipe", "Mend that line, or take the recipe.toml of a run.")
     for setting in settings:
@@ -458,10 +464,10 @@ def _build(kind, values: dict, where: str):
     return kind(**built)
 
 
-def read(path: Path) -> Recipe:
-    """The recipe in a file. Raises ZTurboError."""
+def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with settings as `with_settings` takes them. Raises ZTurboError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ZTurboError(f"The recipe {path.name} cannot be read as UTF-8 text ({error}). Take the recipe.toml of a run.") from error
-    return from_toml(text)
+    return with_settings(text, settings)

@@ -103,12 +103,16 @@ class RunFolder:
             raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
 
     def newest_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-        """Tensors and facts of the newest checkpoint that is whole."""
+        """Tensors and facts of the newest checkpoint that is whole; None where there is none at all. Raises CheckpointError where there are some and none is whole: beginning anew would write over what was learnt."""
+        damaged = []
         for path in self.checkpoint_files():
             try:
                 return checkpoint.read(path)
             except CheckpointError as error:
-                log.warning("%s An older one is used.", error)
+                log.warning("%s", error)
+                damaged.append(str(error))
+        if damaged:
+            raise CheckpointError(f"No checkpoint of the run {self.path.name} can be used: {damaged[0]} To begin anew, set resume to new.")
         return None
 
     def forget_checkpoints(self, after: int):
@@ -138,7 +142,7 @@ class RunFolder:
         """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""
         try:
             lorafile.write(self.lora, state, metadata | {STEPS: str(steps)})
-            self.saved_steps, self.refused = steps, ""
+            self.saved_steps = steps
         except LoraFileError as error:
             log.error("%s", error)
             self.refused = str(error)
@@ -151,16 +155,22 @@ class RunFolder:
         except LoraFileError as error:
             log.warning("%s", error)
 
-    def keep_taught(self, state: dict[str, torch.Tensor]):
-        """Write the LoRA as it was when the last picture had been trained, in fp32. A disk that refuses is logged."""
+    def keep_taught(self, state: dict[str, torch.Tensor]) -> str:
+        """Write the LoRA as it was when the last picture had been trained, in fp32. Returns why a disk refused, or nothing."""
         try:
             lorafile.write(self.taught, state, {})
+            return ""
         except LoraFileError as error:
-            log.warning("%s", error)
+            return str(error)
 
     def taught_lora(self, device) -> dict[str, Difference]:
         """The LoRA that `keep_taught` wrote. Raises LoraFileError when it is not there any more."""
-        return lorafile.on_device(lorafile.read(self.taught).factors, device)
+        try:
+            return lorafile.on_device(lorafile.read(self.taught).factors, device)
+        except LoraFileError as error:
+            raise LoraFileError(
+                f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. Set resume to a checkpoint from before that ({self.path.name}/step_…)."
+            ) from error
 
     def forget_healthy(self):
         """Delete the healthy LoRA: it has learnt what is undone."""

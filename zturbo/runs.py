@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from . import checkpoint, network, runfolder, trainer
 from . import recipe as recipes
-from . import runfolder, trainer
 from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
 from .recipe import Inputs, Previews, Recipe, file_name
@@ -143,6 +143,8 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
 
     resume: see `choose_run`. control_of: the person, once the run folder is known.
     """
+    network.places(host.targets, recipe.network)  # what is wrong with these is said before a folder is made
+    host.start()
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
@@ -194,23 +196,37 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
     did so before. A run's path opens that one and no other. Raises ZTurboError for what is not there, or cannot go on.
     """
     called = [resume] if isinstance(resume, Path) else [] if resume == NEW else [path for path in reversed(runs.named(recipe.name)) if path.name not in live]
+    lost = [path for path in called if given.same_as(runfolder.start_of(path)) and not begins_whole(path)]
     for path in called:
-        if given.same_as(runfolder.start_of(path)):
+        if given.same_as(runfolder.start_of(path)) and path not in lost:
             run = RunFolder(path)
             run.keep_recipe(recipe)
-            if runfolder.how_ended(path) != "stopped":
-                run.stop.unlink(missing_ok=True)
             log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
+            if runfolder.how_ended(path) == "stopped" and run.stop.exists():
+                return run, f"The run {path.name} was stopped at step {run.saved_steps}, and hands on what it has. To train on from there, name it in resume."
+            run.stop.unlink(missing_ok=True)
             return run, ""
+    if isinstance(resume, Path) and lost:
+        raise ZTurboError(f"The run {resume.name} has no checkpoint to go on from. {RunFolder(resume).kept()}")
     if isinstance(resume, Path):
         raise ZTurboError(
             f"The run {resume.name} cannot go on: it had {given.differs(runfolder.start_of(resume))}. Set them back, or train a new run that goes on from its newest checkpoint (resume = {resume.name})."
         )
+    if given.source:
+        checkpoint.read(runs.checkpoint(resume))  # before a folder is made
     run = RunFolder.new(runs.root, recipe)
     if given.source:
         run.adopt(runs.checkpoint(resume))
+    if lost:
+        return run, f"A new run begins: {lost[0].name} has no checkpoint to go on from. {RunFolder(lost[0]).kept()}"
     cut = called[0] if called and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") else None
     return run, "" if cut is None else f"A new run begins: {cut.name}, which was cut off, had {given.differs(runfolder.start_of(cut))}."
+
+
+def begins_whole(folder: Path) -> bool:
+    """Does a run that is taken up here keep what was learnt? Not where there is a LoRA and no checkpoint."""
+    run = RunFolder(folder)
+    return bool(run.checkpoint_files()) or not run.saved_steps
 
 
 def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:

@@ -228,13 +228,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     the learning rate, once; then it raises LossError. Memory that runs out is answered once: with recomputation and one
     picture at a time. Stopping waits for the first step; a preview that cannot be drawn is said and costs nothing else.
     """
-    if recipe.turbo.restores and not host.turbo:
-        raise ZTurboError("keep_turbo is restore, but the model that trains is not turbo: previews are drawn with another one (preview_model). Set keep_turbo to off or guard.")
+    need_turbo(recipe, host)
     state = begin(recipe, host, run)  # first: what is wrong with a recipe is said before pictures are encoded
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
-    if state.step == 0 and (note := pictures.batches.note()):
+    for note in filter(None, (pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))) if state.step == 0 else ():
         tell(run, control, 0, note)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
@@ -246,19 +245,20 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         return worn or finished(recipe, state, control)
 
     had_ended = ended()
-    if 0 < state.step >= recipe.taught > state.since and not had_ended:
+    if state.since < recipe.taught <= state.step and (state.restoring or state.step > recipe.taught) and not had_ended:
         tell(run, control, state.step, f"No pictures are trained in what is left: the last {recipe.turbo.restore_steps} of {recipe.steps} steps restore turbo, and {state.step} are done.")
     restore: turbo.Restore | None = None
-    watched = turbo.Watch() if had_ended else watch(recipe, pictures, host)
+    watched = turbo.Watch() if had_ended else watch(recipe, pictures, host, control.check)
 
     def save_lora():
         run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
 
     def save():
         nonlocal said
-        save_lora()
+        run.refused = ""
         if state.whole:
             run.checkpoint(state, recipe.saving.keep)
+        save_lora()
         if run.refused and run.refused != said:
             said = run.refused
             tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
@@ -277,9 +277,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
             restore = restore if restoring(recipe, state) else None
             try:
                 if restoring(recipe, state) and restore is None:
-                    restore = walk_restore(recipe, dataset, pictures, host, run, state)
                     if not state.restoring:
                         tell(run, control, state.step, RESTORING)
+                    restore = walk_restore(recipe, dataset, pictures, host, run, state, control)
                 with host.training(state.lora) as velocity:
                     while not ended():
                         control.check()
@@ -337,12 +337,29 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / max(1, state.step))
 
 
-def watch(recipe: Recipe, pictures: Pictures, host: Host) -> turbo.Watch:
+def need_turbo(recipe: Recipe, host: Host):
+    """Raise ZTurboError for what of a recipe needs a turbo model to train on, where there is none."""
+    named = f"keep_turbo is {recipe.turbo.keep}" if recipe.turbo.restores else f"stop_above is {recipe.turbo.stop_above:g}" if recipe.turbo.stop_above else ""
+    if named and not host.turbo:
+        raise ZTurboError(f"{named}, but the model that trains is not turbo: previews are drawn with another one (preview_model). Set keep_turbo to off or guard, and stop_above to 0.")
+
+
+def watch(recipe: Recipe, pictures: Pictures, host: Host, check: Callable[[], None]) -> turbo.Watch:
     """What the gauge and the guard need, where they are asked for and can be had."""
     if not recipe.turbo.prompts or not (recipe.turbo.guarded or (recipe.turbo.every and host.turbo)):
         return turbo.Watch()
     with host.training({}) as velocity:
-        return turbo.watch(recipe, len(pictures.captions.texts), shortest(pictures), host.turbo, velocity, host.device)
+        return turbo.watch(recipe, len(pictures.captions.texts), shortest(pictures), host.turbo, checked(velocity, check), host.device)
+
+
+def checked(velocity: Velocity, check: Callable[[], None]) -> Velocity:
+    """The velocity, before each of which a cancel is noticed."""
+
+    def asked(*given):
+        check()
+        return velocity(*given)
+
+    return asked
 
 
 def shortest(pictures: Pictures) -> int:
@@ -355,13 +372,14 @@ def restoring(recipe: Recipe, state: State) -> bool:
     return recipe.turbo.restores and recipe.taught <= state.step < recipe.steps
 
 
-def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State) -> turbo.Restore:
+def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State, control: Control) -> turbo.Restore:
     """The paths that the last steps are held to. The LoRA as it was taught lies in the run folder, so that a run that is taken up walks the same ones. Raises LoraFileError when it is needed from there and gone."""
     if state.restoring:
         taught = run.taught_lora(host.device)
     else:
         learnt = state.shown(torch.float32)
-        run.keep_taught(learnt)
+        if refused := run.keep_taught(learnt):
+            tell(run, control, state.step, f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")
         taught = lorafile.on_device(lorafile.parse(learnt)[0], host.device)
     extra = turbo.texts(recipe, dataset.trigger, True)
     first, unrelated = len(pictures.captions.texts), len(recipe.turbo.prompts)
@@ -373,7 +391,8 @@ def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Hos
 
     def walk(lora: Lora, numbers) -> health.Paths:
         with host.training(lora) as velocity:
-            return health.walk(lambda x, sigma, some: velocity(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device)
+            asked = checked(velocity, control.check)
+            return health.walk(lambda x, sigma, some: asked(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device)
 
     return turbo.Restore(walk(taught, named), walk({}, range(first + health.WATCHED, first + unrelated)))
 
@@ -435,11 +454,16 @@ def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: 
 
 
 def tell_of_wear(recipe: Recipe, run: RunFolder, control: Control, step: int):
-    """At the end: is turbo worn, and which LoRA was the last healthy one?"""
-    reading = run.newest_reading()
-    if 0 < run.healthy_step < step and reading > recipe.turbo.healthy:
-        kept = f"The LoRA of step {run.healthy_step}, when it still read at most {recipe.turbo.healthy:g}, is kept as {run.healthy.name}."
-        tell(run, control, step, f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken). {kept}")
+    """At the end: is turbo worn, which LoRA was the last healthy one, and was turbo restored, where it was to be?"""
+    reading, parts = run.newest_reading(), []
+    if reading > recipe.turbo.healthy and run.healthy_step < step:
+        parts.append(f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken).")
+        if run.healthy_step:
+            parts.append(f"The LoRA of step {run.healthy_step}, when it still read at most {recipe.turbo.healthy:g}, is kept as {run.healthy.name}.")
+    if recipe.turbo.restores and step < recipe.steps:
+        parts.append(f"The run ended at step {step} of {recipe.steps}, before turbo was {'wholly ' if step > recipe.taught else ''}restored: go on from it by its name in resume.")
+    if parts:
+        tell(run, control, step, " ".join(parts))
 
 
 def tell(run: RunFolder, control: Control, step: int, sentence: str):

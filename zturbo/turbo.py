@@ -1,5 +1,6 @@
 """Turbo watched and kept while a LoRA trains: the gauge's readings, the guard's gradients, and the last steps that restore turbo. Maths in `health`."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -84,6 +85,24 @@ def texts(recipe: Recipe, trigger: str, is_turbo: bool) -> tuple[str, ...]:
         prefixed = tuple(f"{trigger}, {prompt}" for prompt in wish.prompts[health.WATCHED :]) if trigger else ()
         return wish.prompts + (wish.restore_prompts or prefixed)
     return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every and is_turbo else ()
+
+
+def doubts(recipe: Recipe, trigger: str) -> list[str]:
+    """What about restoring is probably not meant."""
+    wish = recipe.turbo
+    if not wish.restores:
+        return []
+    if not trigger:
+        return (
+            []
+            if wish.restore_prompts
+            else ["keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. Set a trigger word, or write restore_prompts."]
+        )
+    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
+    named = [prompt for prompt in wish.prompts[health.WATCHED :] if word.search(prompt)]
+    nameless = [prompt for prompt in wish.restore_prompts if not word.search(prompt)]
+    found = [f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, which restoring unlearns there (for example: {named[0]})."] if named else []
+    return found + ([f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."] if nameless else [])
 
 
 def side(recipe: Recipe, short: int) -> int:

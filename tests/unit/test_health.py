@@ -256,11 +256,58 @@ def test_a_worn_run_says_which_lora_was_healthy(tmp_path):
     assert f"The LoRA of step {healthy[-1]}" in notes(run, "Turbo is worn")[0]["text"]
 
 
-def test_where_another_model_trains_there_is_no_gauge(tmp_path):
+def test_a_run_that_was_never_healthy_says_that_turbo_is_worn(tmp_path):
+    given = recipe(steps=12, optimizer=replace(recipe().optimizer, learning_rate=0.5), turbo=SMALL)
+    _, run, _, _ = go(tmp_path, given)
+    assert all(event["gauge"] > health.HEALTHY for event in readings(run)) and len(notes(run, "Turbo is worn")) == 1 and not run.healthy.exists()
+
+
+def test_a_run_that_ends_before_it_is_restored_says_so(tmp_path):
+    _, run, _, _ = go(tmp_path, restoring(), control=Nobody(stop_after=20))
+    assert len(notes(run, "ended at step 20 of 60, before turbo was restored")) == 1
+
+
+@pytest.mark.parametrize("keep, at", [("guard", 0), ("restore", 40)])
+def test_cancel_is_noticed_while_paths_are_walked(tmp_path, keep, at):
+    given = replace(restoring(), turbo=replace(restoring().turbo, keep=keep))
+    host, run = LinearHost(), RunFolder.new(tmp_path, given)
+
+    class Cancelling(Nobody):
+        def check(self):
+            self.asked = getattr(self, "asked", 0) + (self.steps == at)
+            if self.asked > 20:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(given, PICTURES, host, run, Cancelling(), {})
+    assert len([event for event in runfolder.read_events(run.events) if "loss" in event]) == at
+
+
+def test_what_is_probably_not_meant_with_restore_is_said(tmp_path):
+    named = replace(restoring().turbo, prompts=("a",) * 9 + ("a zap",), restore_prompts=("zap", "a dog"))
+    said = turbo.doubts(replace(restoring(), turbo=named), "zap")
+    assert len(said) == 2 and "1 of the unrelated prompts" in said[0] and "a zap" in said[0] and "1 of restore_prompts" in said[1] and "a dog" in said[1]
+    assert turbo.doubts(recipe(), "") == turbo.doubts(restoring(), "x") == []
+    _, run, _, _ = go(tmp_path, replace(restoring(), turbo=replace(restoring().turbo, restore_prompts=())))
+    assert len(notes(run, "there is no trigger word")) == 1
+
+
+def test_a_lost_taught_lora_says_where_to_go_on(tmp_path):
+    run = RunFolder.new(tmp_path, restoring())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(restoring(), PICTURES, LinearHost(), run, Nobody(cancel_after=47), {})
+    run.taught.unlink()
+    with pytest.raises(ZTurboError, match="Set resume to a checkpoint from before"):
+        trainer.train(restoring(), PICTURES, LinearHost(), RunFolder(run.path), Nobody(), {})
+
+
+def test_where_another_model_trains_there_is_no_gauge_and_no_stop_rule(tmp_path):
     host = LinearHost()
     host.turbo = False
     _, run, _, _ = go(tmp_path, recipe(steps=12, turbo=SMALL), host)
     assert readings(run) == []
+    with pytest.raises(ZTurboError, match="stop_above is 0.5, but the model that trains is not turbo"):
+        go(tmp_path, recipe(steps=12, turbo=replace(SMALL, stop_above=0.5)), host)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 from test_resume import PowerCut, final, logged, same, train
 from test_trainer import Nobody, go, recipe
 
-from zturbo import lorafile, optimizers
+from zturbo import checkpoint, lorafile, optimizers
 from zturbo.errors import TrainingError
 from zturbo.recipe import OPTIMIZERS, Loss, Optimizer, Saving, Timesteps
 from zturbo.runfolder import RunFolder
@@ -47,6 +47,28 @@ def test_it_learns_and_resumes_to_the_bit(name, tmp_path):
     train(RunFolder(run.path), given)
     assert same(final(run), final(whole)) and logged(run) == logged(whole)
     assert run.lora.read_bytes() == whole.lora.read_bytes()
+
+
+def test_tables_that_optimizer_states_share_are_saved_for_each(tmp_path):
+    """8-bit Adam keeps one table for all of its large tensors; a file of tensors that share memory is refused by safetensors."""
+    if not there("adamw8bit"):
+        pytest.skip("adamw8bit needs bitsandbytes")
+    weights, again = ([torch.nn.Parameter(torch.ones(64, 96)) for _ in range(2)] for _ in range(2))
+    states = [checkpoint.State({}, optimizers.build(options("adamw8bit"), some)) for some in (weights, again)]
+
+    def step(state, some):
+        for one in some:
+            one.grad = torch.linspace(-1, 1, one.numel()).view_as(one)
+        state.optimizer.step()
+
+    step(states[0], weights)
+    checkpoint.write(tmp_path / "step_000001.safetensors", states[0])
+    states[1].take(*checkpoint.read(tmp_path / "step_000001.safetensors"))
+    for one, other in zip(again, weights):
+        one.data.copy_(other.data)
+    for state, some in zip(states, (weights, again)):
+        step(state, some)
+    assert all(torch.equal(one, other) for one, other in zip(weights, again)) and not torch.equal(weights[0], torch.ones(64, 96))
 
 
 def test_a_missing_library_gets_the_command_that_brings_it(monkeypatch):

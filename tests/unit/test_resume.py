@@ -145,6 +145,18 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, caplog, damage, sa
     assert said in caplog.text and same(final(run), final(uncut))
 
 
+def test_where_no_checkpoint_is_whole_nothing_is_written_over(tmp_path):
+    run = RunFolder.new(tmp_path, run_recipe())
+    with pytest.raises(KeyboardInterrupt):
+        train(run, run_recipe(), Nobody(cancel_after=10))
+    for path in run.checkpoint_files():
+        path.write_bytes(path.read_bytes()[:-100])
+    before = run.lora.read_bytes(), run.events.read_bytes()
+    with pytest.raises(CheckpointError, match="To begin anew, set resume to new"):
+        train(RunFolder(run.path), run_recipe())
+    assert (run.lora.read_bytes(), run.events.read_bytes()) == before
+
+
 def test_more_steps_after_the_end_are_the_longer_run(whole, tmp_path):
     _, short = whole
     long = RunFolder.new(tmp_path / "long", run_recipe(steps=20))

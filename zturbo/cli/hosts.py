@@ -1,7 +1,7 @@
 """Which code runs the model: ComfyUI's where there is one, else diffusers'."""
 
 import argparse
-import importlib.util
+import importlib.metadata
 import os
 import sys
 from dataclasses import replace
@@ -19,6 +19,7 @@ PARTS = ("text_encoder", "vae", "tokenizer")  # beside the transformer in a fold
 NAMES = {"model": "a safetensors file, a folder of diffusers' form with all parts in it, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
          "tokenizer": "a folder, for diffusers' code; without one Qwen's is used, which is bundled", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
 PLACES = (*NAMES, "pictures", "regularisation")
+NEEDED = {"diffusers": "0.36", "transformers": "5.0"}  # the least; the bundled tokenizer is built as transformers 5 builds one
 
 
 def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
@@ -44,8 +45,16 @@ def given(inputs: Inputs, args) -> Inputs:
     if wish.model and (whole / "transformer").is_dir():
         parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and (whole / name).is_dir()}
         wish = replace(wish, model=str(whole / "transformer"), **parts)
-    there: dict[str, Any] = {name: str(Path(value).resolve()) for name in PLACES if (value := getattr(wish, name)) not in ("", TINY) and Path(value).exists()}
-    return replace(wish, **there)
+    places: dict[str, Any] = {name: str(Path(value).resolve()) for name in PLACES if (value := getattr(wish, name)) not in ("", TINY) and there(value)}
+    return replace(wish, **places)
+
+
+def there(place: str) -> bool:
+    """Is there such a file or folder? What no system takes for a path is none."""
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def choose(args, inputs: Inputs) -> str:
@@ -60,16 +69,32 @@ def choose(args, inputs: Inputs) -> str:
         if args.host == "comfy":
             raise ZTurboError("There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. Give its folder with --comfyui, or choose --host diffusers.")
         return need_diffusers()
+    if args.device != "auto":
+        raise ZTurboError(f"--device is {args.device}, and ComfyUI's code chooses its device itself. Leave it out, or choose --host diffusers.")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     return "comfy"
 
 
 def need_diffusers() -> str:
-    missing = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    missing = [f"{name} {version or 'is not installed'}" for name, least in NEEDED.items() if (version := installed(name)) is None or number(version) < number(least)]
     if missing:
-        raise ZTurboError(f"{' and '.join(missing)} are not installed. pip install 'diffusers>=0.36' 'transformers>=4.51' accelerate, or give a ComfyUI with --comfyui.")
+        wanted = " ".join(f"'{name}>={least}'" for name, least in NEEDED.items())
+        raise ZTurboError(f"diffusers' code is to run the model, and {', '.join(missing)}. pip install {wanted} accelerate, or give a ComfyUI with --comfyui.")
     return "diffusers"
+
+
+def installed(package: str) -> str | None:
+    """Its version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def number(version: str) -> tuple[int, ...]:
+    """`5.1.0` -> (5, 1), to compare by."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def find_comfyui(named: str | None) -> Path | None:
@@ -98,15 +123,14 @@ def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
     return open_diffusers(recipe, device_of(args.device), cache)
 
 
-def need(inputs: Inputs):
-    """Raise ZTurboError unless every place that is named is there, and the model is named."""
-    wanted = [] if inputs.model == TINY else ["text_encoder", "vae"]
-    for name in ("model", *wanted):
+def need(inputs: Inputs, beside: tuple[str, ...] = ("text_encoder", "vae")):
+    """Raise ZTurboError unless every place that is named is there, and the model is named, and what is needed beside one that is not bundled."""
+    for name in ("model", *(() if inputs.model == TINY else beside)):
         if not getattr(inputs, name):
             raise ZTurboError(f"inputs.{name} is empty: give --{name.replace('_', '-')}, {NAMES[name]}.")
     for name in PLACES:
         value = getattr(inputs, name)
-        if value and value != TINY and not Path(value).exists():
+        if value and value != TINY and not there(value):
             raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there. Give {NAMES.get(name, 'a folder of pictures')}.")
 
 
@@ -143,9 +167,9 @@ def adapter_file(inputs: Inputs) -> Path | None:
 
 def device_of(name: str) -> torch.device:
     """Raises ModelError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    can = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        raise ModelError(f"There is no {name} device here. Choose {', '.join(kind for kind, found in there.items() if found)}.")
+        name = next(kind for kind in ("cuda", "mps", "cpu") if can[kind])
+    if not can[name]:
+        raise ModelError(f"There is no {name} device here. Choose {', '.join(kind for kind, found in can.items() if found)}.")
     return torch.device(name)

@@ -1,16 +1,18 @@
 """sample: pictures with a LoRA at turbo speed, as previews are drawn."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .. import lorafile
 from ..errors import ZTurboError
 from ..recipe import Compute, Inputs, Previews, Recipe, Turbo
-from . import hosts
+from . import headers, hosts
 
 
 def add(commands):
@@ -29,25 +31,25 @@ def add(commands):
 
 
 def run_sample(args) -> int:
-    size = re.fullmatch(r"(\d{2,4})x(\d{2,4})", args.size)
+    size = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", args.size)
     if size is None or any(int(side) % 16 for side in size.groups()):
         raise ZTurboError(f"--size is {args.size!r}; write WIDTHxHEIGHT in multiples of 16, as 1024x1024.")
     width, height = map(int, size.groups())
-    state = {}
-    if args.lora is not None:
-        if not args.lora.is_file():
-            raise ZTurboError(f"There is no LoRA {args.lora}.")
-        file = lorafile.read(args.lora)
-        lorafile.need_all(file.factors, list(file.leftover), args.lora.name)
-        state = lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
+    if not math.isfinite(args.strength):
+        raise ZTurboError(f"--strength is {args.strength}; give a number, usually from 0 to 1.5.")
     previews = Previews(tuple(args.prompt), 0, width, height, args.steps, args.seed)
     try:
         given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), turbo=Turbo(every=0), inputs=hosts.given(Inputs(), args))
     except ZTurboError as error:
         raise ZTurboError(str(error).replace("preview_", "--")) from error
+    hosts.need(given.inputs)
+    state = lora_of(args, hosts.model_file(given.inputs))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZTurboError(f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out.") from error
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     host.encode_prompts()
-    args.out.mkdir(parents=True, exist_ok=True)
     first, files = next_number(args.out), []
     images = host.draw(state)
     if args.before:
@@ -57,6 +59,18 @@ def run_sample(args) -> int:
         Image.fromarray(image).save(files[-1])
     print(json.dumps({"images": [str(file) for file in files]}) if args.json else "\n".join(map(str, files)))
     return 0
+
+
+def lora_of(args, model: Path) -> dict[str, torch.Tensor]:
+    """The LoRA's tensors at the asked strength; none where none is asked for. Raises LoraFileError unless all of it has its place in the model's file."""
+    if args.lora is None:
+        return {}
+    if not args.lora.is_file():
+        raise ZTurboError(f"There is no LoRA {args.lora}.")
+    file = lorafile.read(args.lora)
+    lorafile.need_all(file.factors, list(file.leftover), args.lora.name)
+    lorafile.check_fit(file.factors, [one.target for one in headers.matrices(model)], args.lora.name)
+    return lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
 
 
 def next_number(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The person at a terminal: a bar or JSON lines, Ctrl-C, and TensorBoard's file where that is installed."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,8 +22,13 @@ class Screen:
         self.asked = False
 
     def print(self, **values):
-        if self.as_json:
+        if not self.as_json:
+            return
+        try:
             print(json.dumps(values), flush=True)
+        except BrokenPipeError:  # nobody reads any more; the run goes on
+            self.as_json = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def begin(self, described: str):
         self.print(event="start", run=str(self.run.path), total=self.total, adapter=described)
@@ -53,6 +59,8 @@ class Screen:
         if self.board is not None:
             self.board.close()
         self.print(event="end", how=how, saved=saved, lora=str(self.run.lora) if saved else None)
+        if how == "cancelled" and self.bar is not None:
+            print(f"Cancelled. {self.run.kept()}", file=sys.stderr)
 
     @property
     def stop_requested(self) -> bool:

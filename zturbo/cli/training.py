@@ -47,7 +47,7 @@ def recipe_of(args) -> Recipe:
     """The file's recipe with what the options say. Raises ZTurboError."""
     if args.recipe is not None and not args.recipe.is_file():
         raise ZTurboError(f"There is no recipe {args.recipe}. Give the recipe.toml of a run, or leave it out and give options.")
-    found = recipe.with_settings(args.recipe.read_text(encoding="utf-8") if args.recipe is not None else "", args.set)
+    found = recipe.with_settings("", args.set) if args.recipe is None else recipe.read(args.recipe, args.set)
     return replace(found, inputs=hosts.given(found.inputs, args))
 
 
@@ -55,6 +55,8 @@ def pictures_of(given: Recipe) -> dataset.Dataset:
     inputs = given.inputs
     if not inputs.pictures:
         raise ZTurboError("inputs.pictures is empty: give --pictures, a folder of pictures with a .txt caption beside each. (Pictures that came through a graph's wire are not on the disk.)")
+    if not dataset.read_sides(inputs.resolutions):
+        raise ZTurboError(f"inputs.resolutions is {inputs.resolutions!r}: give --resolutions, sides in pixels with commas between, as 768, 1024.")
     return dataset.from_folder(inputs.pictures, dataset.read_sides(inputs.resolutions), inputs.trigger, given.data, inputs.regularisation or None)
 
 
@@ -88,7 +90,7 @@ def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
 
 def run_plan(args) -> int:
     given = recipe_of(args)
-    hosts.need(given.inputs)
+    hosts.need(given.inputs, ())
     pictures = pictures_of(given)
     facts = planned(given, pictures)
     print(json.dumps(facts) if args.json else "\n".join([pictures.report(), *(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())]))

@@ -50,7 +50,7 @@ class ComfyHost:
         self.straight = preview_model is None and (self.tag is None or self.tag.net == 0)
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
-        self.turbo = preview_model is None
+        self.turbo = preview_model is None or comfy_adapter.alike(self.preview_model, comfy_adapter.clean(model))
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
         self.image_tokens = 0  # of the largest picture
@@ -184,7 +184,7 @@ class ComfyHost:
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
         """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
         tag = self.tag
-        if tag is None or tag.net == 0:
+        if tag is None:
             return lambda factor: {}
         there = tag.baked if self.way == "branch" else tag.net
         unit: dict[str, Factors] = {}

@@ -117,6 +117,12 @@ def clean(model):
     return restored
 
 
+def alike(one, other) -> bool:
+    """Do two MODELs compute with the same module under the same patches?"""
+    patches = [{key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()} for model in (one, other)]
+    return one.model is other.model and patches[0] == patches[1]
+
+
 def without_adapter(model):
     """A clone of MODEL with the adapter's patches off its weights, and others' still on, for carrying it as a branch instead."""
     tag = carried(model)

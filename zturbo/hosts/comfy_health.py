@@ -34,8 +34,10 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
         lora = lorafile.state_dict(lorafile.read(lora).factors, torch.float32)
     factors, leftover = lorafile.parse(lora, "The LoRA")
     lorafile.need_all(factors, leftover, "The LoRA")
+    if size < 64 or size % 16:
+        raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
     clean = comfy_adapter.clean(model)
-    comfy_adapter.diffusion_model(clean)
+    lorafile.check_fit(factors, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
     worn = comfy_draw.with_lora(clean, lora)
     side = size // 8
     with torch.inference_mode(False), torch.no_grad():

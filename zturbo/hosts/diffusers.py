@@ -67,7 +67,8 @@ class DiffusersHost:
 
     def digest(self) -> str:
         """See `runs.Host.digest`: by some numbers of each weight."""
-        total = hashlib.sha256(repr((self.device.type, self.strength, self.recipe.network.start)).encode())
+        start = self.recipe.network.start and lorafile.read(network.start_file(self.recipe.network.start)).sha256
+        total = hashlib.sha256(repr((self.device.type, self.strength, start)).encode())
         named = {**self.dit.state_dict(), **{f"{name}.{key}": tensor for name, one in self.adapter.items() for key, tensor in one.tensors.items()}}
         for name, tensor in sorted(named.items()):
             add(total, name, tensor)
@@ -197,8 +198,9 @@ class DiffusersHost:
         """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
         wish = self.recipe.previews
         noise = torch.randn(1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed))
-        on_device = lorafile.on_device(lorafile.parse(state)[0], self.device)
-        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.targets, [on_device]):
+        lora, places = lorafile.on_device(lorafile.parse(state)[0], self.device), targets(self.dit)
+        lorafile.check_fit(lora, places, "The LoRA")
+        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), places, [lora]):
             latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
         with moved(self.loaded.autoencoder.module, self.device):
             return [np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8) for one in latents]
