@@ -3,7 +3,7 @@
 from aiohttp import web
 from server import PromptServer
 
-from ..zturbo import runfolder, runs
+from ..zturbo import runfolder
 from ..zturbo.hosts import comfy_paths
 
 POINTS = 2000  # most points of a curve that are sent
@@ -18,7 +18,7 @@ def register():
         if not found:
             return web.json_response({"run": None})
         facts = runfolder.summary(found[-1], POINTS)
-        if facts["how"] is None and facts["run"] not in runs.live:
+        if facts["how"] is None and not runfolder.RunFolder(found[-1]).is_live():
             facts["how"] = "died"  # its process went away before it could say how it ended
         return web.json_response(facts)
 

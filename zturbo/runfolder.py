@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -25,7 +26,7 @@ from .lowrank import Difference
 log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
 LORA, HEALTHY, TAUGHT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
-STOP, SAVE = "stop", "save"
+STOP, SAVE, LOCK = "stop", "save", "lock"
 STEPS = "ss_steps"  # of a LoRA's metadata
 SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
 
@@ -46,6 +47,26 @@ class RunFolder:
         self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
+        self._lock = FileLock(self.path / LOCK)
+
+    def take(self) -> bool:
+        """Keep every other run out of the folder, in this process and in others, until `release` or the process's end. False: another is in it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError) as error:  # a network drive without locks, or a folder that cannot be written
+            log.warning("The run folder %s cannot be locked (%s).", self.path, error)
+        return True
+
+    def release(self):
+        self._lock.release()
+
+    def is_live(self) -> bool:
+        """Is it being trained in, in any process?"""
+        free = self.take()
+        self.release()
+        return not free
 
     @classmethod
     def new(cls, parent: Path, recipe: recipes.Recipe) -> "RunFolder":

@@ -21,7 +21,6 @@ from .runfolder import RECIPE, RunFolder
 
 log = logging.getLogger("zturbo")
 AUTO, NEW = "auto", "new"
-live: set[str] = set()  # names of the run folders that are being trained in this process
 
 
 class Runs:
@@ -135,7 +134,12 @@ class Given:
         """In words, what is another than a start event says."""
         before, now = start.get("teaches") or {}, self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        return f"other settings ({', '.join(names)})" if names else "other pictures, captions, model or adapter"
+        pictures = self.inputs.partition("-")[0] == (start.get("inputs") or "").partition("-")[0]
+        return f"other settings ({', '.join(names)})" if names else "another model, adapter or host" if pictures else "other pictures or captions"
+
+    def refusal(self, folder: Path) -> str:
+        """Why a run cannot be taken up with this, and what to do."""
+        return f"it had {self.differs(runfolder.start_of(folder))}. Set them back, or train a new run that goes on from its newest checkpoint (with {folder.name} in resume)."
 
 
 def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str | Path, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
@@ -151,7 +155,6 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
         host.carry(runfolder.start_of(run.path).get("way") or host.way)  # as it was begun, whatever memory is free today
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
-    live.add(run.path.name)
     run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
     for sentence in filter(None, (note, host.warning())):
@@ -173,8 +176,8 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
             raise TrainingError(f"There was not enough memory to train. {run.kept()} {less_memory(recipe)}") from error
         raise TrainingError(f"Training ended with {type(error).__name__}: {error}. {run.kept()}") from error
     finally:
-        live.discard(run.path.name)
         run.event(event="end", how=ended, saved=run.saved_steps)
+        run.release()
         control.end(ended, run.saved_steps)
     return Conducted(result, run, facts)
 
@@ -195,38 +198,37 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
     name and a checkpoint (`my_lora_2/step_000500`), makes a new run that goes on from there, or opens the one that
     did so before. A run's path opens that one and no other. Raises ZTurboError for what is not there, or cannot go on.
     """
-    called = [resume] if isinstance(resume, Path) else [] if resume == NEW else [path for path in reversed(runs.named(recipe.name)) if path.name not in live]
-    lost = [path for path in called if given.same_as(runfolder.start_of(path)) and not begins_whole(path)]
-    for path in called:
-        if given.same_as(runfolder.start_of(path)) and path not in lost:
-            run = RunFolder(path)
-            run.keep_recipe(recipe)
-            log.info("The run %s was given the same settings and pictures: it is taken up again.", path)
-            if runfolder.how_ended(path) == "stopped" and run.stop.exists():
-                return run, f"The run {path.name} was stopped at step {run.saved_steps}, and hands on what it has. To train on from there, name it in resume."
-            run.stop.unlink(missing_ok=True)
-            return run, ""
-    if isinstance(resume, Path) and lost:
-        raise ZTurboError(f"The run {resume.name} has no checkpoint to go on from. {RunFolder(resume).kept()}")
+    called = [resume] if isinstance(resume, Path) else [] if resume == NEW else list(reversed(runs.named(recipe.name)))
+    alike = [RunFolder(path) for path in called if given.same_as(runfolder.start_of(path))]
+    live = [run for run in alike if not run.take()]
+    lost = [run for run in alike if run not in live and run.saved_steps and not run.checkpoint_files()]  # taken up, it would begin anew and write over its LoRA
+    whole = [run for run in alike if run not in live + lost]
+    for run in [*lost, *whole[1:]]:
+        run.release()
+    if whole:
+        return whole[0], take_up(whole[0], recipe, isinstance(resume, Path))
+    without = f"{lost[0].path.name} has no checkpoint to go on from. {lost[0].kept()}" if lost else ""
     if isinstance(resume, Path):
-        raise ZTurboError(
-            f"The run {resume.name} cannot go on: it had {given.differs(runfolder.start_of(resume))}. Set them back, or train a new run that goes on from its newest checkpoint (resume = {resume.name})."
-        )
+        raise ZTurboError(f"The run {resume.name} cannot go on: {'it is being trained right now, by another process.' if live else without or given.refusal(resume)}")
     if given.source:
         checkpoint.read(runs.checkpoint(resume))  # before a folder is made
     run = RunFolder.new(runs.root, recipe)
+    run.take()
     if given.source:
         run.adopt(runs.checkpoint(resume))
-    if lost:
-        return run, f"A new run begins: {lost[0].name} has no checkpoint to go on from. {RunFolder(lost[0]).kept()}"
-    cut = called[0] if called and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") else None
-    return run, "" if cut is None else f"A new run begins: {cut.name}, which was cut off, had {given.differs(runfolder.start_of(cut))}."
+    if called and not alike and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") and not RunFolder(called[0]).is_live():
+        without = f"{called[0].name}, which was cut off, had {given.differs(runfolder.start_of(called[0]))}."
+    return run, without and f"A new run begins: {without}"
 
 
-def begins_whole(folder: Path) -> bool:
-    """Does a run that is taken up here keep what was learnt? Not where there is a LoRA and no checkpoint."""
-    run = RunFolder(folder)
-    return bool(run.checkpoint_files()) or not run.saved_steps
+def take_up(run: RunFolder, recipe: Recipe, named: bool) -> str:
+    """Make a run's folder ready to go on. named: by its path, which goes on with one that was stopped, too. Returns a sentence where it does not go on."""
+    run.keep_recipe(recipe)
+    log.info("The run %s was given the same settings and pictures: it is taken up again.", run.path)
+    if not named and run.stop.exists() and runfolder.how_ended(run.path) == "stopped":
+        return f"The run {run.path.name} was stopped at step {run.saved_steps}, and hands on what it has. To train on from there, name it in resume."
+    run.stop.unlink(missing_ok=True)
+    return ""
 
 
 def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,76 @@ def test_resume_takes_up_the_run_that_is_named_and_no_other(folder, capsys):
     assert "cannot go on: it had other settings (seed)" in lines(capsys)[-1]["error"] and sorted(first.parent.iterdir()) == before
 
 
+def test_a_run_that_was_stopped_says_how_to_go_on(folder, capsys):
+    assert run("train", "recipe.toml") == 0
+    path = folder / "zturbo_runs" / "cat"
+    runfolder.request_stop(path)
+    runfolder.RunFolder(path).event(event="end", how="stopped", saved=12)
+    capsys.readouterr()
+    assert run("train", "recipe.toml") == 0
+    assert any("was stopped at step 12, and hands on what it has" in line.get("text", "") for line in lines(capsys))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(folder, capsys):
+    assert run("train", "recipe.toml") == 0
+    path = folder / "zturbo_runs" / "cat"
+    other = runfolder.RunFolder(path)
+    assert other.take() and runfolder.RunFolder(path).is_live()
+    before = (path / "events.jsonl").read_bytes()
+    runfolder.request_stop(path)
+    capsys.readouterr()
+    assert run("resume", str(path)) == 1 and "being trained right now" in lines(capsys)[-1]["error"]
+    assert (path / "stop").exists() and (path / "events.jsonl").read_bytes() == before
+    assert run("train", "recipe.toml") == 0 and lines(capsys)[0]["run"] == str(Path("zturbo_runs/cat_2"))
+    other.release()
+    assert not runfolder.RunFolder(path).is_live()
+
+
+def test_a_lora_without_its_checkpoints_is_not_written_over(folder, capsys):
+    assert run("train", "recipe.toml") == 0
+    path = folder / "zturbo_runs" / "cat"
+    shutil.rmtree(path / "checkpoints")
+    before = (path / "lora.safetensors").read_bytes()
+    capsys.readouterr()
+    assert run("resume", str(path)) == 1 and "no checkpoint to go on from" in lines(capsys)[-1]["error"]
+    assert run("train", "recipe.toml") == 0
+    told = lines(capsys)
+    assert told[0]["run"] == str(Path("zturbo_runs/cat_2")) and any("A new run begins: cat has no checkpoint" in line.get("text", "") for line in told)
+    assert (path / "lora.safetensors").read_bytes() == before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(folder):
+    worker, run_folder = start(folder, "--set", "previews.prompts=['a']", "--set", "previews.every=0"), folder / "zturbo_runs" / "cat"
+    wait_for_step(run_folder, 4, worker)
+    for _ in range(2):
+        worker.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, told = worker.communicate(timeout=60)
+    assert worker.returncode in (3, 130) and (worker.returncode == 3 or "is saved as" in told and "Traceback" not in told)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(folder):
+    command = f"{shlex.quote(sys.executable)} -m zturbo train recipe.toml --host diffusers --json | head -n 2"
+    told = subprocess.run(command, shell=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert len(told.stdout.splitlines()) == 2 and "Traceback" not in told.stderr
+    assert runfolder.how_ended(folder / "zturbo_runs" / "cat") == "finished"
+
+
+def test_a_recipe_may_come_from_windows_and_not_from_elsewhere(folder, capsys):
+    text = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text("\ufeff" + text)
+    assert run("plan", "recipe.toml") == 0
+    (folder / "recipe.toml").write_bytes(text.replace("cat", "kätzchen").encode("latin-1"))
+    capsys.readouterr()
+    assert run("plan", "recipe.toml") == 1 and "UTF-8" in lines(capsys)[-1]["error"]
+
+
+def test_plan_needs_no_text_encoder(folder, capsys):
+    (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace('model = "tiny"', f'model = "{diffusers_tiny.MODEL.as_posix()}"'))
+    assert run("plan", "recipe.toml") == 0 and lines(capsys)[0]["steps"] == 12
+    assert run("train", "recipe.toml") == 1 and "inputs.text_encoder is empty" in lines(capsys)[-1]["error"]
+
+
 def test_plan_counts_and_starts_nothing(folder, capsys):
     assert run("plan", "recipe.toml") == 0
     facts = lines(capsys)[0]
@@ -184,6 +255,13 @@ def test_plan_refuses_what_does_not_fit(folder, capsys):
         (('model = "tiny"', ""), ("inputs.model", "--model")),
         (("every = 0", 'every = 0\nkeep = "restore"\nstop_above = 0.5'), ("stop_above",)),
         (('resolutions = "128"', 'resolutions = "12x"'), ("12x",)),
+        (('resolutions = "128"', 'resolutions = ""'), ("inputs.resolutions", "--resolutions")),
+        (('model = "tiny"', f'model = "{"x" * 300}"\ntext_encoder = "a"\nvae = "b"'), ("inputs.model", "nothing is there")),
+        (("rank = 4", 'rank = 4\ntargets = "nonsense"'), ("nonsense", "feed_forward.w1")),
+        (("rank = 4", 'rank = 4\nlayers = "99"'), ("layers", "99")),
+        (("rank = 4", 'rank = 4\nstart = "/nowhere.safetensors"'), ("/nowhere.safetensors", "network.start")),
+        (("steps = 12", "steps = 12\npreviews.width = 100"), ("previews.width", "100", "multiple of 16")),
+        (("steps = 12", 'steps = 12\npreviews.sampler = "foo"'), ("previews.sampler", "foo", "euler")),
     ],
 )
 def test_a_bad_recipe_gets_a_sentence_and_nothing_is_started(folder, capsys, change, words):
@@ -216,7 +294,14 @@ def test_inspect_and_convert(folder, capsys):
     made = load_file(folder / "ours.safetensors")
     assert torch.equal(made["diffusion_model.layers.0.attention.to_k.lora_B.weight"], state["lora_unet_layers_0_attention_to_k.lora_up.weight"])
     capsys.readouterr()
+    place = "diffusion_model.layers.29.feed_forward.w1"
+    save_file({f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)}, folder / "elsewhere.safetensors")
+    draw = ["sample", "--model", "tiny", "--prompt", "x", "--host", "diffusers"]
     for bad, words in (
+        ([*draw, "--lora", "elsewhere.safetensors"], "does not fit this model"),
+        ([*draw, "--out", "kohya.safetensors"], "--out"),
+        ([*draw, "--size", "00x16"], "--size is '00x16'"),
+        ([*draw, "--strength", "nan"], "--strength is nan"),
         (["convert", "kohya.safetensors", "ours.safetensors"], "--overwrite"),
         (["convert", "kohya.safetensors", "ours.bin"], ".safetensors"),
         (["inspect", "none.safetensors"], "no file"),

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a sentence says what was wrong, 2 the command was not unde
 
 import argparse
 import json
+import os
 import sys
 
 from ..errors import ZTurboError
@@ -40,6 +41,9 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads any more, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:

@@ -1,10 +1,11 @@
 """inspect and convert: LoRA and adapter files of every dialect."""
 
 import json
+import math
 from pathlib import Path
 
 from .. import convert, lorafile, network
-from ..errors import LoraFileError, ZTurboError
+from ..errors import LoraFileError, ZTurboError, readable
 from . import headers
 
 
@@ -33,7 +34,7 @@ def inspected(path: Path) -> dict:
     need(path)
     file = lorafile.read(path)
     norms = {name: one.delta().norm().item() for name, one in file.factors.items()}
-    parts = {name: {"form": network.form(one), "rank": one.rank, "shape": list(one.shape), "norm": round(norms[name], 6)} for name, one in sorted(file.factors.items())}
+    parts = {name: {"form": network.form(one), "rank": one.rank, "shape": list(one.shape), "norm": number(norms[name])} for name, one in sorted(file.factors.items())}
     return {
         "file": path.name,
         "mb": round(path.stat().st_size / 1e6, 3),
@@ -45,11 +46,16 @@ def inspected(path: Path) -> dict:
         "dtype": file.dtypes,
         "targets": sorted({name.split(".", 2)[2] if name.count(".") > 1 else name for name in file.factors}),
         "layers": len({tuple(name.split(".")[:2]) for name in file.factors}),
-        "norm": round(sum(norm**2 for norm in norms.values()) ** 0.5, 6),
+        "norm": number(sum(norm**2 for norm in norms.values()) ** 0.5),
         "leftover": list(file.leftover),
         "notes": list(file.notes),
         "metadata": {key: value for key, value in file.metadata.items() if not value.startswith("data:")},
     }
+
+
+def number(norm: float) -> float | None:
+    """None for what is none, for which JSON has no word."""
+    return round(norm, 6) if math.isfinite(norm) else None
 
 
 def run_inspect(args) -> int:
@@ -63,9 +69,9 @@ def run_inspect(args) -> int:
             print(f"{key:9} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     print(f"{'parts':9} {len(parts)}")
     for name, one in parts.items() if args.parts else ():
-        print(f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']:g}")
+        print(f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']}")
     for key, value in sorted(metadata.items()):
-        print(f"{key}: {value if len(value) <= 200 else value[:200] + ' …'}")
+        print(readable(f"{key}: {value if len(value) <= 200 else value[:200] + ' …'}"))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Which code runs the model: ComfyUI's where there is one, else diffusers'."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -42,8 +43,8 @@ def given(inputs: Inputs, args) -> Inputs:
     said = {name: getattr(args, name, None) for name in vars(inputs)}
     wish = replace(inputs, **{name: value for name, value in said.items() if value is not None})
     whole = Path(wish.model)
-    if wish.model and (whole / "transformer").is_dir():
-        parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and (whole / name).is_dir()}
+    if wish.model and is_folder(whole / "transformer"):
+        parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and is_folder(whole / name)}
         wish = replace(wish, model=str(whole / "transformer"), **parts)
     places: dict[str, Any] = {name: str(Path(value).resolve()) for name in PLACES if (value := getattr(wish, name)) not in ("", TINY) and there(value)}
     return replace(wish, **places)
@@ -51,15 +52,20 @@ def given(inputs: Inputs, args) -> Inputs:
 
 def there(place: str) -> bool:
     """Is there such a file or folder? What no system takes for a path is none."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return Path(place).exists()
-    except (OSError, ValueError):
-        return False
+    return False
+
+
+def is_folder(place: str | Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(place).is_dir()
+    return False
 
 
 def choose(args, inputs: Inputs) -> str:
     """comfy or diffusers; for comfy its folder is on the path then. Raises ZTurboError."""
-    folders = [value for value in (inputs.model, inputs.text_encoder, inputs.vae) if value not in ("", TINY) and Path(value).is_dir()]
+    folders = [value for value in (inputs.model, inputs.text_encoder, inputs.vae) if value not in ("", TINY) and is_folder(value)]
     if args.host == "comfy" and folders:
         raise ZTurboError(f"{folders[0]} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files.")
     if args.host == "diffusers" or folders:
@@ -117,9 +123,12 @@ def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
     """A `runs.Host` for the recipe's inputs. Raises ZTurboError for what is missing."""
     need(recipe.inputs)
     if chosen == "comfy":
-        from ..hosts import comfy_headless
+        try:
+            from ..hosts import comfy_headless
 
-        return comfy_headless.open_host(recipe, cache)
+            return comfy_headless.open_host(recipe, cache)
+        except ModuleNotFoundError as error:
+            raise ZTurboError(f"ComfyUI's code needs the package {error.name}, which this Python does not have. Use ComfyUI's own Python, or choose --host diffusers.") from error
     return open_diffusers(recipe, device_of(args.device), cache)
 
 

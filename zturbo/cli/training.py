@@ -72,7 +72,6 @@ def run_resume(args) -> int:
     if not all((folder / name).is_file() for name in (runfolder.RECIPE, runfolder.EVENTS)):
         raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it.")
     given = recipe.read(folder / runfolder.RECIPE)
-    runfolder.RunFolder(folder).stop.unlink(missing_ok=True)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
 
 

@@ -175,10 +175,13 @@ def from_folder(kind, path: Path, dtype: torch.dtype):
         named = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} holds no config.json that can be read ({error}). Give the folder transformer, text_encoder or vae of Z-Image-Turbo in diffusers' form.") from error
-    said = named.get("_class_name") or (named.get("architectures") or [""])[0]
+    said = str(named.get("_class_name") or (named.get("architectures") or [""])[0]) if isinstance(named, dict) else ""
     if not said.startswith(kind.__name__.removesuffix("Model")):
         raise ModelError(f"{path} holds a {said or 'model without a name'}; here belongs a {kind.__name__}.")
-    return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
+    try:
+        return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The model in {path} cannot be loaded ({error}). Give the whole folder, with its weights.") from error
 
 
 def filled(model, state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype):
