@@ -135,7 +135,7 @@ class Given:
         before, now = start.get("teaches") or {}, self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         pictures = self.inputs.partition("-")[0] == (start.get("inputs") or "").partition("-")[0]
-        return f"other settings ({', '.join(names)})" if names else "another model, adapter or host" if pictures else "other pictures or captions"
+        return f"other settings ({', '.join(names)})" if names else "another model or adapter, or the other host" if pictures else "other pictures or captions"
 
     def refusal(self, folder: Path) -> str:
         """Why a run cannot be taken up with this, and what to do."""

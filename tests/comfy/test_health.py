@@ -18,7 +18,7 @@ from test_server import events, failure, newest_run
 
 from zturbo import dataset, health, lorafile, lowrank, network, trainer, turbo
 from zturbo import recipe as recipes
-from zturbo.hosts import comfy_paths
+from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network, Turbo
 from zturbo.runfolder import RunFolder
@@ -53,8 +53,32 @@ def test_a_schedule_keeps_no_adapter_of_strengths_that_are_gone(tiny):
     assert scales == pytest.approx([scales[0] * step for step in range(1, 10)]) and strengths.cache_info().currsize <= 2
 
 
-@pytest.mark.parametrize("way", ["branch", "merged"])
-def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tiny, way):
+def test_a_checkpoint_whose_adapter_was_taken_away_trains_as_turbo_in_both_ways(tiny):
+    """Merged in, and -1 on top: clean turbo, also where nothing may be patched into the weights."""
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        restored = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", -1.0, baked=1.0)
+        found, x = [], torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+        for way in ("merged", "branch"):
+            host = ComfyHost(restored, clip, vae, recipe(way))
+            host.encode_texts(("a red star",))
+            with host.training({}) as velocity:
+                found.append(velocity(x, torch.tensor([0.8]), (0,)))
+        host = ComfyHost(model, clip, vae, recipe())
+        host.encode_texts(("a red star",))
+        with host.training({}) as velocity:
+            with_it = velocity(x, torch.tensor([0.8]), (0,))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    assert (found[0] - with_it).norm() > 0.02 * with_it.norm()
+
+
+def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tiny):
+    readings = [reading(tiny, way) for way in ("branch", "merged")]
+    assert readings[0] > 0.01 and readings[0] == pytest.approx(readings[1], rel=1e-3)
+
+
+def reading(tiny, way: str) -> float:
+    """Of a random LoRA, once an untrained one has read zero."""
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(de_distilled(model), clip, vae, recipe(way, turbo=WATCHED))
@@ -70,18 +94,14 @@ def test_an_untrained_lora_reads_zero_and_a_random_one_the_same_in_both_ways(tin
             B.copy_(0.1 * torch.randn(B.shape, generator=torch.Generator().manual_seed(2)))
         with host.training(lora) as velocity:
             found = watched.read(velocity, 2, host.device)
-    assert found["deviation"] > 0.01
-    seen.setdefault("deviation", found["deviation"])
-    assert found["deviation"] == pytest.approx(seen["deviation"], rel=1e-3)
-
-
-seen: dict[str, float] = {}
+    return found["deviation"]
 
 
 def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
     """With a preview_model an undistilled one trains: it is held to itself, and there is no gauge."""
     model, clip, vae = tiny
-    for preview_model in (None, model):
+    assert ComfyHost(de_distilled(model), clip, vae, recipe(), model).turbo  # the same turbo model, wired twice
+    for preview_model in (None, comfy_tiny.load_model(comfy_tiny.MODEL)):
         with torch.inference_mode(False), torch.no_grad():
             host = ComfyHost(de_distilled(model), clip, vae, recipe(turbo=replace(WATCHED, keep="guard")), preview_model)
             encode(host)
@@ -119,7 +139,7 @@ def test_gauge_guard_and_their_options_reach_the_run(server):
     assert [event["step"] for event in found if "guard" in event] == [1, 4]
 
 
-def test_restoring_reaches_the_run_and_leaves_the_concept(server):
+def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
     """Through the real server, adapter and all: turbo comes back, the prompts that name the concept stay away from it."""
     asked = "a large zsmile on a pink background\na large zsmile on a white background"
     run = watched_run(server, "restored", "restore", changes={"restore_steps": 80, "restore_prompts": asked, "gauge_every": 40}, steps=120, learning_rate=3e-3)
@@ -130,7 +150,18 @@ def test_restoring_reaches_the_run_and_leaves_the_concept(server):
     losses = [event["loss"] for event in events(run) if "loss" in event]
     assert len(losses) == 120 and sum(losses[-5:]) < 0.5 * sum(losses[40:45])
     taught, restored = (lorafile.read(run / f"{name}.safetensors").factors for name in ("taught", "lora"))
-    assert taught.keys() == restored.keys()
+    model, clip, vae = tiny
+    with torch.inference_mode(False), torch.no_grad():
+        host, x = ComfyHost(model, clip, vae, recipe()), torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+        host.encode_texts((*asked.splitlines(), *UNRELATED.splitlines()[8:10]))
+        seen = []
+        for lora in ({}, taught, restored):
+            with host.training(lora) as velocity:
+                seen.append(velocity(x, torch.full((4,), 0.8), (0, 1, 2, 3)))
+    clean, before, after = seen
+    apart = lambda one, other, rows: (one[rows] - other[rows]).norm()  # noqa: E731
+    named, unrelated = slice(0, 2), slice(2, 4)
+    assert apart(after, before, named) < apart(after, clean, named) and apart(after, clean, unrelated) < 0.8 * apart(before, clean, unrelated)
 
 
 def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_the_adapter(tiny, tmp_path):
@@ -145,7 +176,7 @@ def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_t
             B.data.fill_(0.03)
         state.losses.append(0.0)
         encoded = trainer.pictures_of(given, pictures, host)
-        found = trainer.walk_restore(given, pictures, encoded, host, run, state)
+        found = trainer.walk_restore(given, pictures, encoded, host, run, state, trainer.Unattended())
         captions = len(encoded.captions.texts)
         assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(range(captions + 8, captions + 12))
         bare.encode(pictures, encoded.captions)
@@ -196,9 +227,12 @@ def test_a_lora_of_nothing_leaves_turbo_untouched(server):
     [
         ({"file": "the one connected"}, "connect one to lora"),
         ({"prompts": " \n"}, "There are no prompts"),
+        ({"file": "elsewhere.safetensors"}, "does not fit this model"),
     ],
 )
 def test_bad_input_gets_a_sentence(server, changes, words):
+    place = "diffusion_model.layers.29.feed_forward.w1"
+    save_file({f"{place}.lora_A.weight": torch.zeros(1, 256), f"{place}.lora_B.weight": torch.zeros(768, 1)}, server.base / "models" / "loras" / "elsewhere.safetensors")
     save_file(
         {"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.zeros(1, 256), "diffusion_model.layers.0.feed_forward.w1.lora_B.weight": torch.zeros(768, 1)},
         server.base / "models" / "loras" / "small.safetensors",

@@ -57,6 +57,12 @@ def test_large_matrices_by_random_projections_are_nearly_as_near():
     assert (matrix - U * S @ Vh).norm() <= 1.002 * (matrix.square().sum() - best.square().sum()).sqrt()
 
 
+def test_the_report_names_the_worst_part_also_where_nothing_is_left_out():
+    change = {name: torch.zeros(shape).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(2.0)) for name, shape in PARTS.items()}
+    whole = extract(change.__getitem__, lambda name: torch.zeros(PARTS[name]), TARGETS, 1)
+    assert whole.worst == (next(iter(PARTS)), 0.0) and f"most in {whole.worst[0]}, 0.0%" in whole.report(1)
+
+
 def test_numbers_that_are_none_and_other_shapes_get_a_sentence():
     turbo = weights(1)
     with pytest.raises(ZTurboError, match="numbers that are none"):

@@ -1,7 +1,4 @@
-"""The command line: a run without a graph, and what LoRA files hold.
-
-Exit codes: 0 done, 1 a sentence says what was wrong, 2 the command was not understood, 3 stopped and kept, 130 cancelled.
-"""
+"""The command line: a run without a graph, and what LoRA files hold."""
 
 import argparse
 import json
@@ -25,7 +22,16 @@ EXAMPLES = """examples:
   python -m zturbo inspect my_lora.safetensors
   python -m zturbo convert kohya.safetensors mine.safetensors --rank 16
 
-Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, and resume goes on from its last checkpoint."""
+Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, and resume goes on from its last checkpoint.
+
+exit codes: 0 done, 1 something was wrong and a sentence says what, 2 the command was not understood, 3 stopped and kept, 130 cancelled."""
+
+
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are some."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
     """A command with what all have."""
-    parser = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=Defaults)
     parser.add_argument("--json", action="store_true", help="a JSON object a line, for programs")
     parser.set_defaults(run=run)
     return parser

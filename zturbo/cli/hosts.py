@@ -140,7 +140,7 @@ def need(inputs: Inputs, beside: tuple[str, ...] = ("text_encoder", "vae")):
     for name in PLACES:
         value = getattr(inputs, name)
         if value and value != TINY and not there(value):
-            raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there. Give {NAMES.get(name, 'a folder of pictures')}.")
+            raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there{'' if Path(value).is_absolute() else f' (seen from {Path.cwd()})'}. Give {NAMES.get(name, 'a folder of pictures')}.")
 
 
 def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):

@@ -47,6 +47,7 @@ class Screen:
 
     def interrupted(self, *_):
         if self.asked:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is kept is written now
             raise KeyboardInterrupt
         self.asked = True
         request_stop(self.run.path)

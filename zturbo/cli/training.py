@@ -105,7 +105,8 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         lorafile.need_all(file.factors, list(file.leftover), adapter.name)
         lorafile.check_fit(file.factors, linears, adapter.name)
     layers = [target for target in linears if target.module.startswith("layers.")]
-    lora = network.create(layers, given.network, given.seed, norms=lambda targets: {part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts})
+    start = network.read_start(network.start_file(given.network.start), layers) if given.network.start else None
+    lora = network.create(layers, given.network, given.seed, start=start, norms=lambda targets: {part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts})
     parameters = lowrank.count(lora)
     held = pictures.held_out()
     groups: dict[tuple[int, int], int] = {}
@@ -126,6 +127,6 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         "model_mb": round(sum(file.stat().st_size for file in headers.files(model)) / 1e6, 2),
         "cached_latents_mb": round(latents / 1e6, 2),
         "captions": len(pictures.captions().texts),
-        "previews": len(given.previews.prompts) * (given.steps // given.previews.every if given.previews.every else 1),
+        "previews": len(given.previews.prompts) * (-(-given.steps // given.previews.every) if given.previews.every else 1),  # the last step draws, too
         "adapter": "none: training straight on the model" if adapter is None else f"{adapter.name} at {given.inputs.adapter_strength:+g}",
     }
