@@ -212,7 +212,9 @@ class ZTurboHealthOptions(io.ComfyNode):
             description="How Train LoRA watches turbo's wear and keeps turbo. The gauge compares turbo with the LoRA and clean turbo on prompts that have nothing to do with your pictures: 0 untouched, 1 broken. Without this node: a reading every 250 steps, and nothing ends the run.",
             search_aliases=["turbo gauge", "turbo guard", "early stopping", "damage", "blurry lora"],
             inputs=[
-                io.Int.Input("gauge_every", default=250, min=0, max=100000, tooltip="Steps between two readings of the gauge. 0: none. One reading takes about as long as ten steps."),
+                io.Int.Input(
+                    "gauge_every", default=250, min=0, max=100000, tooltip="Steps between two readings of the gauge. 0: none. One reading takes eight forward passes, as long as a few steps."
+                ),
                 io.Float.Input(
                     "stop_above",
                     default=0.0,

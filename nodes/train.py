@@ -65,7 +65,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     "keep_turbo",
                     options=list(KEEPS),
                     default="off",
-                    tooltip="For long runs and high learning rates. guard: while it trains, the LoRA is held to leave pictures of unrelated prompts as they are; half to all of the time more, and it learns less far. restore: the last steps (Turbo Health Options) train no pictures, but the LoRA to be itself where a prompt has the trigger word, and to leave turbo alone where none does.",
+                    tooltip="For long runs and high learning rates. guard: while it trains, the LoRA is held to leave pictures of unrelated prompts as they are; a guarded step computes four pictures more, of at most 512 pixels, and it learns less far. restore: the last steps (Turbo Health Options) train no pictures, but the LoRA to be itself where a prompt has the trigger word, and to leave turbo alone where none does.",
                 ),
                 io.String.Input("preview_prompts", multiline=True, default="", tooltip="One prompt a line, drawn while training and at the end. Empty: no previews."),
                 io.Int.Input("preview_every", default=250, min=0, max=100000, tooltip="Steps between previews. 0: only at the end."),

@@ -76,6 +76,13 @@ def test_nothing_loads_pickles_or_runs_text():
             assert not re.search(r"(?<!\.)\b(eval|exec)\(|\bpickle\b|torch\.load\(", code), path
 
 
+def test_nothing_written_for_people_waits_for_its_words():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "js" / "docs").rglob("*.md"), ROOT / "lab" / "README.md"]
+    assert len(pages) > 10
+    for page in pages:
+        assert not re.findall(r"\b(?:TODO|FIXME|XXX|[A-Z]{12,})\b|\{\{", page.read_text(encoding="utf-8")), page.name
+
+
 def test_the_tiny_model_is_small():
     files = [path for path in (ROOT / "models" / "tiny").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
