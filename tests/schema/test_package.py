@@ -80,7 +80,7 @@ def test_nothing_written_for_people_waits_for_its_words():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "js" / "docs").rglob("*.md"), ROOT / "lab" / "README.md"]
     assert len(pages) > 10
     for page in pages:
-        assert not re.findall(r"\b(?:TODO|FIXME|XXX|[A-Z]{12,})\b|\{\{", page.read_text(encoding="utf-8")), page.name
+        assert not re.findall(r"\b(?:TODO|FIXME|XXX|(?!CONTRIBUTING\b)[A-Z]{10,})\b|\{\{", page.read_text(encoding="utf-8")), page.name
 
 
 def test_the_tiny_model_is_small():
