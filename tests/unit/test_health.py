@@ -94,7 +94,7 @@ def test_the_guard_holds_turbo_where_nothing_is_trained(tmp_path):
     assert guarded == [True, False] * 30 and not any("guard" in event for event in runfolder.read_events(free_run.events))
 
 
-def test_the_guards_gradient_is_its_losss(tmp_path):
+def test_a_guarded_steps_loss_is_its_mean_square_difference(tmp_path):
     """One guarded step's mean square difference, by hand."""
     given = recipe(steps=2, turbo=replace(SMALL, keep="guard", interval=1))
     _, run, host, _ = go(tmp_path, given)
