@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..zturbo.health import PROMPTS, WATCHED
 from ..zturbo.hosts import comfy_health, comfy_load, comfy_paths
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, LoraModel, need_one
+from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, need_one, one_way
 
 
 class ZTurboHealth(io.ComfyNode):
@@ -49,6 +49,10 @@ class ZTurboHealth(io.ComfyNode):
         found = comfy_health.report(model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), size, seed)
         say(cls, found.text)
         return io.NodeOutput(found.gauge, found.text, found.plot, found.pictures, ui={"text": (found.text,)})
+
+    @classmethod
+    def validate_inputs(cls, file, lora=UNWIRED):
+        return one_way(file, lora, "a LoRA")
 
     @classmethod
     def fingerprint_inputs(cls, file, **_):

@@ -9,7 +9,7 @@ from ..zturbo.hosts.comfy_paths import TINY
 from .model import read_adapter
 from .save import save
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, LoraModel, need_one
+from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, need_one, one_way
 
 PROMPTS = "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a man|an old man|a child}, {film photo|oil painting|pencil drawing}"
 SIZES = "1024x1024, 832x1216, 1216x832, 896x1152, 1152x896, 768x768, 512x768, 768x512"
@@ -139,6 +139,10 @@ class ZTurboCheckAdapter(io.ComfyNode):
         found = comfy_check.check(model, clip, vae, read, "the adapter" if lora is not None else adapter, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id)
         say(cls, found.text)
         return io.NodeOutput(found.done, found.text, found.pictures, ui={"text": (found.text,), **ui.PreviewImage(found.pictures, cls=cls).as_dict()})
+
+    @classmethod
+    def validate_inputs(cls, adapter, lora=UNWIRED):
+        return one_way(adapter, lora, "an adapter", (TINY,))
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):

@@ -1,11 +1,13 @@
 """Types and names that the nodes share."""
 
+import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo.errors import ZTurboError
 
 CATEGORY = "Z-Image Turbo"
 CONNECTED = "the one connected"  # of a file list: what comes in by a wire
+UNWIRED = "unwired"  # an input that validate_inputs does not get, since nothing is connected
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 TrainingSet = io.Custom("ZTURBO_DATASET")
@@ -21,3 +23,16 @@ def need_one(file: str, lora: dict | None, what: str):
     """Raises ZTurboError unless a LoRA comes in one way only: chosen as a file, or wired."""
     if (file == CONNECTED) == (lora is None):
         raise ZTurboError(f"Choose {what}: connect one to lora and set the file to '{CONNECTED}', or choose a file and connect none.")
+
+
+def one_way(file: str | None, lora, what: str, bundled: tuple[str, ...] = ()) -> bool | str:
+    """The same for a node's validate_inputs, before anything runs. lora: None where it is wired, UNWIRED where not; file: None where it comes from another node."""
+    if file is None:
+        return True
+    if file not in (CONNECTED, *bundled) and folder_paths.get_full_path("loras", file) is None:
+        return f"There is no {file!r} in models/loras."
+    try:
+        need_one(file, None if lora == UNWIRED else {}, what)
+        return True
+    except ZTurboError as error:
+        return str(error)

@@ -16,6 +16,7 @@ import prompts
 from test_host import de_distilled, encode, recipe
 from test_server import events, failure, newest_run
 
+import dev
 from zturbo import dataset, health, lorafile, lowrank, network, trainer, turbo
 from zturbo import recipe as recipes
 from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
@@ -239,6 +240,23 @@ def test_bad_input_gets_a_sentence(server, changes, words):
     )
     inputs = {"file": "small.safetensors", "prompts": "a", "size": 64, "seed": 0, **changes}
     assert words in failure(server, {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], **inputs)})
+
+
+@pytest.mark.parametrize(
+    ("node", "changes", "words"),
+    [
+        ("ZTurboHealth", {"file": "small.safetensors"}, "connect none"),
+        ("ZTurboHealth", {"file": "gone.safetensors"}, "There is no 'gone.safetensors'"),
+        ("ZTurboCheckAdapter", {"adapter": "tiny (bundled)"}, "connect none"),
+    ],
+)
+def test_a_lora_that_comes_in_two_ways_is_refused_before_anything_trains(server, node, changes, words):
+    graph = prompts.training(name="never", steps=2)
+    more = {"file": "the one connected"} if node == "ZTurboHealth" else {"adapter": "the one connected", "steps": 12, "cfg": 2.0}
+    graph["look"] = prompts.node(node, model=["load", 0], clip=["load", 1], vae=["load", 2], lora=["train", 0], prompts="a", size=64, seed=0, **{**more, **changes})
+    with pytest.raises(dev.Stop, match=words):
+        server.queue(graph)
+    assert not (server.base / "output" / "zturbo" / "never").exists()
 
 
 def test_readings_are_in_what_the_panel_asks_for(server):
