@@ -16,7 +16,6 @@ import prompts
 from test_host import de_distilled, encode, recipe
 from test_server import events, failure, newest_run
 
-import dev
 from zturbo import dataset, health, lorafile, lowrank, network, trainer, turbo
 from zturbo import recipe as recipes
 from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
@@ -245,18 +244,19 @@ def test_bad_input_gets_a_sentence(server, changes, words):
 @pytest.mark.parametrize(
     ("node", "changes", "words"),
     [
-        ("ZTurboHealth", {"file": "small.safetensors"}, "connect none"),
+        ("ZTurboHealth", {"file": "there.safetensors"}, "connect none"),
         ("ZTurboHealth", {"file": "gone.safetensors"}, "There is no 'gone.safetensors'"),
         ("ZTurboCheckAdapter", {"adapter": "tiny (bundled)"}, "connect none"),
     ],
 )
-def test_a_lora_that_comes_in_two_ways_is_refused_before_anything_trains(server, node, changes, words):
-    graph = prompts.training(name="never", steps=2)
+def test_a_lora_that_comes_in_two_ways_is_said_when_the_graph_is_queued(server, node, changes, words):
+    save_file({"x": torch.zeros(1)}, server.base / "models" / "loras" / "there.safetensors")
+    graph = prompts.training(name="said_early", steps=1)
     more = {"file": "the one connected"} if node == "ZTurboHealth" else {"adapter": "the one connected", "steps": 12, "cfg": 2.0}
     graph["look"] = prompts.node(node, model=["load", 0], clip=["load", 1], vae=["load", 2], lora=["train", 0], prompts="a", size=64, seed=0, **{**more, **changes})
-    with pytest.raises(dev.Stop, match=words):
-        server.queue(graph)
-    assert not (server.base / "output" / "zturbo" / "never").exists()
+    answer = server.post("/prompt", {"prompt": graph, "client_id": server.client})  # the other outputs run
+    assert list(answer["node_errors"]) == ["look"] and words in json.dumps(answer["node_errors"])
+    assert "look" not in server.wait(answer["prompt_id"])["outputs"]
 
 
 def test_readings_are_in_what_the_panel_asks_for(server):
