@@ -1,5 +1,6 @@
 """The command line, without ComfyUI: train, stop, resume, sample, inspect, convert, plan, and what is said of bad recipes."""
 
+import importlib.metadata
 import json
 import os
 import shlex
@@ -215,6 +216,13 @@ def test_plan_needs_no_text_encoder(folder, capsys):
     (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace('model = "tiny"', f'model = "{diffusers_tiny.MODEL.as_posix()}"'))
     assert run("plan", "recipe.toml") == 0 and lines(capsys)[0]["steps"] == 12
     assert run("train", "recipe.toml") == 1 and "inputs.text_encoder is empty" in lines(capsys)[-1]["error"]
+
+
+def test_an_old_library_gets_the_command_that_brings_a_new_one(folder, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: {"diffusers": "0.36.dev0", "transformers": "4.57.3"}[package])
+    assert run("train", "recipe.toml") == 1
+    told = lines(capsys)[-1]["error"]
+    assert "transformers 4.57.3" in told and "pip install" in told and "'transformers>=5.0'" in told and "diffusers 0" not in told
 
 
 def test_plan_counts_and_starts_nothing(folder, capsys):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,8 +100,8 @@ def installed(package: str) -> str | None:
 
 
 def number(version: str) -> tuple[int, ...]:
-    """`5.1.0` -> (5, 1), to compare by."""
-    return tuple(int(part) for part in version.split(".")[:2])
+    """`5.1rc2` -> (5, 1), to compare by."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def find_comfyui(named: str | None) -> Path | None:
