@@ -21,7 +21,8 @@ CHOSEN_ON = "smiley"  # the concept that the gauge was chosen and scaled on
 PICTURED = "outline"  # the concept of the page's pictures
 MAIN = ("straight", "adapter", "guard", "restore")
 OTHERS = ("half", "strong", "fading", "bad", "own", "guard_straight")
-LONG = ("straight", "adapter", "guard", "restore", "redistil", "onpolicy")
+PASSES = ("redistil", "onpolicy")  # behind a run
+LONG = ("straight", "adapter", "guard", "restore", *PASSES)
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
 PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
 
@@ -112,9 +113,7 @@ def bootstrap(values: list, of: Callable[[list], float], draws: int = 400) -> tu
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean of three runs or more, by Student's t; of fewer, from the lowest to the highest."""
-    if len(values) < 3:
-        return min(values), max(values)
+    """95 % interval of the mean of three runs or more, by Student's t."""
     low, high = stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values)) if len(set(values)) > 1 else (values[0], values[0])
     return float(low), float(high)
 
@@ -217,7 +216,7 @@ CANDIDATES = {
 
 def gauge_table(rows) -> str:
     """Rank correlations with what of turbo is lost: on the concept that the gauge was chosen on, and on the others."""
-    rows = [row for row in rows if row["step"] and row["variant"] not in ("redistil", "onpolicy")]
+    rows = [row for row in rows if row["step"] and row["variant"] not in PASSES]
     lines = []
     for name, value in CANDIDATES.items():
         line = [name]
@@ -236,7 +235,7 @@ def calibration(rows) -> str:
 
     parts = []
     for concept in concepts.CONCEPTS:
-        apart = [abs(health.gauge(row["deviation"]) - row["lost"]) for row in rows if row["concept_of"] == concept and row["step"] and row["variant"] not in ("redistil", "onpolicy")]
+        apart = [abs(health.gauge(row["deviation"]) - row["lost"]) for row in rows if row["concept_of"] == concept and row["step"] and row["variant"] not in PASSES]
         if apart:
             parts.append(f"{concept} {mean(apart):.2f} (at most {max(apart):.2f})")
     return ", ".join(parts)

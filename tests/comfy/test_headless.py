@@ -284,6 +284,15 @@ def test_a_run_of_the_graph_repeats_without_it_on_both(server, tmp_path):
         assert apart.max() <= PIXELS[0] and apart.mean() <= PIXELS[1]
 
 
+@pytest.mark.parametrize("host", ["comfy", "diffusers"])
+def test_a_lora_of_another_model_is_not_drawn_without(comfyui, tmp_path, capsys, host):
+    place = "diffusion_model.layers.29.feed_forward.w1"
+    save_file({f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)}, tmp_path / "elsewhere.safetensors")
+    with torch.inference_mode(False):
+        assert cli.main(["sample", "--model", "tiny", "--lora", str(tmp_path / "elsewhere.safetensors"), "--prompt", "x", "--size", "64x64", "--out", str(tmp_path / "out"), "--host", host]) == 1
+    assert "does not fit this model" in capsys.readouterr().err and not list((tmp_path / "out").glob("*.png"))
+
+
 def test_the_demos_recipe_is_that_of_its_workflow(server):
     """models/tiny/demo.toml trains what workflows/tiny_demo.json trains."""
     prompt = dev.to_prompt(json.loads((dev.ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8")), server.get("/object_info"))

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 
 from ..errors import ZTurboError
-from . import files, sampling, training
+from . import files, sampling, screen, training
 
 DESCRIPTION = """Train LoRAs on Z-Image-Turbo and keep its 8 steps, without a graph.
 
@@ -47,8 +46,8 @@ def main(argv: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # nobody reads any more, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # as behind `| head`
+        screen.unread()
         return 0
 
 

@@ -121,8 +121,7 @@ def is_comfyui(path: Path) -> bool:
 
 
 def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
-    """A `runs.Host` for the recipe's inputs. Raises ZTurboError for what is missing."""
-    need(recipe.inputs)
+    """A `runs.Host` for the recipe's inputs, which `need` has looked at. Raises ZTurboError for what is missing."""
     if chosen == "comfy":
         try:
             from ..hosts import comfy_headless

@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .. import lorafile
 from ..errors import ZTurboError
 from ..recipe import Compute, Inputs, Previews, Recipe, Turbo
-from . import headers, hosts
+from . import hosts
 
 
 def add(commands):
@@ -43,12 +42,16 @@ def run_sample(args) -> int:
     except ZTurboError as error:
         raise ZTurboError(str(error).replace("preview_", "--")) from error
     hosts.need(given.inputs)
-    state = lora_of(args, hosts.model_file(given.inputs))
+    file = lora_file(args.lora)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ZTurboError(f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out.") from error
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
+    state = {}
+    if file is not None:
+        lorafile.check_fit(file.factors, host.places, args.lora.name)
+        state = lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
     host.encode_prompts()
     first, files = next_number(args.out), []
     images = host.draw(state)
@@ -61,16 +64,15 @@ def run_sample(args) -> int:
     return 0
 
 
-def lora_of(args, model: Path) -> dict[str, torch.Tensor]:
-    """The LoRA's tensors at the asked strength; none where none is asked for. Raises LoraFileError unless all of it has its place in the model's file."""
-    if args.lora is None:
-        return {}
-    if not args.lora.is_file():
-        raise ZTurboError(f"There is no LoRA {args.lora}.")
-    file = lorafile.read(args.lora)
-    lorafile.need_all(file.factors, list(file.leftover), args.lora.name)
-    lorafile.check_fit(file.factors, [one.target for one in headers.matrices(model)], args.lora.name)
-    return lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
+def lora_file(path: Path | None) -> lorafile.LoraFile | None:
+    """None where none is asked for. Raises LoraFileError unless all of it is understood."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ZTurboError(f"There is no LoRA {path}.")
+    file = lorafile.read(path)
+    lorafile.need_all(file.factors, list(file.leftover), path.name)
+    return file
 
 
 def next_number(folder: Path) -> int:

@@ -12,6 +12,11 @@ import numpy as np
 from ..runfolder import RunFolder, request_stop
 
 
+def unread():
+    """Nobody reads what is printed any more: let it go nowhere, also what Python still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Screen:
     """See `runs.Control`. Ctrl-C: stop and keep; a second one: now."""
 
@@ -26,9 +31,9 @@ class Screen:
             return
         try:
             print(json.dumps(values), flush=True)
-        except BrokenPipeError:  # nobody reads any more; the run goes on
+        except BrokenPipeError:  # the run goes on
             self.as_json = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            unread()
 
     def begin(self, described: str):
         self.print(event="start", run=str(self.run.path), total=self.total, adapter=described)

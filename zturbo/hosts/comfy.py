@@ -43,6 +43,7 @@ class ComfyHost:
         self.dit = comfy_adapter.diffusion_model(model)
         self.device = model.load_device
         self.dtype = COMPUTE[recipe.compute.dtype]
+        self.places = comfy_adapter.targets(self.dit, ("",))  # where a LoRA can be drawn with; a run trains those of the layers
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
         self.given = model

@@ -37,8 +37,9 @@ class DiffusersHost:
         self.recipe, self.loaded, self.device = recipe, loaded, device
         self.dit = loaded.transformer
         self.dtype = COMPUTE[recipe.compute.dtype]
+        self.places = targets(self.dit)  # where a LoRA can be drawn with; a run trains those of the layers
         self.targets = targets(self.dit, ("layers.",))
-        self.adapter, self.strength, self.file = check(adapter, targets(self.dit), file), strength, file
+        self.adapter, self.strength, self.file = check(adapter, self.places, file), strength, file
         self.sha256 = "" if adapter is None else adapter.sha256
         self.carry("merged" if recipe.compute.adapter == "merged" else "branch")
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
@@ -198,9 +199,8 @@ class DiffusersHost:
         """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
         wish = self.recipe.previews
         noise = torch.randn(1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed))
-        lora, places = lorafile.on_device(lorafile.parse(state)[0], self.device), targets(self.dit)
-        lorafile.check_fit(lora, places, "The LoRA")
-        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), places, [lora]):
+        lora = lorafile.on_device(lorafile.parse(state)[0], self.device)
+        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.places, [lora]):
             latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
         with moved(self.loaded.autoencoder.module, self.device):
             return [np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8) for one in latents]
