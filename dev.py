@@ -2,7 +2,7 @@
 """Everything a developer, or a curious artist, runs from the command line. Standard library only.
 
     python dev.py demo               train a LoRA on the bundled tiny model in a real ComfyUI, draw with it at 8 steps
-    python dev.py test [tier ...]    the tests: unit schema headless workflows comfy ui (all when none is named)
+    python dev.py test [tier ...]    the tests: unit schema headless workflows card comfy ui (all when none is named)
     python dev.py bench NAME         a side-by-side measurement
     python dev.py lab NAME           a stage of how the tiny turbo model was made
     python dev.py comfyui            start a ComfyUI with this pack in place, and print its address
@@ -34,7 +34,7 @@ PACK = "zimage-turbo-lora"
 COMFYUI_TAG = "v0.33.0"
 COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio that fits together
-TIERS = ("unit", "schema", "headless", "workflows", "comfy", "ui")
+TIERS = ("unit", "schema", "headless", "workflows", "card", "comfy", "ui")
 DEMO_PROMPTS = ("a large zsmile on a blue background", "a large zsmile on a green background", "a large red square on a white background")
 START_SECONDS = 300
 # glibc gives large blocks back to the system after each use; kept, they make a step on a CPU half as long

@@ -15,24 +15,26 @@ PACK = "zimage_turbo_lora_pack"
 sys.path.append(str(ROOT))
 if COMFYUI:
     sys.path.insert(0, COMFYUI)  # in front: the pack's nodes/ must not hide ComfyUI's nodes.py
+    import comfy_aimdo.control
     import torch
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+    comfy_aimdo.control.init()  # as main.py does, before comfy.ops is imported
 
 
 NEEDS_COMFYUI = "needs ComfyUI: run `python dev.py test --comfyui FOLDER`, or put one at ~/comfy/ComfyUI"
 
 
 class WithoutComfyUI(pytest.Module):
-    """Stands in for a module of tests/comfy, which imports ComfyUI at its top."""
+    """Stands in for a module of tests/comfy or tests/card, which imports ComfyUI at its top."""
 
     def collect(self):
         pytest.skip(NEEDS_COMFYUI, allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    if not COMFYUI and module_path.parent.name == "comfy":
+    if not COMFYUI and module_path.parent.name in ("card", "comfy"):
         return WithoutComfyUI.from_parent(parent, path=module_path)
 
 

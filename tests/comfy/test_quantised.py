@@ -19,15 +19,16 @@ from zturbo import lorafile
 from zturbo.hosts import comfy_adapter, comfy_tiny, comfy_weights
 from zturbo.hosts.comfy import choose_way
 
-FORMATS = {"int8_tensorwise": "TensorWiseINT8Layout", "float8_e4m3fn": "TensorCoreFP8E4M3Layout"}
+FORMATS = ("int8_tensorwise", "float8_e4m3fn", "float8_e5m2", "mxfp8", "nvfp4")
 
 
-def quantised_model(kind: str):
-    """The tiny turbo with the Linears of its layers quantised, through core's loading of such files."""
+def quantised_model(kind: str | None):
+    """The tiny turbo with the Linears of its layers quantised (None: not), through core's loading of such files."""
     state = {}
     for key, value in load_file(comfy_tiny.MODEL).items():
-        if key.startswith("layers.") and value.ndim == 2:
-            state |= comfy.quant_ops.QuantizedTensor.from_float(value.float(), FORMATS[kind]).state_dict(key)
+        if kind and key.startswith("layers.") and value.ndim == 2:
+            layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+            state |= comfy.quant_ops.QuantizedTensor.from_float(value.float(), layout).state_dict(key)
             state[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
         else:
             state[key] = value.float()
@@ -36,8 +37,10 @@ def quantised_model(kind: str):
     config.set_inference_dtype(torch.float32, torch.float32)
     with torch.inference_mode():
         model = config.get_model({}, "")
-        model.load_model_weights(state, "")
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+        device, rest = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+        patcher = comfy.model_patcher.CoreModelPatcher(model, device, rest)
+        model.load_model_weights(state, "", assign=patcher.is_dynamic())
+    return patcher
 
 
 @pytest.fixture(params=FORMATS)

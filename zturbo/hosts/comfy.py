@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..errors import ModelError
 from ..lowrank import Difference, Factors, Target
 from ..recipe import Recipe
 from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward
+from .comfy_mode import core_mode, lent
 
 log = logging.getLogger("zturbo")
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -94,13 +95,12 @@ class ComfyHost:
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
         latents = []
-        with torch.no_grad():
-            autoencoder = comfy_cache.of_vae(self.vae)
-            self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
-            self.encode_prompts()
-            for item in dataset.items:
-                check()
-                latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
+        autoencoder = comfy_cache.of_vae(self.vae)
+        self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
+        self.encode_prompts()
+        for item in dataset.items:
+            check()
+            latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
         self.image_tokens = max((self.recipe.turbo.size // 8) ** 2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
@@ -108,7 +108,7 @@ class ComfyHost:
 
     def encode_prompts(self):
         """Of the previews."""
-        with torch.no_grad():
+        with core_mode():
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
 
     def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
@@ -127,14 +127,19 @@ class ComfyHost:
         return self.model.model.process_latent_in(torch.stack(latents)).float()
 
     def _latent(self, pixels: np.ndarray) -> torch.Tensor:
-        return self.vae.encode(torch.from_numpy(pixels)[None])[0]
+        with core_mode():
+            return self.vae.encode(torch.from_numpy(pixels)[None])[0]
 
     def _features(self, text_encoder: str, text: str) -> torch.Tensor:
-        features = self.cache.get(("features", text_encoder, text), lambda: comfy_draw.encode_prompt(self.clip, text)[0][0])
+        features = self.cache.get(("features", text_encoder, text), partial(self._encoded, text))
         width = self.dit.cap_embedder[1].in_features
         if features.shape[-1] != width:
             raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors).")
         return features.float()
+
+    def _encoded(self, text: str) -> torch.Tensor:
+        with core_mode():
+            return comfy_draw.encode_prompt(self.clip, text)[0][0]
 
     def start(self) -> dict[str, Difference] | None:
         """See `trainer.Host.start`."""
@@ -212,11 +217,12 @@ class ComfyHost:
     @contextmanager
     def _loaded(self, room: int):
         """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}. room: bytes to keep free beside the weights."""
-        for other in (self.clip.patcher, self.vae.patcher):
-            comfy.model_management.unload_model_and_clones(other)
         with ExitStack() as stack:
-            stack.callback(release, self.model)
-            comfy.model_management.load_models_gpu([self.model], memory_required=room)
+            with core_mode():
+                for other in (self.clip.patcher, self.vae.patcher):
+                    comfy.model_management.unload_model_and_clones(other)
+                stack.callback(release, self.model)
+                comfy.model_management.load_models_gpu([self.model], memory_required=room)
             yield fetchers(self.dit)
 
     def _refined(self, number: int) -> torch.Tensor:
@@ -246,7 +252,7 @@ class ComfyHost:
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
         previews = self.recipe.previews
-        with torch.inference_mode(), ExitStack() as stack:
+        with core_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
             stack.callback(release, model)
             drawn = comfy_draw.draw(model, self.vae, self.prompts, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
@@ -277,22 +283,34 @@ def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[
 def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
     """Lends weight and bias of a Linear or norm as its own forward would get them: moved, cast, dequantised, patched."""
 
-    own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
-
     @contextmanager
     def fetch(x: torch.Tensor):
-        if own is not None:
-            yield own(x)[:2]
-        elif not hasattr(module, "weight_function"):
-            yield module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype)
-        else:
-            with comfy.ops.CastBiasWeightContext(module, x, offloadable=True) as (weight, bias):
-                if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-                    weight = weight.dequantize().to(x.dtype)
-                smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
-                yield (weight if smoothing is None else weight * smoothing.to(weight)), bias
+        with core_mode():
+            context, weight, bias = borrow(module, x)
+        try:
+            yield lent(weight), None if bias is None else lent(bias)
+        finally:
+            with core_mode():
+                context.__exit__(None, None, None)
 
     return fetch
+
+
+def borrow(module: torch.nn.Module, x: torch.Tensor) -> tuple[AbstractContextManager, torch.Tensor, torch.Tensor | None]:
+    """(what gives them back when it is left, weight, bias) of a module for an input like x."""
+    own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
+    if own is not None:
+        weight, bias = own(x)[:2]
+        return nullcontext(), weight, bias
+    if not hasattr(module, "weight_function"):
+        bias = getattr(module, "bias", None)
+        return nullcontext(), module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    context = comfy.ops.CastBiasWeightContext(module, x, offloadable=True)
+    weight, bias = context.__enter__()
+    if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+        weight = weight.dequantize().to(x.dtype)
+    smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
+    return context, weight if smoothing is None else weight * smoothing.to(weight), bias
 
 
 def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:
@@ -337,6 +355,7 @@ def checkpointed(layer, *args, **options):
 
 def release(model):
     """Take a MODEL and its clones off the device and put the clean weights back."""
-    comfy.model_management.unload_model_and_clones(model)
-    if model.model.current_weight_patches_uuid is not None:
-        model.unpatch_model(model.offload_device)
+    with core_mode():
+        comfy.model_management.unload_model_and_clones(model)
+        if model.model.current_weight_patches_uuid is not None:
+            model.unpatch_model(model.offload_device)

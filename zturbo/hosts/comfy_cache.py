@@ -5,6 +5,8 @@ import hashlib
 import comfyui_version
 import torch
 
+from .comfy_mode import lent
+
 SAMPLES = 64  # numbers of each tensor
 
 
@@ -51,6 +53,7 @@ def add(total, name: str, tensor):
         total.update(repr((name, tensor)).encode())
         return
     total.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
-    stored = getattr(tensor, "_qdata", tensor).detach().reshape(-1)  # a quantised tensor's own numbers
+    stored = getattr(tensor, "_qdata", tensor)  # a quantised tensor's own numbers
     if stored.device.type != "meta":
-        total.update(stored[:: max(1, stored.numel() // SAMPLES)][:SAMPLES].float().cpu().numpy().tobytes())
+        numbers = lent(stored).reshape(-1)
+        total.update(numbers[:: max(1, numbers.numel() // SAMPLES)][:SAMPLES].float().cpu().numpy().tobytes())

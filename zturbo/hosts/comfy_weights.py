@@ -15,6 +15,7 @@ from ..convert import Weights
 from ..errors import ModelError
 from ..lowrank import Difference, Target
 from . import comfy_adapter
+from .comfy_mode import core_mode, lent
 
 
 def of(model) -> Weights | None:
@@ -35,13 +36,14 @@ def weights(model, targets: list[Target], patched: bool = False) -> Callable[[st
 
     def read(name: str) -> torch.Tensor:
         key, rows = places[name]
-        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-        weight = getattr(model.backup.get(key), "weight", weight)  # the clean one, where a patched one stands in the model
-        weight = weight if convert is None else convert(weight, inplace=False)
-        weight = (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight).float()
-        if patched and key in model.patches:
-            weight = comfy.lora.calculate_weight(model.patches[key], weight.clone(), key)
-        return weight[rows]
+        with core_mode():
+            weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+            weight = getattr(model.backup.get(key), "weight", weight)  # the clean one, where a patched one stands in the model
+            weight = weight if convert is None else convert(weight, inplace=False)
+            weight = (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight).float()
+            if patched and key in model.patches:
+                weight = comfy.lora.calculate_weight(model.patches[key], weight.clone(), key)
+            return lent(weight[rows])
 
     return read
 

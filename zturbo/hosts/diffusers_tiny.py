@@ -4,25 +4,19 @@ diffusers fixes two widths that the tiny model has smaller: the feed-forward (8/
 the time embedder's 1024 hidden units, which are filled up with zeros.
 """
 
-import json
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
 from .diffusers_load import QWEN3, Autoencoder, Loaded, TextEncoder, bundled_tokenizer, read
+from .tiny import ADAPTER as ADAPTER
+from .tiny import MODEL as MODEL
+from .tiny import PICTURES as PICTURES
+from .tiny import VAE as VAE
+from .tiny import config as config
+from .tiny import text_encoder_weights
 
-FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny"
-MODEL = FOLDER / "z_image_turbo_tiny.safetensors"
-ADAPTER = FOLDER / "z_image_turbo_tiny_adapter.safetensors"
-VAE = FOLDER / "vae.safetensors"
-PICTURES = FOLDER / "smiley"
 NAMES = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
 TIME_UNITS = 1024
-
-
-def config() -> dict:
-    return json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
 
 
 def load(dtype: torch.dtype = torch.float32) -> Loaded:
@@ -49,18 +43,11 @@ def load_transformer(dtype: torch.dtype):
 
 
 def load_text_encoder() -> TextEncoder:
-    """Frozen random weights, drawn from a seed in ComfyUI's order and under its names."""
+    """Its frozen random weights, the same as in ComfyUI."""
     from transformers import Qwen3Config, Qwen3Model
 
-    settings = config()
-    model = Qwen3Model(Qwen3Config(**QWEN3, **settings["text_encoder"], pad_token_id=None)).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(settings["text_encoder_seed"])
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.ndim < 2:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    model = Qwen3Model(Qwen3Config(**QWEN3, **config()["text_encoder"], pad_token_id=None)).eval().requires_grad_(False)
+    model.load_state_dict(text_encoder_weights())
     return TextEncoder(model, bundled_tokenizer())
 
 
