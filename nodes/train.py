@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..zturbo.flow import DENSITIES
 from ..zturbo.hosts import comfy_run
-from ..zturbo.recipe import KEEPS, AdapterCourse, Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo, bad_name
+from ..zturbo.recipe import KEEPS, REPEATS, AdapterCourse, Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo, bad_name
 from .screen import lines
 from .types import CATEGORY, AdapterSchedule, HealthOptions, LoraModel, LossMap, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions, TrainingSet
 
@@ -77,6 +77,12 @@ class ZTurboTrainLoRA(io.ComfyNode):
                     default="auto",
                     tooltip="auto: a run of the same settings and pictures that was cancelled or cut off goes on where it was, to the same bits. new: always from the beginning. Or a run's name from output/zturbo (my_lora_2, or my_lora_2/step_000500 for one checkpoint): a new run goes on from there, for instance with more steps.",
                 ),
+                io.Combo.Input(
+                    "repeat",
+                    options=list(REPEATS),
+                    default="exact",
+                    tooltip="On a GPU. exact: the same run gives the same bits each time, and a resumed one those of one that was never stopped. fast: takes quicker kernels that do not; what is learnt is as good. A CPU is always exact.",
+                ),
                 io.Model.Input("preview_model", optional=True, tooltip="What previews are drawn with. Not connected: the same model without the adapter."),
                 NetworkOptions.Input("network_options", optional=True, tooltip="From Network Options. Not connected: LoRA on every Linear of the 30 layers."),
                 OptimizerOptions.Input("optimizer_options", optional=True, tooltip="From Optimizer Options. Not connected: AdamW at a constant learning rate."),
@@ -97,7 +103,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, clip, vae, dataset, name, steps, learning_rate, rank, alpha, batch_size, seed, timesteps, compute_dtype, gradient_checkpointing,
-        adapter_way, keep_turbo, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume,
+        adapter_way, keep_turbo, preview_prompts, preview_every, preview_width, preview_height, preview_seed, resume, repeat,
         preview_model=None, network_options=None, optimizer_options=None, loss_options=None, saving_options=None, adapter_schedule=None, health_options=None,
     ) -> io.NodeOutput:  # fmt: skip
         timestep_options, loss = loss_options or (Timesteps(), Loss())
@@ -111,7 +117,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
             timesteps=replace(timestep_options, density=timesteps),
             loss=loss,
             saving=saving_options or Saving(),
-            compute=Compute(compute_dtype, gradient_checkpointing, adapter_way),
+            compute=Compute(compute_dtype, gradient_checkpointing, adapter_way, repeat),
             adapter=adapter_schedule or AdapterCourse(),
             turbo=replace(health_options or Turbo(), keep=keep_turbo),
             previews=Previews(lines(preview_prompts), preview_every, preview_width, preview_height, seed=preview_seed),

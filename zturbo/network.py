@@ -92,6 +92,12 @@ def create(
     return {name: trainable(one, device) for name, one in lora.items()}
 
 
+def count(targets: list[Target], network: Network) -> int:
+    """How many numbers would be trained, at most (a LoKr has fewer)."""
+    halves = 2 if network.kind == "loha" else 1
+    return halves * sum(place.rank * (place.part.size + place.target.in_features) for place in places(targets, network))
+
+
 def begin(place: Place, network: Network, seed: int, magnitudes: dict[str, torch.Tensor]) -> Difference:
     name, rows, columns = place.part.name, place.part.size, place.target.in_features
     alpha = network.alpha * place.rank / network.rank  # a group of another rank has the same scale

@@ -17,6 +17,7 @@ from .errors import ZTurboError
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free", "lion", "came", "muon")
 NETWORKS = ("lora", "dora", "lokr", "loha")
 KEEPS = ("off", "guard", "restore")
+REPEATS = ("exact", "fast")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
@@ -103,6 +104,7 @@ class Compute:
     dtype: str = "bf16"  # of activations: bf16 or fp32; LoRA weights and optimizer are always fp32
     checkpointing: bool = True  # recompute each layer in backward: less memory, about a third more time
     adapter: str = "auto"  # how the de-distill adapter is carried: branch, merged, or auto
+    repeat: str = "exact"  # on a GPU, one of REPEATS: kernels that give the same bits each time, or faster ones
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ class Recipe:
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
+        one_of(REPEATS, repeat=self.compute.repeat)
         if self.compute.adapter == "merged" and self.beside:
             raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
         if sentence := bad_name(self.name):
@@ -369,7 +372,7 @@ def to_toml(recipe: Recipe) -> str:
 def teaches(recipe: Recipe) -> dict[str, object]:
     """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with the same ones train the same LoRA."""
     given, default = flat(recipe), flat(Recipe())
-    idle = ["name", "inputs.", "previews.", "saving.", "data.cache", "data.validation_every"]
+    idle = ["name", "inputs.", "previews.", "saving.", "compute.repeat", "data.cache", "data.validation_every"]
     idle += [] if recipe.turbo.stop_above else ["turbo.every"]
     idle += [] if recipe.turbo.stop_above or recipe.turbo.keep != "off" else ["turbo."]
     idle += [] if recipe.turbo.guarded else ["turbo.weight", "turbo.interval"]

@@ -94,6 +94,10 @@ class Host(trainer.Host, Protocol):
         """Tells models and adapters apart."""
         ...
 
+    def foresee(self, dataset: Dataset) -> None:
+        """Raises ZTurboError, with the sum and a way out, where memory cannot hold the run."""
+        ...
+
     def adapter_facts(self) -> dict[str, str]:
         """What the LoRA file says of the adapter, where there is one."""
         ...
@@ -149,6 +153,7 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     """
     network.places(host.targets, recipe.network)  # what is wrong with these is said before a folder is made
     host.start()
+    host.foresee(dataset)
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:

@@ -64,8 +64,8 @@ class Host(Protocol):
         """From now on recompute instead of keep, whatever the recipe says."""
         ...
 
-    def memory(self) -> float:
-        """GB that the process has in use where the model runs (the most so far, where that is known)."""
+    def memory(self) -> dict[str, float]:
+        """GB in use where the model runs, as fields of a step's event (see `hosts.devices.memory_facts`)."""
         ...
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
@@ -284,7 +284,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                     while not ended():
                         control.check()
                         event = one_step(recipe, pictures, watched, restore, state, velocity, host.device, thrifty)
-                        event["memory"] = host.memory()
+                        event |= host.memory()
                         run.event(**event)
                         control.step(event)
                         if pictures.held_out and state.step % recipe.data.validation_every == 0:

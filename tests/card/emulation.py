@@ -56,10 +56,11 @@ class Bar:
     """A VBAR: memory of a card that core's weights are faulted into page by page, pinned while they are used."""
 
     def __init__(self, card: Card, size: int):
-        self.card, self.max_size, self.offset = card, size, 0
-        self.memory = poison(max(int(size), PAGE))
-        pages = -(-len(self.memory) // PAGE)
+        self.card, self.max_size, self.offset = card, max(int(size) // 4, PAGE), 0  # core asks for ten times the model
+        self.memory = poison(self.max_size)
+        pages = -(-self.max_size // PAGE)
         self.serial, self.resident, self.pins, self.watermark = [0] * pages, [False] * pages, [0] * pages, pages
+        self.filled = 0  # pages that are resident
         card.bars.append(self)
 
     def prioritize(self, *_):
@@ -82,19 +83,21 @@ class Bar:
         if not self.resident[page] or self.pins[page]:
             return False
         self.resident[page] = False
+        self.filled -= 1
         self.memory[page * PAGE : (page + 1) * PAGE] = 0xFF  # NaN in bf16 and fp32
         return True
 
     def fault(self, at: int, size: int):
         pages = range(at // PAGE, -(-(at + size) // PAGE))
         for page in pages:
-            while not self.resident[page] and sum(self.resident) >= self.room() and self.watermark > 0:
+            while not self.resident[page] and self.filled >= self.room() and self.watermark > 0:
                 self.watermark -= 1
                 self.evict(self.watermark)
             if pages[-1] >= self.watermark:
                 return None
             if not self.resident[page]:
                 self.resident[page] = True
+                self.filled += 1
                 self.serial[page] += 1
         for page in pages:
             self.pins[page] += 1
@@ -107,7 +110,7 @@ class Bar:
                 self.evict(page)
 
     def loaded_size(self) -> int:
-        return sum(self.resident) * PAGE
+        return self.filled * PAGE
 
     def free_memory(self, size: int) -> int:
         freed = 0

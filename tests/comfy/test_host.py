@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from zturbo import dataset, flow, lorafile, lowrank, network
-from zturbo.errors import ModelError
+from zturbo.errors import ModelError, ZTurboError
 from zturbo.hosts import comfy_adapter, comfy_cache, comfy_draw, comfy_paths, comfy_tiny
-from zturbo.hosts.comfy import ComfyHost, repeatable
+from zturbo.hosts.comfy import ComfyHost
+from zturbo.hosts.devices import promise, repeatable
 from zturbo.recipe import AdapterCourse, Compute, Data, Network, Recipe
 
 
@@ -255,13 +256,24 @@ def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
 
 
 def test_repeatable_kernels_are_asked_for_on_a_gpu_and_the_flags_put_back():
-    flags = lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory)  # noqa: E731
+    """Without warn_only: with it flash attention's backward stays the one that is not repeatable."""
+    memory = torch.utils.deterministic
+    flags = lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory)  # noqa: E731
     before = flags()
-    with repeatable(torch.device("cuda")):
-        assert flags() == (True, True, False)
-    with repeatable(torch.device("cpu")):
+    for device, repeat, asked in (("cuda", "exact", (True, False, False)), ("mps", "exact", (True, True, False)), ("cuda", "fast", before), ("cpu", "exact", before)):
+        with repeatable(torch.device(device), repeat):
+            assert flags() == asked
         assert flags() == before
+    with pytest.raises(ZTurboError, match="Set repeat to fast"), repeatable(torch.device("cuda"), "exact"):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
     assert flags() == before
+
+
+@pytest.mark.parametrize(
+    "device, repeat, said", [("cpu", "fast", "Repeatable"), ("cuda", "exact", "Repeatable"), ("cuda", "fast", "Not repeatable"), ("mps", "exact", "no Apple GPU"), ("xpu", "exact", "no Intel card")]
+)
+def test_a_run_says_whether_it_can_be_repeated(device, repeat, said):
+    assert said in promise(torch.device(device), repeat)
 
 
 def test_a_run_is_carried_as_it_was_begun_and_wiring_mistakes_are_said(tiny):

@@ -49,7 +49,7 @@ class LinearHost:
         self.thrifty = True
 
     def memory(self):
-        return 0.5
+        return {"memory": 0.5}
 
     def encode(self, _dataset, _captions, check):
         check()

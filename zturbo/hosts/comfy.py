@@ -12,23 +12,21 @@ import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-import torch.utils.deterministic
 
-from .. import health, lorafile, lowrank, network, turbo
+from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
 from ..lowrank import Difference, Factors, Target
+from ..memory import Need
 from ..recipe import Recipe
-from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward
+from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward, comfy_memory, devices, room
 from .comfy_mode import core_mode, lent
 
 log = logging.getLogger("zturbo")
-COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FULL = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,9 +39,10 @@ class ComfyHost:
     def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None, cache: Path | None = None, lora_file: Callable[[str], Path] = network.start_file):
         self.recipe, self.lora_file = recipe, lora_file
         self.clip, self.vae = clip, vae
+        self.others = [one.patcher for one in (clip, vae) if one is not None]
         self.dit = comfy_adapter.diffusion_model(model)
         self.device = model.load_device
-        self.dtype = COMPUTE[recipe.compute.dtype]
+        self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, self.device)
         self.places = comfy_adapter.targets(self.dit, ("",))  # where a LoRA can be drawn with; a run trains those of the layers
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
@@ -59,8 +58,7 @@ class ComfyHost:
         self.cache = Cache(cache if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
         self.prompts: list = []
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        devices.begin_counting(self.device)
 
     def carry(self, way: str):
         """Carry the adapter as a branch, or merged into the weights."""
@@ -69,6 +67,9 @@ class ComfyHost:
 
     def warning(self) -> str:
         """What about the wiring is probably not meant, or nothing."""
+        return " ".join(filter(None, (self.dtype_note, self._wiring())))
+
+    def _wiring(self) -> str:
         if self.straight:
             return "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
         return "" if self.tag is not None or not self.recipe.adapter.changes else "The adapter schedule has no effect: there is no adapter on the model."
@@ -82,11 +83,11 @@ class ComfyHost:
 
     def describe(self) -> str:
         """One line for the log: what training runs on."""
-        course = self.recipe.adapter
+        course, promise = self.recipe.adapter, devices.promise(self.device, self.recipe.compute.repeat)
         if self.tag is None or self.tag.net == 0:
-            return "No de-distill adapter on the model: training straight on it."
+            return f"No de-distill adapter on the model: training straight on it. {promise}"
         fades = f", times {course.start:g} at the first step and {course.end:g} at the last" if course.changes else ""
-        return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}."
+        return f"De-distill adapter {self.tag.file} at {self.tag.net:+g}{fades}, carried as {self.way}. {promise}"
 
     def adapter_facts(self) -> dict[str, str]:
         """See `runs.Host.adapter_facts`."""
@@ -94,6 +95,8 @@ class ComfyHost:
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
+        for other in self.others:
+            comfy_memory.to_file(other)
         latents = []
         autoencoder = comfy_cache.of_vae(self.vae)
         self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
@@ -161,10 +164,9 @@ class ComfyHost:
         self.checkpointing = True
         comfy.model_management.soft_empty_cache()
 
-    def memory(self) -> float:
-        """See `trainer.Host.memory`. On a GPU the most since the run began, on a CPU what the process has now."""
-        used = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
-        return round(used / 1e9, 3)
+    def memory(self) -> dict[str, float]:
+        """See `trainer.Host.memory`."""
+        return devices.memory_facts(self.device)
 
     @contextmanager
     def training(self, lora: dict[str, Difference]):
@@ -173,10 +175,10 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            linears = stack.enter_context(self._loaded(self._room(lora)))
+            linears = stack.enter_context(self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens())))))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
-            stack.enter_context(repeatable(self.device))
+            stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
             branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
@@ -186,6 +188,10 @@ class ComfyHost:
                 return self._velocity(x, sigma, numbers, self._captions(numbers, factor))
 
             yield velocity
+
+    def _tokens(self) -> int:
+        """Of the largest picture with the longest caption."""
+        return memory.padded(max(features.shape[1] for features in self.features)) + memory.padded(self.image_tokens)
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
         """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
@@ -215,14 +221,14 @@ class ComfyHost:
         return {number: found[number, place] for number in set(numbers)}
 
     @contextmanager
-    def _loaded(self, room: int):
-        """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}. room: bytes to keep free beside the weights."""
+    def _loaded(self, beside: int):
+        """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}. beside: bytes to keep free beside the weights."""
         with ExitStack() as stack:
             with core_mode():
-                for other in (self.clip.patcher, self.vae.patcher):
+                for other in self.others:
                     comfy.model_management.unload_model_and_clones(other)
                 stack.callback(release, self.model)
-                comfy.model_management.load_models_gpu([self.model], memory_required=room)
+                comfy.model_management.load_models_gpu([self.model], memory_required=beside)
             yield fetchers(self.dit)
 
     def _refined(self, number: int) -> torch.Tensor:
@@ -242,12 +248,32 @@ class ComfyHost:
             order += rows
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]
 
-    def _room(self, lora: dict[str, Difference]) -> int:
-        """Bytes that a step may need beside the weights, so that the memory manager keeps them free. A rough upper guess."""
-        tokens = max(f.shape[1] for f in self.features) + self.image_tokens
-        layers = 4 if self.checkpointing else len(self.dit.layers)
-        together = max(self.recipe.batch_size, 0 if self.recipe.turbo.keep == "off" else health.GUARDED)
-        return int(together * tokens * self.dit.dim * 2 * 24 * layers) + 16 * lowrank.count(lora)  # fp32: weight, gradient, two moments
+    def foresee(self, dataset: Dataset):
+        """See `runs.Host.foresee`."""
+        pixels = max(width * height for width, height in dataset.buckets())
+        caption = max(dataset.captions().texts, key=len)
+        numbers = network.count(self.targets, self.recipe.network)
+        step = self.needs(numbers, max(memory.tokens(pixels, caption), memory.tokens(self.recipe.turbo.size**2, "")))
+        room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
+
+    def needs(self, numbers: int, tokens: int) -> list[Need]:
+        """What a step needs beside the weights. numbers: how many are trained; tokens: of a picture and its caption."""
+        size, largest = self.dtype.itemsize, max(module.in_features * module.out_features for module in comfy_adapter.linears(self.dit).values())
+        adapter = 0 if self.tag is None or self.way == "merged" else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
+        needs = [memory.lora(self.recipe, numbers), memory.activations(self.recipe, tokens, self.dit.dim, len(self.dit.layers), size, self.checkpointing)]
+        needs += [Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", 2 * largest * size)]
+        if self.tag is not None and self.way == "merged" and devices.shares_main_memory(self.device):
+            needs.append(Need("the clean weights, kept while the adapter is in them", self.model.model_size()))
+        return needs
+
+    def _preview_needs(self, numbers: int) -> list[Need]:
+        """What the previews need while one is drawn, by core's own sums."""
+        previews = self.recipe.previews
+        if not previews.prompts:
+            return []
+        shape = (1, 16, previews.height // 8, previews.width // 8)
+        drawing = max(self.preview_model.memory_required(shape), self.vae.memory_used_decode(shape, self.vae.vae_dtype))
+        return [memory.lora(self.recipe, numbers), Need("a preview while it is drawn", drawing)]
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
@@ -329,23 +355,6 @@ def _norm_forward(module, fetch):
             return F.rms_norm(x, module.normalized_shape, weight.clone(), module.eps)
 
     return forward
-
-
-@contextmanager
-def repeatable(device: torch.device):
-    """Ask a GPU for kernels that give the same bits each time, where there are any; a CPU's do."""
-    if device.type != "cuda":
-        yield
-        return
-    memory: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = before[2]
 
 
 def checkpointed(layer, *args, **options):

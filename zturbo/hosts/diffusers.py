@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
-from .. import flow, lorafile, lowrank, network, turbo
+from .. import flow, lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import LoraFileError, ModelError
 from ..lorafile import LoraFile
 from ..lowrank import Difference, Factors, Target
 from ..recipe import Recipe
+from . import devices, room
 from .diffusers_load import Loaded
 
 log = logging.getLogger("zturbo")
-COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 SAMPLES = 64  # numbers of each tensor
 
@@ -36,7 +36,7 @@ class DiffusersHost:
     def __init__(self, loaded: Loaded, recipe: Recipe, device: torch.device, adapter: LoraFile | None = None, strength: float = 1.0, file: str = "", cache: Path | None = None):
         self.recipe, self.loaded, self.device = recipe, loaded, device
         self.dit = loaded.transformer
-        self.dtype = COMPUTE[recipe.compute.dtype]
+        self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, device)
         self.places = targets(self.dit)  # where a LoRA can be drawn with; a run trains those of the layers
         self.targets = targets(self.dit, ("layers.",))
         self.adapter, self.strength, self.file = check(adapter, self.places, file), strength, file
@@ -45,8 +45,7 @@ class DiffusersHost:
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.prompts: list[torch.Tensor] = []
         self.cache = Cache(cache if recipe.data.cache else None)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        devices.begin_counting(device)
         self.recompute(recipe.compute.checkpointing)
 
     def carry(self, way: str):
@@ -58,13 +57,23 @@ class DiffusersHost:
 
     def warning(self) -> str:
         """See `runs.Host.warning`."""
-        return "" if self.adapter else "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
+        straight = "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
+        return " ".join(filter(None, (self.dtype_note, "" if self.adapter else straight)))
 
     def describe(self) -> str:
         """See `runs.Host.describe`."""
+        promise = devices.promise(self.device, self.recipe.compute.repeat)
         if not self.adapter:
-            return "No de-distill adapter: training straight on the model."
-        return f"De-distill adapter {self.file} at {self.strength:+g}, carried as {self.way}."
+            return f"No de-distill adapter: training straight on the model. {promise}"
+        return f"De-distill adapter {self.file} at {self.strength:+g}, carried as {self.way}. {promise}"
+
+    def foresee(self, dataset: Dataset):
+        """See `runs.Host.foresee`."""
+        pixels = max(width * height for width, height in dataset.buckets())
+        tokens, recompute = memory.tokens(pixels, max(dataset.captions().texts, key=len)), self.recipe.compute.checkpointing
+        config, size = self.dit.config, self.dtype.itemsize
+        needs = [memory.lora(self.recipe, network.count(self.targets, self.recipe.network)), memory.activations(self.recipe, tokens, config.dim, config.n_layers, size, recompute)]
+        room.check(self.device, needs, [], sum(parameter.nbytes for parameter in self.dit.parameters()))
 
     def digest(self) -> str:
         """See `runs.Host.digest`: by some numbers of each weight."""
@@ -152,16 +161,16 @@ class DiffusersHost:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def memory(self) -> float:
-        """See `trainer.Host.memory`. On a GPU the most since the run began, on a CPU what the process has now."""
-        used = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
-        return round(used / 1e9, 3)
+    def memory(self) -> dict[str, float]:
+        """See `trainer.Host.memory`."""
+        return devices.memory_facts(self.device)
 
     @contextmanager
     def training(self, lora: dict[str, Difference]):
         """See `trainer.Host.training`. Leaves no weight and no forward changed."""
         branches: lowrank.Branches = [{}, lora]
         with ExitStack() as stack:
+            stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
             stack.enter_context(moved(self.dit, self.device))
             if self.way == "merged":
                 stack.enter_context(merged(self.dit, self.adapter, self.strength))

@@ -1,0 +1,111 @@
+"""What differs from one kind of device to the next: dtypes, repeatable kernels, memory. NVIDIA, ROCm, XPU, MPS, DirectML, CPU."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+import torch.utils.deterministic
+
+from ..errors import ZTurboError
+
+COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+# cuBLAS reads it when it is first used and repeats itself only with it; ComfyUI's --deterministic sets the same
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def kind(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return "ROCm card" if torch.version.hip else "NVIDIA card"
+    words = {"cpu": "CPU", "mps": "Apple GPU (MPS)", "xpu": "Intel card (XPU)", "privateuseone": "DirectML card"}
+    return words.get(device.type, device.type)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Does the device itself compute in bf16?"""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "xpu":
+        return torch.xpu.is_bf16_supported()
+    if device.type == "mps":
+        return int(platform.mac_ver()[0].split(".")[0] or 0) >= 14
+    return device.type != "privateuseone"
+
+
+def compute_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """(what a step is computed in, a sentence where that is not the wish). fp16 is no way out: Z-Image's activations leave its range."""
+    if wish == "bf16" and not has_bf16(device):
+        sentence = f"This {kind(device)} does not compute in bf16, so fp32 is used: about twice the memory and time."
+        return torch.float32, sentence
+    return COMPUTE[wish], ""
+
+
+def promise(device: torch.device, repeat: str) -> str:
+    """What a run is told of getting the same bits again, after a resume or a second time."""
+    if device.type == "cpu":
+        return "Repeatable to the bit on this CPU."
+    if repeat == "fast":
+        return "Not repeatable to the bit (repeat is fast)."
+    if device.type == "cuda":
+        return f"Repeatable to the bit on this {kind(device)} (repeat is exact)."
+    return f"Repeatable kernels are asked for (repeat is exact), but no {kind(device)} promises the same bits."
+
+
+@contextmanager
+def repeatable(device: torch.device, repeat: str) -> Iterator[None]:
+    """With "exact", kernels that give the same bits each time, attention's backward among them; a CPU's do without asking.
+
+    Raises ZTurboError for an operation that has no such kernel.
+    """
+    if device.type == "cpu" or repeat == "fast":
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), warn_only, memory.fill_uninitialized_memory
+    # with warn_only flash attention takes its backward that is not repeatable; off CUDA there is no such choice
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
+    memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        said = str(error).splitlines()[0][:300]
+        raise ZTurboError(f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). Set repeat to fast.") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
+
+
+def shares_main_memory(device: torch.device) -> bool:
+    """Does the device compute in main memory, so that what is offloaded still takes room?"""
+    return device.type in ("cpu", "mps")
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has in all; main memory's where it has none of its own, or does not tell."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).mem_get_info(device)[1]
+    return psutil.virtual_memory().total
+
+
+def begin_counting(device: torch.device):
+    """From now on PyTorch's own peak is this run's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_facts(device: torch.device) -> dict[str, float]:
+    """GB in use where the model runs. memory: of the whole card, with other programs and with weights that PyTorch does not count; on a CPU, and where a card does not tell, of this process. memory_torch: PyTorch's own peak."""
+    if device.type in ("cuda", "xpu"):
+        backend = getattr(torch, device.type)
+        free, total = backend.mem_get_info(device)
+        return {"memory": round((total - free) / 1e9, 3), "memory_torch": round(backend.max_memory_allocated(device) / 1e9, 3)}
+    used = torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss
+    return {"memory": round(used / 1e9, 3)}

@@ -1,0 +1,47 @@
+"""Is there room for a run? The sum of what it needs against what the device, or main memory, has: said before anything is done."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..errors import ZTurboError
+from ..memory import GB, Need, spelled, total
+from . import devices
+
+log = logging.getLogger("zturbo")
+ASIDE = 0.5 * GB  # for the system, and for what else goes on
+WAYS = "an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, a lower rank"
+
+
+def check(device: torch.device, step: list[Need], preview: list[Need], weights: float):
+    """Raise ZTurboError where the largest moment of a run cannot fit beside the weights.
+
+    step, preview: what each needs; they are not there at the same time. weights: bytes of the model, which are in main
+    memory already on a CPU, and come and go on a card.
+    """
+    worst = max(step, preview, key=total)
+    if devices.shares_main_memory(device):
+        here = psutil.virtual_memory().available - ASIDE
+        if total(worst) > here:
+            raise ZTurboError(f"This run needs {spelled(worst)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs, or take {WAYS}.")
+        return
+    there = devices.total_memory(device) - ASIDE
+    if total(worst) > there:
+        raise ZTurboError(f"This run needs {spelled(worst)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. Take {WAYS}.")
+    if total(worst) + weights > there:
+        stay = max(0.0, there - total(worst))
+        log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(worst))
+
+
+def check_files(device: torch.device, files: Iterable[Path]):
+    """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not."""
+    needs = [Need(path.name, path.stat().st_size) for path in files]
+    here = psutil.virtual_memory().available - ASIDE
+    if devices.shares_main_memory(device) and total(needs) > here:
+        raise ZTurboError(
+            f"Without a graphics card these lie in main memory together: {spelled(needs)}, and {here / GB:.1f} GB are free. "
+            "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
+        )

@@ -1,0 +1,57 @@
+"""What a run needs of memory: sums from counts and shapes, held to what was measured (`bench full`, `bench gpu`)."""
+
+from dataclasses import dataclass
+
+from . import health
+from .recipe import Recipe
+
+# numbers of tokens x width that a layer keeps for its backward: counted on autograd's graph at the real size
+# (tests/comfy/test_memory.py), and what an H200 held at 512 and 1024 pixels
+KEPT = 28.2
+# with gradient checkpointing a layer keeps its input; beside that one layer at a time is whole, forward and backward
+WHOLE = 31
+# bytes that an optimizer keeps for each trained number
+STATE = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 2.3, "prodigy": 16, "schedule_free": 8, "lion": 4, "came": 4.5, "muon": 4}
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Need:
+    """A part of the sum. size: bytes."""
+
+    what: str
+    size: float
+
+
+def lora(recipe: Recipe, numbers: int) -> Need:
+    """The LoRA in fp32, its gradients, the optimizer's state, the moving average."""
+    each = 8 + STATE[recipe.optimizer.name] + (4 if recipe.optimizer.ema else 0)
+    return Need("the LoRA with its optimizer", each * numbers)
+
+
+def activations(recipe: Recipe, tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Need:
+    """What one forward and backward keeps. tokens: of a picture and its caption; width: of the model; itemsize: bytes of a number."""
+    together = max(recipe.batch_size, 0 if recipe.turbo.keep == "off" else health.GUARDED)
+    each = layers + WHOLE if checkpointing else KEPT * layers + WHOLE - KEPT
+    return Need("a step's activations", together * tokens * width * itemsize * each)
+
+
+def tokens(pixels: int, caption: str) -> int:
+    """Of a picture with so many pixels and its caption, before either is encoded: 16 x 16 pixels a token, and letters of a caption a little under three."""
+    words = 16 + len(caption.encode()) / 2.8  # 16: what the template adds
+    return padded(pixels // 256) + padded(int(min(words, 512)))
+
+
+def padded(count: int) -> int:
+    """Tokens come in 32s."""
+    return -(-count // 32) * 32
+
+
+def total(needs: list[Need]) -> float:
+    return sum(need.size for need in needs)
+
+
+def spelled(needs: list[Need]) -> str:
+    """The sum in words: `12.3 GB the model + 0.7 GB the LoRA with its optimizer = 13.0 GB`."""
+    parts = " + ".join(f"{need.size / GB:.1f} GB {need.what}" for need in needs if need.size >= 0.05 * GB)
+    return f"{parts} = {total(needs) / GB:.1f} GB" if parts else f"{total(needs) / GB:.2f} GB"
