@@ -6,15 +6,16 @@ far are everything that training needs to go on as if it had never stopped.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
-from . import files, lorafile, lowrank, optimizers
+from . import files, lorafile, lowrank, optimizers, tensorfile
 from .errors import CheckpointError
 from .lowrank import Difference
 
@@ -54,7 +55,8 @@ class State:
         sets = {"lora": self.lora, "average": self.average}
         return {f"{kind}.{name}.{part}": tensor for kind, lora in sets.items() for name, one in lora.items() for part, tensor in one.tensors.items()}
 
-    def to_bytes(self) -> bytes:
+    def copied(self) -> "Copy":
+        """All of it, as it is now, in main memory: training may go on while this is written."""
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
@@ -68,7 +70,7 @@ class State:
             "optimizer": json.dumps(optimizer),
             **self.kinds(),
         }
-        return files.same_each_time(save(tensors, {**facts, "sha256": _sha256(tensors, facts)}))
+        return Copy(tensors, facts)
 
     def kinds(self) -> dict[str, str]:
         """What the numbers of a checkpoint mean nothing without."""
@@ -103,12 +105,34 @@ class State:
         self.losses, self.seconds, self.setbacks, self.restoring, self.since = course
 
 
-def write(path: Path, state: State):
+@dataclass(frozen=True)
+class Copy:
+    """A state in main memory, as it goes into a file."""
+
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, str]
+
+    @property
+    def step(self) -> int:
+        return len(self.tensors["losses"])
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Of the file."""
+        return tensorfile.pieces(self.tensors, {**self.facts, "sha256": _sha256(self.tensors, self.facts)})
+
+
+def write(path: Path, copy: Copy):
     """Write, and read back: when this returns, the file is whole. Raises CheckpointError."""
-    content = state.to_bytes()
+    written = hashlib.sha256()
+
+    def passing() -> Iterator[bytes | memoryview]:
+        for piece in copy.pieces():
+            written.update(piece)
+            yield piece
+
     try:
-        files.write(path, content)
-        if path.read_bytes() != content:
+        files.write(path, passing())
+        if files.sha256(path) != written.hexdigest():
             path.unlink()
             raise CheckpointError(f"The checkpoint {path} does not read back as it was written. Check the disk.")
     except OSError as error:
@@ -120,7 +144,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        facts = files.header(content).get("__metadata__") or {}
+        facts = tensorfile.header(content).get("__metadata__") or {}
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
     if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks", "restoring", "since"} <= facts.keys() or "losses" not in tensors:
@@ -167,7 +191,7 @@ def _sha256(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
     total = hashlib.sha256(repr(sorted(facts.items())).encode())
     for key, tensor in sorted(tensors.items()):
         total.update(repr((key, tuple(tensor.shape), str(tensor.dtype))).encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total.update(tensorfile.raw(tensor))
     return total.hexdigest()
 
 

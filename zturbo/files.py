@@ -1,15 +1,16 @@
-"""Writing so that a file is never half there: beside, flushed to the disk, renamed. And the header of safetensors files."""
+"""Writing so that a file is never half there: beside, flushed to the disk, renamed."""
 
 import contextlib
 import errno
-import json
+import hashlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write(path: Path, content: bytes, own: str = ""):
-    """Replace `path` by a file of this content. An older one stays whole until the new one is. Raises OSError.
+def write(path: Path, content: bytes | Iterable[bytes | memoryview], own: str = ""):
+    """Replace `path` by a file of this content, whole or in pieces. An older one stays whole until the new one is. Raises OSError.
 
     own: a word that no other writer of the same file has, where there may be several at once.
     """
@@ -18,7 +19,8 @@ def write(path: Path, content: bytes, own: str = ""):
         if beside.is_symlink():
             beside.unlink()
         with open(beside, "wb", opener=_unfollowed) as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         replace(beside, path)
@@ -29,6 +31,15 @@ def write(path: Path, content: bytes, own: str = ""):
     flush_folder(path.parent)
 
 
+def sha256(path: Path) -> str:
+    """Of a file, read in pieces. Raises OSError."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            total.update(piece)
+    return total.hexdigest()
+
+
 def replace(beside: Path, path: Path):
     """Rename. On Windows a virus scanner or a reader may hold the file for a moment: that is waited for."""
     for pause in (0.1, 0.3, 1.0):
@@ -37,21 +48,6 @@ def replace(beside: Path, path: Path):
         except PermissionError:
             time.sleep(pause)
     os.replace(beside, path)
-
-
-def header(content: bytes) -> dict:
-    """The header of a whole safetensors file: tensors by name, and its words under `__metadata__`."""
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-
-
-def same_each_time(content: bytes) -> bytes:
-    """A safetensors file with the words of its header in order: the library writes them in any, so that equal files had other bytes."""
-    words = header(content)
-    if "__metadata__" in words:
-        words["__metadata__"] = dict(sorted(words["__metadata__"].items()))
-    text = json.dumps(words, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
-    return len(text).to_bytes(8, "little") + text + content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def _unfollowed(path: str, flags: int) -> int:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
-from . import files, peft_config
+from . import files, peft_config, tensorfile
 from .errors import LoraFileError
 from .lowrank import Difference, Factors, Part, Target
 from .lycoris import LoHa, LoKr
@@ -109,7 +109,7 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    metadata, names = files.header(raw).get("__metadata__") or {}, dialect(tensors)
+    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, dialect(tensors)
     config = peft_config.find(path, metadata, "PEFT" in names)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
@@ -346,7 +346,7 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
         raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, files.same_each_time(save(state, {"format": "pt", **metadata})))
+        files.write(path, tensorfile.pieces(state, {"format": "pt", **metadata}))
     except OSError as error:
         raise LoraFileError(f"The LoRA cannot be written to {path}: {error.strerror}. {files.advice(error)}") from error
     return path

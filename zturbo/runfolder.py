@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import checkpoint, files, lorafile
 from . import recipe as recipes
+from .checkpoint import Copy
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference
 
@@ -85,7 +86,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
 
-    def checkpoint(self, state: checkpoint.State, keep: int):
+    def checkpoint(self, copy: Copy, keep: int):
         """Save everything of this moment; then, once the new file is proven whole, all go but the newest `keep`, and one or two to fall back on.
 
         Of each hundred of steps behind, the last checkpoint in it stays until it is SAFE steps old and a younger one is too.
@@ -94,13 +95,13 @@ class RunFolder:
         try:
             with contextlib.suppress(OSError), open(self.events, "rb") as log_file:
                 os.fsync(log_file.fileno())  # what the checkpoint knows, the log knows
-            checkpoint.write(self.checkpoints / f"step_{len(state.losses):06d}.safetensors", state)
+            checkpoint.write(self.checkpoints / f"step_{copy.step:06d}.safetensors", copy)
         except CheckpointError as error:
             log.error("%s", error)
             self.refused = str(error)
             return
         written = self.checkpoint_files()
-        whole = state.step // SAFE * SAFE
+        whole = copy.step // SAFE * SAFE
         safe = [next((path for path in written if step_of(path) <= limit), None) for limit in (whole, whole - SAFE)]
         for old in written[keep:]:
             if old not in safe and step_of(old) != self.healthy_step:
@@ -158,6 +159,13 @@ class RunFolder:
             if not self._log_failed:
                 log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
             self._log_failed = True
+
+    def keep(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int):
+        """The LoRA of `steps` steps, and a checkpoint of the same moment where one is given; so many of these stay. What a disk refuses is in `refused`."""
+        self.refused = ""
+        if copy is not None:
+            self.checkpoint(copy, checkpoints)
+        self.save(steps, state, metadata)
 
     def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
         """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""

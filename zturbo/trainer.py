@@ -24,6 +24,7 @@ from .lowrank import Difference, Target
 from .recipe import Recipe
 from .runfolder import RunFolder, request_stop, step_of
 from .turbo import Velocity
+from .writer import Writer
 
 log = logging.getLogger("zturbo")
 WINDOW = 50  # steps
@@ -223,7 +224,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     """Train a LoRA, or go on from the run folder's newest checkpoint, to the same bits as if it had never stopped.
 
     Must be called outside inference mode, with gradients enabled. Writes a checkpoint and `run.lora` every
-    `recipe.saving.every` steps, at the end, and before it raises: on cancel (whatever `control.check` raises), on
+    `recipe.saving.every` steps (a thread does, while training goes on), at the end, and before it raises: on cancel (whatever `control.check` raises), on
     anything else. A loss that is no number, or has exploded, sends the run back to the last good checkpoint with half
     the learning rate, once; then it raises LossError. Memory that runs out is answered once: with recomputation and one
     picture at a time. Stopping waits for the first step; a preview that cannot be drawn is said and costs nothing else.
@@ -238,6 +239,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
     thrifty = False  # one picture at a time, since memory ran out once
+    writer = Writer()
 
     reading, worn, said = 0.0, False, ""  # of the gauge; whether it has ended the run; what of the disk has been said
 
@@ -250,21 +252,21 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     restore: turbo.Restore | None = None
     watched = turbo.Watch() if had_ended else watch(recipe, pictures, host, control.check)
 
-    def save_lora():
-        run.save(state.step, state.shown(dtype), metadata | lorafile.thumbnail(images))
+    def save(with_checkpoint: bool = True):
+        """Copy what is learnt, and have it written while training goes on."""
+        step, lora, words = state.step, state.shown(dtype), metadata | lorafile.thumbnail(images)
+        copy = state.copied() if with_checkpoint and state.whole else None
+        writer.submit(lambda: run.keep(step, lora, words, copy, recipe.saving.keep))
 
-    def save():
+    def tell_refused():
         nonlocal said
-        run.refused = ""
-        if state.whole:
-            run.checkpoint(state, recipe.saving.keep)
-        save_lora()
         if run.refused and run.refused != said:
             said = run.refused
             tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
     def keep_healthy():
-        run.keep_healthy(state.step, state.shown(dtype), metadata)
+        step, lora = state.step, state.shown(dtype)
+        writer.submit(lambda: run.keep_healthy(step, lora, metadata))
         if recipe.turbo.stop_above:
             save()  # with a checkpoint to go back to
 
@@ -292,11 +294,14 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         if reading_due(recipe, state, watched):
                             reading = read_gauge(recipe, state, watched, velocity, host.device, run, control, keep_healthy)
                             worn = recipe.turbo.stop_above > 0 and not reading <= recipe.turbo.stop_above
+                        if not writer.busy:
+                            tell_refused()
                         if save_due(recipe, state, run):
                             save()
                         if worn or preview_due(recipe, state) or (restore is None and restoring(recipe, state)):
                             break
             except LossError as error:
+                writer.wait()
                 spent = state.setbacks > 0
                 state = step_back(recipe, host, run, state, error)
                 if spent:
@@ -313,6 +318,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 save_memory(host, run, state, control)
                 continue
             if worn:
+                writer.wait()
                 state = end_worn(recipe, host, run, state, control, reading)
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or ended()):
@@ -320,20 +326,25 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     except LossError:
         raise  # the disk has what was good
     except BaseException:
-        if state.losses and run.saved_steps < state.step and (state.whole or not run.saved_steps):
-            try:
+        try:
+            writer.wait()
+            if state.losses and run.saved_steps < state.step and (state.whole or not run.saved_steps):
                 save()
-            except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
-                log.error("The LoRA of step %d could not be saved: %s", state.step, error)
+                writer.wait()
+        except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
+            log.error("The LoRA of step %d could not be saved: %s", state.step, error)
         raise
     if not worn and not had_ended:
         tell_of_wear(recipe, run, control, state.step)
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
+    writer.wait()
     if run.saved_steps < state.step:
         save()
     elif images:  # the last preview as its thumbnail
-        save_lora()
+        save(with_checkpoint=False)
+    writer.wait()
+    tell_refused()
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / max(1, state.step))
 
 

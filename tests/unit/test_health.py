@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
-from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe
+from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe, until
 
 from zturbo import flow, health, runfolder, trainer, turbo
 from zturbo.errors import ZTurboError
@@ -241,6 +241,7 @@ def test_going_back_from_an_explosion_forgets_a_healthy_lora_that_is_undone(tmp_
     class Watching(Nobody):
         def step(self, event):
             super().step(event)
+            until(lambda: runfolder.steps_of(run.healthy) == event["step"] - 1, 0.5)  # it is written while training goes on
             seen.append((event["step"], runfolder.steps_of(run.healthy)))
 
     trainer.train(given, PICTURES, host, run, Watching(), {})

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parent))
-from test_trainer import PICTURES, LinearHost, Nobody, recipe
+from test_trainer import PICTURES, LinearHost, Nobody, recipe, until
 
-from zturbo import checkpoint, lowrank, runfolder, trainer
+from zturbo import checkpoint, files, lowrank, runfolder, trainer
 from zturbo.errors import CheckpointError
 from zturbo.recipe import Network, Optimizer, Saving
 from zturbo.runfolder import RunFolder
@@ -191,8 +192,8 @@ def test_the_newest_two_are_kept_and_an_old_one_goes_only_after_the_new_one_is_t
 
 
 def test_a_checkpoint_that_does_not_read_back_leaves_the_old_ones(tmp_path, monkeypatch, caplog):
-    run, good = RunFolder.new(tmp_path, run_recipe(steps=16)), Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: good(path)[:-1] if path.stem in ("step_000012", "step_000016") else good(path))
+    run, good = RunFolder.new(tmp_path, run_recipe(steps=16)), files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: "another" if path.stem in ("step_000012", "step_000016") else good(path))
     train(run, run_recipe(steps=16))
     assert "does not read back" in caplog.text
     assert {"step_000004", "step_000008"} <= {path.stem for path in run.checkpoint_files()}
@@ -205,6 +206,7 @@ def test_save_now(tmp_path):
             if event["step"] == 5:
                 runfolder.request_save(run.path)
             if event["step"] == 6:
+                until(lambda: len(run.checkpoint_files()) == 2)  # written while training goes on
                 self.there = [path.stem for path in run.checkpoint_files()]
 
     run, control = RunFolder.new(tmp_path, run_recipe()), Wishing()
@@ -281,3 +283,38 @@ def test_validation_looks_at_the_moving_average_and_changes_nothing(whole):
     with state.as_shown():
         assert all((tensor == 0.25).all() for tensor in lowrank.parameters(state.lora))
     assert all(torch.equal(tensor, old) for tensor, old in zip(lowrank.parameters(state.lora), before))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(tmp_path, monkeypatch):
+    """A disk that takes its time: steps 5 to 7 are done meanwhile, and the files are those of a run that never waited."""
+    run, slow, write, meanwhile = RunFolder.new(tmp_path, run_recipe(steps=12)), threading.Event(), checkpoint.write, []
+
+    def held_up(path, copy):
+        if path.stem == "step_000004":
+            slow.wait(10)
+        write(path, copy)
+
+    class Watching(Nobody):
+        def step(self, event):
+            super().step(event)
+            meanwhile.append((event["step"], [path.stem for path in run.checkpoint_files()]))
+            if event["step"] == 7:
+                slow.set()
+
+    monkeypatch.setattr(checkpoint, "write", held_up)
+    trainer.train(run_recipe(steps=12), PICTURES, LinearHost(), run, Watching(), {})
+    assert [steps for step, steps in meanwhile if step in (5, 6, 7)] == [[], [], []]
+    monkeypatch.setattr(checkpoint, "write", write)
+    other = RunFolder.new(tmp_path, run_recipe(steps=12))
+    trainer.train(run_recipe(steps=12), PICTURES, LinearHost(), other, Nobody(), {})
+    names = [path.stem for path in run.checkpoint_files()]
+    assert names == [path.stem for path in other.checkpoint_files()] and "step_000008" in names
+    assert run.lora.read_bytes() == other.lora.read_bytes()
+
+
+def test_what_goes_wrong_while_a_checkpoint_is_written_ends_the_run_and_keeps_the_lora(tmp_path, monkeypatch):
+    run = RunFolder.new(tmp_path, run_recipe(steps=12))
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(RunFolder, "checkpoint", lambda *given: 1 / 0)
+        trainer.train(run_recipe(steps=12), PICTURES, LinearHost(), run, Nobody(), {})
+    assert runfolder.read_events(run.events)

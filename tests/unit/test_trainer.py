@@ -1,6 +1,7 @@
 """The loop on a host small enough to check by hand: a model that is one linear map, in plain PyTorch."""
 
 import os
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -161,6 +162,13 @@ def test_stop_waits_for_the_first_step(tmp_path):
     assert result.steps == 1 and run.saved_steps == 1
 
 
+def until(true, seconds=5.0):
+    """Wait for what a thread does."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
     """A power cut leaves what was saved last."""
 
@@ -168,6 +176,7 @@ def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
         def step(self, event):
             super().step(event)
             if event["step"] == 12:
+                until(lambda: runfolder.steps_of(run.lora) == 10)  # it is written while training goes on
                 self.seen = load_file(run.lora)
 
     control = PowerCut()
