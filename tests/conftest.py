@@ -15,12 +15,10 @@ PACK = "zimage_turbo_lora_pack"
 sys.path.append(str(ROOT))
 if COMFYUI:
     sys.path.insert(0, COMFYUI)  # in front: the pack's nodes/ must not hide ComfyUI's nodes.py
-    import comfy_aimdo.control
     import torch
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
-    comfy_aimdo.control.init()  # as main.py does, before comfy.ops is imported
 
 
 NEEDS_COMFYUI = "needs ComfyUI: run `python dev.py test --comfyui FOLDER`, or put one at ~/comfy/ComfyUI"

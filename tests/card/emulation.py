@@ -12,6 +12,7 @@ module there replaces its tensors as moving it to a card does. All else is core'
 """
 
 import ctypes
+import importlib
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -19,6 +20,9 @@ import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy_aimdo.control
+import comfy_aimdo.host_buffer
+import comfy_aimdo.model_mmap
 import comfy_aimdo.model_vbar
 import comfy_aimdo.torch
 import comfy_aimdo.vram_buffer
@@ -168,10 +172,19 @@ def partly(core_load, card: Card):
     return model_load
 
 
+def need_library():
+    """Host buffers and mapped files are comfy-aimdo's own, which ComfyUI does not load on a CPU."""
+    if comfy_aimdo.control.lib is None:
+        comfy_aimdo.control.init()
+        for module in (comfy_aimdo.host_buffer, comfy_aimdo.model_mmap):
+            importlib.reload(module)
+
+
 @contextmanager
 def card(kind: str):
     """While open, core works as on a card of this kind. Nothing of it is left in core afterwards."""
     one, mm = Card(kind), comfy.model_management
+    need_library()
     with ExitStack() as stack:
         swap = lambda place, name, value: stack.enter_context(mock.patch.object(place, name, value))  # noqa: E731
         stack.callback(leave)
