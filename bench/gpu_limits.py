@@ -3,8 +3,11 @@
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
+import comfy.model_management
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,25 +22,32 @@ WAITS = re.compile(r"Synchronize|^aten::(item|_local_scalar_dense|nonzero)$|Memc
 @contextmanager
 def only(place: Place, gigabytes: int):
     """All but so much of the card held by a block of no use. Weights under dynamic VRAM are not in PyTorch's allocator,
-    so a limit on that alone would be none. Yields how much of the card the block takes, in GB."""
-    block = None
-    if place.card:
-        place.sweep()
-        _, total = torch.cuda.mem_get_info(place.device)
-        size = max(0, total - int(gigabytes * GB))
-        block = torch.empty(size, dtype=torch.uint8, device=place.device)
+    so a limit on that alone would be none. What CUDA itself needs comes out of what is left, as on a real card."""
+    place.sweep()
+    size = int(total(place) - gigabytes * GB) if place.card else 0
+    block = torch.empty(size, dtype=torch.uint8, device=place.device)
+    place.held = size / GB
     try:
-        yield 0.0 if block is None else round(block.nbytes / GB, 2)
+        yield
     finally:
+        place.held = 0.0
         del block
         place.sweep()
+
+
+def total(place: Place) -> int:
+    """Bytes of the card."""
+    return torch.cuda.mem_get_info(place.device)[1]
 
 
 def limits(place: Place):
     """Does a step with AdamW train when so much of the card is left, and how fast? With checkpointing."""
     if not place.card:
         place.note("limited", "no card here: the same steps without a limit")
-    for gigabytes in LIMITS if place.card else LIMITS[:1]:
+    for gigabytes in (one for one in LIMITS if place.card or one == LIMITS[0]):
+        if place.card and total(place) < gigabytes * GB:
+            place.note(f"{gigabytes}gb", "skipped: the card has less")
+            continue
         for dtype in ("fp8", "bf16"):
             for side in (place.sides[-1], place.sides[0])[: len(place.sides)]:
                 for way in ways(place, dtype, gigabytes):
@@ -59,16 +69,10 @@ def limited(place: Place, key: str, gigabytes: int, dtype: str, way: str, side: 
             with only(place, gigabytes):
                 gpu_speed.one(place, key, dtype, way, True, side, optimizer=True)
         except Exception as error:
-            if not out_of_memory(error):
+            if not comfy.model_management.is_oom(error):
                 raise
             place.note(key, {"trains": False, "said": f"{type(error).__name__}: {str(error)[:300]}"})
     place.sweep()
-
-
-def out_of_memory(error: Exception) -> bool:
-    import comfy.model_management
-
-    return comfy.model_management.is_oom(error)
 
 
 def profiles(place: Place):
@@ -76,18 +80,22 @@ def profiles(place: Place):
     for side in sorted({place.sides[-1], place.sides[0]}, reverse=True):
         if place.left(3 if place.card else 1, str(side)):
             with place.attempt(str(side)), gpu_speed.ours(place, "bf16", "merged", True) as step:
-                for _ in range(gpu_speed.WARM):
-                    place.seconds(lambda: step(side))
-                place.note(f"{side}.costs", costs(place, step, side))
-                place.note(f"{side}.waits_in", waits(place, step, side))
+                look(place, partial(step, side), side)
             place.sweep()
 
 
-def costs(place: Place, step: gpu_speed.Step, side: int) -> dict:
+def look(place: Place, step: Callable[[], None], side: int):
+    for _ in range(gpu_speed.WARM):
+        place.seconds(step)
+    place.note(f"{side}.costs", costs(place, step))
+    place.note(f"{side}.waits_in", waits(place, step))
+
+
+def costs(place: Place, step: Callable[[], None]) -> dict:
     """The ten largest in ms, with how often; kernels launched; every wait of the processor for the card."""
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if place.card else [])]
     with profile(activities=kinds) as watched:
-        seconds = place.seconds(lambda: step(side))
+        seconds = place.seconds(step)
     rows = watched.key_averages()
     took = (lambda row: row.self_device_time_total) if place.card else (lambda row: row.self_cpu_time_total)
     most = sorted(rows, key=took, reverse=True)[:10]
@@ -101,7 +109,7 @@ def costs(place: Place, step: gpu_speed.Step, side: int) -> dict:
     }
 
 
-def waits(place: Place, step: gpu_speed.Step, side: int) -> dict[str, int]:
+def waits(place: Place, step: Callable[[], None]) -> dict[str, int]:
     """The lines of Python from which a step waits for the card, by PyTorch's own account, with how often."""
     if not place.card:
         return {}
@@ -109,7 +117,7 @@ def waits(place: Place, step: gpu_speed.Step, side: int) -> dict[str, int]:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            step(side)
+            step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     lines = Counter(f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message))

@@ -17,6 +17,7 @@ def start(place: Place):
     place.send("card", name if place.card else f"none: {name}")
     place.send("torch", torch.__version__)
     place.send("comfyui", comfyui_version.__version__)
+    place.send("allocator", torch.cuda.get_allocator_backend() if place.card else "none")
     place.send("compute", place.compute)
     place.send("model", "the bundled tiny turbo" if place.tiny else "random weights at the real shapes")
     if not place.tiny:

@@ -1,6 +1,5 @@
 """What the parts of `bench gpu` share: models, files, time left, clocks and memory."""
 
-import contextlib
 import gc
 import statistics
 import threading
@@ -35,6 +34,7 @@ class Place:
         self.compute = "bf16" if self.card else "fp32"  # a CPU takes ten times as long in bf16
         self.sides = (128,) if tiny else (512, 768, 1024)
         self.part, self.until = "", 0.0
+        self.held = 0.0  # GB of the card, by a block that stands for a smaller card
         self.loaded: dict[tuple, object] = {}
 
     @property
@@ -77,10 +77,9 @@ class Place:
         gc.collect()
         comfy.model_management.soft_empty_cache()
 
-    def forget(self):
-        """Take every model off the device and out of this process's hands."""
+    def rest(self):
+        """Take every model off the device."""
         comfy.model_management.unload_all_models()
-        self.loaded.clear()
         self.sweep()
 
     # Models, each loaded once
@@ -144,7 +143,7 @@ class Place:
         if not self.card:
             return 0.0
         free, total = torch.cuda.mem_get_info(self.device)
-        return (total - free) / GB
+        return (total - free) / GB - self.held
 
     @contextmanager
     def memory(self) -> Iterator[dict[str, float]]:
@@ -165,8 +164,8 @@ class Place:
             stop.set()
             if self.card:
                 watcher.join()
-                most["torch_gb"] = torch.cuda.max_memory_allocated(self.device) / GB
-                most["reserved_gb"] = torch.cuda.max_memory_reserved(self.device) / GB
+                most["torch_gb"] = torch.cuda.max_memory_allocated(self.device) / GB - self.held
+                most["reserved_gb"] = torch.cuda.max_memory_reserved(self.device) / GB - self.held
             most.update({name: round(value, 2) for name, value in most.items()})
 
 

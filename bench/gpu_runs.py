@@ -131,7 +131,12 @@ def fingerprint(place: Place) -> str:
     return comfy_cache.fingerprint(place.model(), ())[:16]
 
 
-def clean_weights(place: Place, before: str):
+def looked_at(place: Place) -> str | None:
+    with place.attempt("fingerprint_before"):
+        return fingerprint(place)
+
+
+def clean_weights(place: Place, before: str | None):
     with place.attempt("clean_weights"):
         after = fingerprint(place)
         place.note("fingerprint", {"before": before, "after": after})
@@ -141,7 +146,7 @@ def clean_weights(place: Place, before: str):
 def run_all(place: Place):
     """Three runs in a session, stop and resume, the other way to carry the adapter; for each setting of determinism."""
     made = trainings(place)
-    before = fingerprint(place)
+    before = looked_at(place)
     for number, setting in enumerate(repeats()):
         again(place, made, setting, first=number == 0)
     clean_weights(place, before)
@@ -185,7 +190,7 @@ def static(place: Place):
     place.note("dynamic_vram", place.dynamic)
     place.note("load_s", round(place.seconds(place.model), 2))
     made = trainings(place)
-    before = fingerprint(place)
+    before = looked_at(place)
     for name in ("first", "second"):
         with place.attempt(name):
             made.run(name, six_steps(place, "static"))

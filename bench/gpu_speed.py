@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import comfy.utils
@@ -18,6 +19,7 @@ from zturbo.hosts import comfy_adapter
 Step = Callable[[int], None]  # takes the side of the picture in pixels
 WARM, ROUNDS = 2, 7
 CORE_STEPS = 8
+KEPT = 30e9  # bytes that a step at 1024 keeps for its backward without checkpointing, roughly
 PEFT_TARGETS = r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"
 TWIN = (
     "in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim",
@@ -159,7 +161,7 @@ class Race:
             try:
                 with self.place.memory() as memory:
                     for _ in range(WARM):
-                        self.place.seconds(lambda side=side: step(side))
+                        self.place.seconds(partial(step, side))
             except Exception as error:
                 self.fail(name, (side,), error)
                 continue
@@ -175,7 +177,7 @@ class Race:
                 if turn and time.monotonic() > self.place.until:
                     break
                 for name, step in racing.items():
-                    self.times.setdefault((name, side), []).append(self.place.seconds(lambda: step(side)))
+                    self.times.setdefault((name, side), []).append(self.place.seconds(partial(step, side)))
 
     def facts(self, side: int, checkpointing: bool, limit: Rate) -> dict:
         """By contender; ratios are those of the same round."""
@@ -193,29 +195,31 @@ class Race:
         return found
 
 
-def fits_together(place: Place, dtype: str) -> bool:
-    """Three models and what the largest step keeps, which is no more than two models again."""
+def fits_together(place: Place, dtype: str, contenders: int) -> bool:
+    """All models, and what the largest step keeps."""
     total = comfy.model_management.get_total_memory(place.device)
-    return not place.card or total > 5.2 * place.model("bf16").model_size()
+    return place.tiny or total > contenders * place.model(dtype).model_size() + KEPT
 
 
 def race(place: Place, dtype: str, peer: bool):
     limit = rate(place)
-    together = fits_together(place, dtype)
     for checkpointing in (True, False):
         word = "checkpointing" if checkpointing else "without_checkpointing"
-        if not place.left(8 if place.card else 2, f"{word}"):
-            continue
-        contenders: dict[str, Callable] = {
-            way: lambda way=way, number=number: ours(place, dtype, way, checkpointing, number)
-            for number, way in enumerate(("merged", "branch"))
-        }
-        if peer:
-            contenders["diffusers_peft"] = lambda: peft(place, checkpointing)
-        one_race = Race(place, contenders, together)
-        one_race.run()
-        for side in place.sides:
-            place.note(f"{side}.{word}", one_race.facts(side, checkpointing, limit))
+        if place.left(8 if place.card else 2, word):
+            contenders = contend(place, dtype, checkpointing, peer)
+            running = Race(place, contenders, fits_together(place, dtype, len(contenders)))
+            running.run()
+            for side in place.sides:
+                place.note(f"{side}.{word}", running.facts(side, checkpointing, limit))
+
+
+def contend(place: Place, dtype: str, checkpointing: bool, peer: bool) -> dict[str, Callable]:
+    """Ways to open a step, by name. Each of ours has a model of its own, since merging changes the weights."""
+    found: dict[str, Callable] = {
+        "merged": partial(ours, place, dtype, "merged", checkpointing, 0),
+        "branch": partial(ours, place, dtype, "branch", checkpointing, 1),
+    }
+    return {**found, "diffusers_peft": partial(peft, place, checkpointing)} if peer else found
 
 
 def speed(place: Place):
@@ -255,7 +259,7 @@ def core(place: Place):
             if place.left(6 if place.card else 1, key):
                 with place.attempt(key):
                     place.note(key, core_steps(place, side, bypass))
-                place.forget()
+                place.rest()
 
 
 def core_steps(place: Place, side: int, bypass: bool) -> dict:

@@ -1,6 +1,6 @@
 """A process of `bench gpu`: starts ComfyUI's code as its main.py does, with or without dynamic VRAM, and measures parts.
 
-It reads lines "part seconds" and answers each with facts and a last line "done" or "failed". What ComfyUI prints goes
+main.py's allocator (cudaMallocAsync, mostly) is chosen too, unless PyTorch's native one is asked for. It reads lines "part seconds" and answers each with facts and a last line "done" or "failed". What ComfyUI prints goes
 to stderr. Dynamic VRAM is chosen before comfy is imported, so there is a process for each choice.
 """
 
@@ -25,11 +25,10 @@ class Answers:
         self.file.flush()
 
 
-def work(dynamic: bool, tiny: bool, files: Path):
+def work(dynamic: bool, tiny: bool, native: bool, files: Path):
     answers = Answers()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])  # in front of this project, whose nodes/ must not hide nodes.py
-    device = start_comfy(dynamic)
+    device = start_comfy(dynamic, native)
     from bench.gpu_parts import PARTS
     from bench.gpu_place import Place
 
@@ -51,17 +50,20 @@ def measured(part: Callable, place) -> bool:
         place.note("failed", said(error))
         return False
     finally:
-        place.forget()
+        place.rest()
 
 
 def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:600]}"
 
 
-def start_comfy(dynamic: bool):
+def start_comfy(dynamic: bool, native: bool):
     """The device that ComfyUI trains on, after its memory manager is set up as its main.py sets it up."""
-    import torch
     from comfy.cli_args import args
+
+    args.disable_cuda_malloc = native
+    import cuda_malloc  # noqa: F401  chooses PyTorch's allocator, before torch is imported
+    import torch
 
     args.cpu = not torch.cuda.is_available()
     args.disable_dynamic_vram = not dynamic
@@ -71,7 +73,9 @@ def start_comfy(dynamic: bool):
 
         comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
     import comfy.model_management
+    import comfy.utils
 
+    comfy.utils.set_progress_bar_enabled(False)
     if wanted and comfy.model_management.is_nvidia():
         enable_dynamic_vram()
     return comfy.model_management.get_torch_device()
@@ -91,4 +95,5 @@ def enable_dynamic_vram():
 
 
 if __name__ == "__main__":
-    work(sys.argv[1] == "dynamic", sys.argv[2] == "tiny", Path(sys.argv[3]))
+    kind, size, allocator, files = sys.argv[1:]
+    work(kind == "dynamic", size == "tiny", allocator == "native", Path(files))
