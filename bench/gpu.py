@@ -1,7 +1,7 @@
-"""The pack on a card at the real size, in one command that ends within ten minutes and writes one JSON file.
+"""The pack on a card at the real size: one command that ends within ten minutes and writes one JSON file.
 
-Weights are random at Z-Image's real shapes, bf16 and fp8, so nothing is fetched; `--tiny` takes the bundled model on any
-device instead. Parts, in this order; each has its own share of the time, and what fails in one is a fact beside the others':
+Weights are random at Z-Image's real shapes, bf16 and fp8, so nothing is fetched; `--tiny` takes the bundled model on
+any device instead. Each part has its own share of the time, and what fails in one is a fact beside the others':
 
     static    without dynamic VRAM (--disable-dynamic-vram): load, two runs, clean weights, one timed step
     runs      three runs in a session, stop and resume: the same bits, clean weights, what a checkpoint costs
@@ -13,8 +13,9 @@ device instead. Parts, in this order; each has its own share of the time, and wh
     limits    the same step with 8, 12, 16, 24 GB of the card left to use
     profile   the ten largest costs of a step, its waits and its launches
 
-Facts are named `part.what`, times in seconds, memory in GB (1e9 bytes): torch_gb is the most that PyTorch has allocated,
-step_gb how much of it a step added, card_gb the most that the whole card had in use. `part.failed` says what went wrong.
+Facts are named `part.what`, times in seconds, memory in GB (1e9 bytes). torch_gb: the most that PyTorch has allocated;
+step_gb: how much of it a step adds; card_gb: the most that the whole card had in use; own_gb: how much of that was not
+there before. `part.failed` says what went wrong.
 
 `--prepare FOLDER` packs what a machine without a package index needs (see gpu_pack).
 """
@@ -112,7 +113,8 @@ class Worker:
         places = [os.environ["COMFYUI_PATH"], str(ROOT), os.environ.get("PYTHONPATH", "")]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         # not in the project's folder, whose nodes/ would hide ComfyUI's nodes.py
-        self.process = subprocess.Popen(command, cwd=files, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=files, env=env, **pipes)
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
 
@@ -211,7 +213,7 @@ def main(argv: list[str]) -> int:
         return gpu_pack.prepare(Path(args.prepare), Path(os.environ["COMFYUI_PATH"]), args.json)
     parts = chosen(args.parts)
     if not args.tiny and not has_card():
-        raise SystemExit("bench gpu: PyTorch sees no NVIDIA card here. --tiny measures the bundled model on any device.")
+        raise SystemExit("bench gpu: PyTorch sees no NVIDIA card here. --tiny takes the bundled model on any device.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files go, too
     facts = Facts(None if args.out is None else Path(args.out).absolute(), args.tiny)
     files = Path(tempfile.mkdtemp(prefix="zturbo-gpu-", dir=None if args.tiny else roomy()))
@@ -226,13 +228,15 @@ def main(argv: list[str]) -> int:
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="the bundled tiny model, on any device, in about two minutes")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="bench gpu", description=__doc__, formatter_class=plain)
+    parser.add_argument("--tiny", action="store_true", help="the bundled model, on any device, in two minutes")
     parser.add_argument("--parts", help="only these, as a list with commas")
     parser.add_argument("--seconds", type=float, default=560, help="for all parts together")
     parser.add_argument("--out", help="the file of facts; else bench/results/gpu-CARD-DATE.json for a real card")
-    parser.add_argument("--native-allocator", action="store_true", help="PyTorch's own, as ComfyUI has it with --disable-cuda-malloc")
-    parser.add_argument("--prepare", metavar="FOLDER", nargs="?", const=str(ROOT / "build" / "gpu"), help="pack for a bare machine, into this folder")
+    parser.add_argument("--native-allocator", action="store_true", help="as ComfyUI has with --disable-cuda-malloc")
+    folder = {"metavar": "FOLDER", "nargs": "?", "const": str(ROOT / "build" / "gpu")}
+    parser.add_argument("--prepare", **folder, help="pack for a bare machine, into this folder (build/gpu)")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -253,8 +257,9 @@ def has_card() -> bool:
 
 
 def roomy() -> str:
-    """A folder for the files: in memory where there is room, which is quicker. Ends with a sentence where there is none."""
+    """A folder for the files, in memory where there is room. Ends with a sentence where there is none."""
     for folder in ("/dev/shm", tempfile.gettempdir()):
         if os.path.isdir(folder) and shutil.disk_usage(folder).free > ROOM:
             return folder
-    raise SystemExit(f"bench gpu: its files need {ROOM / 1e9:.0f} GB free in /dev/shm or {tempfile.gettempdir()}. Set TMPDIR to a folder with room.")
+    need = f"bench gpu: its files need {ROOM / 1e9:.0f} GB free in /dev/shm or {tempfile.gettempdir()}."
+    raise SystemExit(f"{need} Set TMPDIR to a folder with room.")

@@ -147,7 +147,7 @@ class Place:
 
     @contextmanager
     def memory(self) -> Iterator[dict[str, float]]:
-        """Filled when it closes: the most that PyTorch has allocated and reserved, and that the card had in use, in GB."""
+        """Filled when it closes: the most that PyTorch allocated and reserved, and that the card had in use, in GB."""
         most, stop = {"card_gb": self.card_gb()}, threading.Event()
 
         def watch():

@@ -164,7 +164,8 @@ def again(place: Place, made: Trainings, setting: dict[str, str], first: bool):
         made.run(key["cut"], six_steps(place, f"{word}_cut", **setting), cut_at=CUT_AT)
         made.run(key["resumed"], six_steps(place, f"{word}_cut", **setting), resume=runs.AUTO)
     made.same(f"{word}.resume_same_bits", key["first"], key["resumed"])
-    pace(place, f"{word}.pace", [made.facts[key[name]] for name in ("first", "second", "third") if key[name] in made.facts])
+    whole = [made.facts[key[name]] for name in ("first", "second", "third") if key[name] in made.facts]
+    pace(place, f"{word}.pace", whole)
     if first and key["first"] in made.facts:
         other = "branch" if made.facts[key["first"]]["way"] == "merged" else "merged"
         with place.attempt(key["other_way"]):
@@ -209,7 +210,8 @@ def draws(place: Place):
         place.note("encode_s", round(place.seconds(lambda: prompts.append(encode(place))), 2))
         draw_twice(place, "plain_s", place.model(), prompts[0], side)
         if place.lora.is_file():
-            draw_twice(place, "with_lora_s", comfy_draw.with_lora(place.model(), load_file(place.lora)), prompts[0], side)
+            model = comfy_draw.with_lora(place.model(), load_file(place.lora))
+            draw_twice(place, "with_lora_s", model, prompts[0], side)
         else:
             place.note("with_lora_s", "no LoRA: the part runs has not trained one")
 

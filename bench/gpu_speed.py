@@ -1,4 +1,4 @@
-"""Parts that time one forward and backward: the pack, diffusers with PEFT, and core's TrainLoraNode, on the same work."""
+"""Parts that time one forward and backward: the pack, diffusers with PEFT, core's TrainLoraNode, on the same work."""
 
 import statistics
 import time
@@ -165,8 +165,9 @@ class Race:
             except Exception as error:
                 self.fail(name, (side,), error)
                 continue
-            self.memory[name, side] = {"step_gb": round(memory.get("torch_gb", 0.0) - kept, 2), **memory, "others_gb": round(others, 2)}
-            self.memory[name, side] |= getattr(step, "room", {})
+            own = {"step_gb": memory.get("torch_gb", 0.0) - kept, "own_gb": memory["card_gb"] - others}
+            own = {word: round(value, 2) for word, value in own.items()}
+            self.memory[name, side] = {**own, **memory, **getattr(step, "room", {})}
         return step
 
     def rounds(self, steps: dict[str, Step]):
@@ -251,7 +252,7 @@ def whole_step(step: Step, side: int, adam):
 
 
 def core(place: Place):
-    """Core's TrainLoraNode, plain and in bypass mode; its steps hold an AdamW step, and no other trainer is in memory."""
+    """Core's TrainLoraNode, plain and in bypass mode; its steps hold one of AdamW, and it is alone in memory."""
     place.note("order", "one after another, after the part speed; each step with its AdamW step")
     for side in reversed(place.sides):
         for bypass in (False, True):
@@ -282,7 +283,8 @@ def core_inputs(place: Place, side: int, bypass: bool) -> dict:
     """Of the node: rank 16, batch 1, checkpointing."""
     caption = torch.randn(1, TOKENS, place.config()["cap_feat_dim"])
     fixed = {"batch_size": 1, "steps": CORE_STEPS, "grad_accumulation_steps": 1, "learning_rate": 1e-4, "rank": RANK}
-    fixed |= {"optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": place.compute, "lora_dtype": place.compute}
+    fixed |= {"optimizer": "AdamW", "loss_function": "MSE", "seed": 0}
+    fixed |= {"training_dtype": place.compute, "lora_dtype": place.compute}
     fixed |= {"quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": True, "checkpoint_depth": 1}
     fixed |= {"offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": bypass}
     latents = {"samples": torch.randn(1, 16, side // 8, side // 8)}

@@ -44,6 +44,7 @@ def facts(said: str) -> dict:
     ended = dict(ENDED.findall(said))
     reasons = dict(REASON.findall(said))
     failed = sorted(name for name, how in ended.items() if how in ("FAILED", "ERROR"))
-    counts = {how.lower(): sum(one == how for one in ended.values()) for how in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    hows = ("PASSED", "FAILED", "ERROR", "SKIPPED")
+    counts = {how.lower(): sum(one == how for one in ended.values()) for how in hows}
     found = {**counts, "failing": {name: reasons.get(name, "")[:300] for name in failed}}
     return found if ended else {**found, "failed_to_start": said[-600:]}

@@ -1,7 +1,8 @@
-"""A process of `bench gpu`: starts ComfyUI's code as its main.py does, with or without dynamic VRAM, and measures parts.
+"""A process of `bench gpu`: ComfyUI's code without its server, set up as its main.py does, measuring parts.
 
-main.py's allocator (cudaMallocAsync, mostly) is chosen too, unless PyTorch's native one is asked for. It reads lines "part seconds" and answers each with facts and a last line "done" or "failed". What ComfyUI prints goes
-to stderr. Dynamic VRAM is chosen before comfy is imported, so there is a process for each choice.
+Dynamic VRAM and PyTorch's allocator (mostly cudaMallocAsync) are chosen before comfy is imported, so there is a process
+for each choice. It reads lines "part seconds" and answers each with facts, as JSON lines, and how the part ended. What
+ComfyUI prints goes to stderr.
 """
 
 import json
