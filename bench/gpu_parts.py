@@ -30,6 +30,7 @@ def runs(place: Place):
     place.note("dynamic_vram", place.dynamic)
     place.note("load_s", round(place.seconds(place.model), 2))
     place.note("patcher", type(place.model()).__name__)
+    place.note("weights", str(place.model().model_dtype()))
     place.note("load_text_encoder_s", round(place.seconds(place.clip), 2))
     gpu_runs.run_all(place)
 

@@ -33,6 +33,7 @@ class Place:
         self.card = device.type == "cuda"
         self.compute = "bf16" if self.card else "fp32"  # a CPU takes ten times as long in bf16
         self.sides = (128,) if tiny else (512, 768, 1024)
+        self.rounds = 3 if tiny else 7  # timed steps of each contender
         self.part, self.until = "", 0.0
         self.held = 0.0  # GB of the card, by a block that stands for a smaller card
         self.loaded: dict[tuple, object] = {}

@@ -17,7 +17,7 @@ from zturbo import lowrank, network
 from zturbo.hosts import comfy_adapter
 
 Step = Callable[[int], None]  # takes the side of the picture in pixels
-WARM, ROUNDS = 2, 7
+WARM = 2
 CORE_STEPS = 8
 KEPT = 30e9  # bytes that a step at 1024 keeps for its backward without checkpointing, roughly
 PEFT_TARGETS = r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"
@@ -114,7 +114,7 @@ class Rate:
 def rate(place: Place) -> Rate:
     rows, inner, columns = (4224, 3840, 10240) if place.card else (256, 256, 256)
     a, b = (torch.randn(shape, device=place.device, dtype=place.dtype) for shape in ((rows, inner), (inner, columns)))
-    times = [place.seconds(lambda: [a @ b for _ in range(20)]) / 20 for _ in range(WARM + ROUNDS)][WARM:]
+    times = [place.seconds(lambda: [a @ b for _ in range(20)]) / 20 for _ in range(WARM + place.rounds)][WARM:]
     flops = 2 * rows * inner * columns / statistics.median(times)
     place.note("matmul_tflops", round(flops / 1e12, 3))
     layers = comfy_adapter.targets(place.model().model.diffusion_model, ("layers.",))
@@ -174,7 +174,7 @@ class Race:
         """In turn, side by side; at least one round, however little time is left."""
         for side in self.place.sides:
             racing = {name: step for name, step in steps.items() if (name, side) not in self.failed}
-            for turn in range(ROUNDS):
+            for turn in range(self.place.rounds):
                 if turn and time.monotonic() > self.place.until:
                     break
                 for name, step in racing.items():
@@ -204,6 +204,7 @@ def fits_together(place: Place, dtype: str, contenders: int) -> bool:
 
 def race(place: Place, dtype: str, peer: bool):
     limit = rate(place)
+    place.note("weights", str(place.model(dtype).model_dtype()))
     for checkpointing in (True, False):
         word = "checkpointing" if checkpointing else "without_checkpointing"
         if place.left(8 if place.card else 2, word):
