@@ -23,7 +23,8 @@ MOST = 64e6  # bytes of the archive
 PACKAGES = (
     "comfy-kitchen", "comfy-aimdo", "torchsde", "trampoline", "diffusers", "simpleeval", "blake3", "alembic", "Mako",
     "SQLAlchemy", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "pydantic-settings",
-    "python-dotenv", "spandrel", "kornia", "kornia-rs", "importlib-metadata", "greenlet", "pytest", "pluggy", "iniconfig",
+    "python-dotenv", "spandrel", "kornia", "kornia-rs", "importlib-metadata", "greenlet", "pytest", "pluggy",
+    "iniconfig",
 )  # fmt: skip
 GLIBC = ("1", "2014", "_2_17", "_2_24", "_2_27", "_2_28", "_2_31", "_2_34")  # pip takes none but the ones it is told
 NOT_OURS = ("lab", "docs")
@@ -49,7 +50,7 @@ def prepare(folder: Path, comfyui: Path, as_json: bool) -> int:
     shutil.copyfile(ROOT / "bench" / "gpu_start.py", folder / "start.py")
     size = (folder / ARCHIVE).stat().st_size
     if size > MOST:
-        raise SystemExit(f"bench gpu: the archive has {size / 1e6:.1f} MB, more than the {MOST / 1e6:.0f} that it may have.")
+        raise SystemExit(f"bench gpu: the archive has {size / 1e6:.1f} MB; it may have {MOST / 1e6:.0f}.")
     print(f"{folder / ARCHIVE}: {size / 1e6:.1f} MB. Where the card is: python3 {folder.name}/start.py", flush=True)
     if as_json:
         print(json.dumps({"archive": str(folder / ARCHIVE), "bytes": size}))

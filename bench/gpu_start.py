@@ -19,7 +19,8 @@ from pathlib import Path
 ARCHIVE = "bench.tar.xz"
 NEEDS = (
     "torch", "torchvision", "torchaudio", "numpy", "scipy", "transformers", "tokenizers", "sentencepiece",
-    "safetensors", "peft", "accelerate", "einops", "aiohttp", "yarl", "yaml", "PIL", "tqdm", "psutil", "filelock", "requests",
+    "safetensors", "peft", "accelerate", "einops", "aiohttp", "yarl", "yaml", "PIL", "tqdm", "psutil", "filelock",
+    "requests",
 )  # fmt: skip
 RUN = "import sys, bench.gpu as room; sys.exit(room.main(sys.argv[1:]))"
 
