@@ -47,4 +47,4 @@ def facts(said: str) -> dict:
     hows = ("PASSED", "FAILED", "ERROR", "SKIPPED")
     counts = {how.lower(): sum(one == how for one in ended.values()) for how in hows}
     found = {**counts, "failing": {name: reasons.get(name, "")[:300] for name in failed}}
-    return found if ended else {**found, "failed_to_start": said[-600:]}
+    return found if ended else {**found, "said": said[-600:]}
