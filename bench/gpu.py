@@ -32,20 +32,21 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import gpu_tests
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 150  # for a process to be ready, and for the files to be written
+WHOLE = 560  # seconds that all parts may take together, unless --seconds says otherwise
 GRACE = 20  # seconds by which a part may be late before its process is ended
 ROOM = 45e9  # bytes that must be free where the files go
 
 
 @dataclass(frozen=True)
 class Part:
-    """kind: of the process that measures it; seconds: that it may take at most."""
+    """kind: of the process that measures it; seconds: that it may take at most, of WHOLE."""
 
     name: str
     kind: str
@@ -212,7 +213,7 @@ def main(argv: list[str]) -> int:
         from bench import gpu_pack
 
         return gpu_pack.prepare(Path(args.prepare), Path(os.environ["COMFYUI_PATH"]), args.json)
-    parts = chosen(args.parts)
+    parts = chosen(args.parts, args.seconds / WHOLE)
     if not args.tiny and not has_card():
         raise SystemExit("bench gpu: PyTorch sees no NVIDIA card here. --tiny takes the bundled model on any device.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files go, too
@@ -233,7 +234,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench gpu", description=__doc__, formatter_class=plain)
     parser.add_argument("--tiny", action="store_true", help="the bundled model, on any device, in two minutes")
     parser.add_argument("--parts", help="only these, as a list with commas")
-    parser.add_argument("--seconds", type=float, default=560, help="for all parts together")
+    parser.add_argument("--seconds", type=float, default=WHOLE, help="for all parts together")
     parser.add_argument("--out", help="the file of facts; else bench/results/gpu-CARD-DATE.json for a real card")
     parser.add_argument("--native-allocator", action="store_true", help="as ComfyUI has with --disable-cuda-malloc")
     folder = {"metavar": "FOLDER", "nargs": "?", "const": str(ROOT / "build" / "gpu")}
@@ -242,13 +243,14 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(words: str | None) -> list[Part]:
+def chosen(words: str | None, scale: float) -> list[Part]:
+    """The parts of a list with commas, or all; their time is scaled."""
     names = [part.name for part in PARTS]
     wanted = names if words is None else [word.strip() for word in words.split(",")]
     unknown = [word for word in wanted if word not in names]
     if unknown:
         raise SystemExit(f"bench gpu: there is no part {unknown[0]!r}; choose from {', '.join(names)}.")
-    return [part for part in PARTS if part.name in wanted]
+    return [replace(part, seconds=scale * part.seconds) for part in PARTS if part.name in wanted]
 
 
 def has_card() -> bool:

@@ -19,7 +19,7 @@ def facts(comfyui, tmp_path_factory) -> dict:
     """What one command writes and prints last, as `dev.py bench gpu --tiny --json` starts it."""
     out = tmp_path_factory.mktemp("gpu") / "facts.json"
     env = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONPATH": os.pathsep.join([str(comfyui), str(ROOT)])}
-    command = [sys.executable, "-c", RUN, "--tiny", "--json", "--out", str(out)]
+    command = [sys.executable, "-c", RUN, "--tiny", "--json", "--out", str(out), "--seconds", "3000"]
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     written = json.loads(out.read_text(encoding="utf-8"))
