@@ -6,16 +6,11 @@ import comfy.supported_models
 import pytest
 import torch
 
+from bench.gpu_files import FULL
 from zturbo import lorafile, lowrank, network
 from zturbo.hosts import comfy_adapter
 from zturbo.lowrank import Factors
 from zturbo.recipe import Network
-
-FULL = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2,
-    "qk_norm": True, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
