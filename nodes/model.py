@@ -9,6 +9,7 @@ from ..zturbo.hosts.comfy_paths import TINY
 from .types import CATEGORY
 
 AUTO = "auto"
+QWEN, AE = ("qwen_3_4b.safetensors", "qwen_3_4b_fp8_mixed.safetensors"), ("ae.safetensors",)  # what auto looks for
 DE_DISTILL, RESTORE = "+1 de-distill", "-1 restore"
 
 
@@ -41,7 +42,7 @@ class ZTurboLoadModel(io.ComfyNode):
                     "text_encoder",
                     options=[AUTO, *folder_paths.get_filename_list("text_encoders")],
                     default=AUTO,
-                    tooltip="From models/text_encoders. auto: the one in the checkpoint, if it holds one; else qwen_3_4b.safetensors; the bundled one for the tiny model.",
+                    tooltip="From models/text_encoders. auto: the one in the checkpoint, if it holds one; else qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors; the bundled one for the tiny model.",
                 ),
                 io.Combo.Input(
                     "vae",
@@ -57,16 +58,16 @@ class ZTurboLoadModel(io.ComfyNode):
     def execute(cls, diffusion_model, text_encoder, vae) -> io.NodeOutput:
         model = comfy_tiny.MODEL if diffusion_model == TINY else comfy_paths.model_file(diffusion_model)
         has_clip, has_vae = comfy_load.own_parts(model)
-        clip_file = cls.file("text_encoders", text_encoder, "qwen_3_4b.safetensors", has_clip)
-        vae_file = cls.file("vae", vae, "ae.safetensors", has_vae)
+        clip_file = cls.file("text_encoders", text_encoder, QWEN, has_clip)
+        vae_file = cls.file("vae", vae, AE, has_vae)
         return io.NodeOutput(*comfy_load.load(model, clip_file, vae_file))
 
     @classmethod
-    def file(cls, folder: str, name: str, usual: str, models_own: bool):
+    def file(cls, folder: str, name: str, usual: tuple[str, ...], models_own: bool):
         """None for the one that comes with the model."""
-        if name == AUTO and models_own:
-            return None
-        return comfy_paths.part_file(folder, usual if name == AUTO else name)
+        if name != AUTO:
+            return comfy_paths.part_file(folder, name)
+        return None if models_own else comfy_paths.part_file(folder, *usual)
 
 
 class ZTurboDeDistillAdapter(io.ComfyNode):

@@ -81,11 +81,11 @@ def model_file(name: str) -> Path:
     return Path(found)
 
 
-def part_file(folder: str, name: str) -> Path:
-    """A text encoder or VAE by its name in ComfyUI's lists. Raises ModelError when it is not there."""
-    found = folder_paths.get_full_path(folder, name)
+def part_file(folder: str, *names: str) -> Path:
+    """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists. Raises ModelError when none is."""
+    found = next((path for name in names if (path := folder_paths.get_full_path(folder, name))), None)
     if found is None:
-        raise ModelError(f"There is no {name} in models/{folder}. Put it there and press R, or choose another file in the node.")
+        raise ModelError(f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node.")
     return Path(found)
 
 
