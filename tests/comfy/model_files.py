@@ -8,6 +8,7 @@ import torch
 
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "I64": 8}
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
+BLOCKS = ("layers.", "noise_refiner.", "context_refiner.", "model.layers.")
 PREFIX = "model.diffusion_model."
 CANARY = torch.arange(1, 129) / 128  # exact in bf16 and fp16
 
@@ -33,6 +34,8 @@ def filled(tensor: torch.Tensor) -> Hole:
 
 
 def write(path: Path, tensors: dict[str, Hole], words: dict[str, str] | None = None) -> Path:
+    """In safetensors' own order, widest numbers first: out of line with their width they would be copied when read."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-BYTES[item[1].dtype], item[0])))
     header, at = {"__metadata__": words} if words else {}, 0
     for name, hole in tensors.items():
         header[name] = {"dtype": hole.dtype, "shape": list(hole.shape), "data_offsets": [at, at + hole.size()]}
@@ -58,11 +61,11 @@ def behind(prefix: str, tensors: dict[str, Hole]) -> dict[str, Hole]:
     return {prefix + name: hole for name, hole in tensors.items()}
 
 
-# Quantised forms: every matrix of the layers
+# Quantised forms: every matrix of the blocks
 
 
 def matrices(tensors: dict[str, Hole]) -> list[str]:
-    return [name.removesuffix(".weight") for name, hole in tensors.items() if "layers." in name and name.endswith(".weight") and len(hole.shape) == 2]
+    return [name.removesuffix(".weight") for name, hole in tensors.items() if name.startswith(BLOCKS) and name.endswith(".weight") and len(hole.shape) == 2]
 
 
 def scaled_fp8(tensors: dict[str, Hole], marker: str = "scaled_fp8") -> dict[str, Hole]:
