@@ -3,6 +3,9 @@
 The weights are holes in the files and are assigned, not copied, so nothing of 12 GB is ever in memory.
 """
 
+import contextlib
+import ctypes
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -51,6 +54,15 @@ def assigned(comfyui, monkeypatch):
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "is_dynamic", lambda self: True)
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def given_back():
+    """`dev.py test` keeps freed memory, and with gigabytes of it the forks of later tests are slow."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
