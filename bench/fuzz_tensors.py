@@ -224,14 +224,28 @@ def lora_in_place(rng: random.Random, place: Place) -> Damaged:
 
 def model_files(rng: random.Random, place: Place) -> Damaged:
     """A diffusion model, a text encoder or a VAE that is none: always refused."""
-    kind = rng.choice((comfy_load.load_model, comfy_load.load_vae, comfy_load.load_clip))
-    state = rng.choice((whole(rng), {"foo": torch.ones(3)}, {"decoder.conv_in.weight": torch.ones(2, 2)}, {"model.layers.0.self_attn.k_norm.weight": torch.ones(8)}, {}))
+    kind = rng.choice((comfy_load.load, comfy_load.load_model, comfy_load.load_vae, comfy_load.load_clip))
+    prefix = rng.choice(("", "model.diffusion_model.", "text_encoders.qwen3_4b.transformer.", "vae."))
+    begun = {"cap_embedder.1.weight": torch.ones(64, 2), "noise_refiner.0.attention.k_norm.weight": torch.ones(8), "layers.0.attention.qkv.weight": torch.ones(2, 2)}
+    state = rng.choice(
+        (
+            whole(rng),
+            {prefix + key: tensor for key, tensor in begun.items()},
+            {prefix + "decoder.conv_in.weight": torch.ones(2, 2)},
+            {"foo": torch.ones(3)},
+            {"decoder.conv_in.weight": torch.ones(2, 2)},
+            {"model.layers.0.self_attn.k_norm.weight": torch.ones(8)},
+            {},
+        )
+    )
     what, raw = damage(save(state, {"a": "b"}), rng) if rng.random() < 0.6 else ("whole", save(state))
     path = place.temp / ("m" + rng.choice((".safetensors", ".safetensors", ".sft", ".ckpt", ".pt", "")))
     if path.suffix in (".ckpt", ".pt") and rng.random() < 0.5:
         content = io.BytesIO()
         torch.save(rng.choice((state, {"state_dict": Recipe()}, 3)), content)
         what, raw = "pickle", content.getvalue()
+    if rng.random() < 0.1:
+        what, raw = "no download", rng.choice((b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<!DOCTYPE html><html>", b"Entry not found", b"GGUF\x03\0\0\0", b"PK\x03\x04"))
     path.write_bytes(raw)
 
     def feed():

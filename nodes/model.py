@@ -4,11 +4,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo import lorafile
-from ..zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
+from ..zturbo.hosts import comfy_adapter, comfy_load, comfy_paths, comfy_tiny
 from ..zturbo.hosts.comfy_paths import TINY
 from .types import CATEGORY
 
 AUTO = "auto"
+QWEN, AE = ("qwen_3_4b.safetensors", "qwen_3_4b_fp8_mixed.safetensors"), ("ae.safetensors",)  # what auto looks for
 DE_DISTILL, RESTORE = "+1 de-distill", "-1 restore"
 
 
@@ -27,42 +28,46 @@ class ZTurboLoadModel(io.ComfyNode):
             node_id="ZTurboLoadModel",
             display_name="Load Z-Image Turbo",
             category=CATEGORY,
-            description="Loads Z-Image-Turbo with its text encoder and VAE. Any other loader's MODEL, CLIP and VAE work with this pack as well.",
-            search_aliases=["z-image", "zimage", "load turbo"],
+            description="Loads Z-Image-Turbo with its text encoder and VAE, from three files or from a checkpoint that holds them all, in any precision that ComfyUI reads. "
+            "Any other loader's MODEL, CLIP and VAE work with this pack as well.",
+            search_aliases=["z-image", "zimage", "load turbo", "checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
-                    options=[TINY, *folder_paths.get_filename_list("diffusion_models")],
-                    tooltip="From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB). The bundled tiny model (7 MB) draws shapes of 64 to 144 pixels a side and is there to try everything out.",
+                    options=[TINY, *comfy_paths.model_names()],
+                    tooltip="From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB), or an fp8, int8, mxfp8 or nvfp4 file (4 to 6 GB). checkpoints/…: from models/checkpoints. "
+                    "The bundled tiny model (7 MB) draws shapes of 64 to 144 pixels a side and is there to try everything out.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=[AUTO, *folder_paths.get_filename_list("text_encoders")],
                     default=AUTO,
-                    tooltip="From models/text_encoders. auto: qwen_3_4b.safetensors, or the bundled one for the tiny model.",
+                    tooltip="From models/text_encoders. auto: the one in the checkpoint, if it holds one; else qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors; the bundled one for the tiny model.",
                 ),
-                io.Combo.Input("vae", options=[AUTO, *folder_paths.get_filename_list("vae")], default=AUTO, tooltip="From models/vae. auto: ae.safetensors, or the bundled one for the tiny model."),
+                io.Combo.Input(
+                    "vae",
+                    options=[AUTO, *folder_paths.get_filename_list("vae")],
+                    default=AUTO,
+                    tooltip="From models/vae. auto: the one in the checkpoint, if it holds one; else ae.safetensors; the bundled one for the tiny model.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip"), io.Vae.Output(display_name="vae")],
         )
 
     @classmethod
     def execute(cls, diffusion_model, text_encoder, vae) -> io.NodeOutput:
-        tiny = diffusion_model == TINY
-        model = comfy_tiny.load_model(comfy_tiny.MODEL) if tiny else comfy_load.load_model(full_path("diffusion_models", diffusion_model))
-        return io.NodeOutput(model, cls.load_clip(text_encoder, tiny), cls.load_vae(vae, tiny))
+        model = comfy_tiny.MODEL if diffusion_model == TINY else comfy_paths.model_file(diffusion_model)
+        has_clip, has_vae = comfy_load.own_parts(model)
+        clip_file = cls.file("text_encoders", text_encoder, QWEN, has_clip)
+        vae_file = cls.file("vae", vae, AE, has_vae)
+        return io.NodeOutput(*comfy_load.load(model, clip_file, vae_file))
 
     @classmethod
-    def load_clip(cls, name: str, tiny: bool):
-        if name == AUTO and tiny:
-            return comfy_tiny.load_clip()
-        return comfy_load.load_clip(full_path("text_encoders", "qwen_3_4b.safetensors" if name == AUTO else name))
-
-    @classmethod
-    def load_vae(cls, name: str, tiny: bool):
-        if name == AUTO and tiny:
-            return comfy_load.load_vae(comfy_tiny.VAE)
-        return comfy_load.load_vae(full_path("vae", "ae.safetensors" if name == AUTO else name))
+    def file(cls, folder: str, name: str, usual: tuple[str, ...], models_own: bool):
+        """None for the one that comes with the model."""
+        if name != AUTO:
+            return comfy_paths.part_file(folder, name)
+        return None if models_own else comfy_paths.part_file(folder, *usual)
 
 
 class ZTurboDeDistillAdapter(io.ComfyNode):

@@ -194,6 +194,22 @@ def test_a_diffusers_folder_loads_like_the_single_file(loaded, tmp_path):
         assert torch.equal(again.encode(text), loaded.text_encoder.encode(text))
 
 
+def test_a_folder_of_several_files_loads_like_the_single_file(loaded, tmp_path):
+    """Hugging Face's form of large models: shards and an index."""
+    from diffusers import ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel(dim=256, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=64)
+    transformer.save_pretrained(tmp_path / "transformer", max_shard_size="5MB")
+    loaded.text_encoder.module.save_pretrained(tmp_path / "text_encoder", max_shard_size="10MB")
+    assert all(len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1 and list((tmp_path / part).glob("*.safetensors.index.json")) for part in ("transformer", "text_encoder"))
+    again = diffusers_load.load_transformer(tmp_path / "transformer", torch.float32).state_dict(), diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32).state_dict()
+    for there, here in zip(again, (transformer.state_dict(), loaded.text_encoder.module.state_dict())):
+        assert there.keys() == here.keys() and all(torch.equal(there[key], here[key]) for key in here)
+    next((tmp_path / "transformer").glob("*-00002-of-*")).unlink()
+    with pytest.raises(ModelError, match="cannot be loaded .*Give the whole folder, with its weights"):
+        diffusers_load.load_transformer(tmp_path / "transformer", torch.float32)
+
+
 def test_a_folder_of_all_parts_is_one_option(tmp_path, monkeypatch):
     for part in ("transformer", "text_encoder", "vae", "tokenizer"):
         (tmp_path / part).mkdir()

@@ -448,17 +448,18 @@ def test_wrong_files_get_a_sentence(server):
     )
     (models / "loras" / "cut.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes()[:5000])
     (models / "diffusion_models" / "lora.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes())
-    (models / "diffusion_models" / "vae.safetensors").write_bytes(comfy_tiny.VAE.read_bytes())
+    for folder in ("diffusion_models", "text_encoders", "vae"):
+        (models / folder / "vae.safetensors").write_bytes(comfy_tiny.VAE.read_bytes())
 
     def with_adapter(name):
         return failure(server, {"load": prompts.load(), "adapter": prompts.adapter(["load", 0], name=name), "sample": prompts.sample(["adapter", 0]), "save": prompts.save_image(["sample", 0])})
 
     def with_model(name):
         graph = {"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}
-        graph["load"]["inputs"]["diffusion_model"] = name
+        graph["load"]["inputs"] |= {"diffusion_model": name, "text_encoder": "vae.safetensors", "vae": "vae.safetensors"}
         return failure(server, graph)
 
     assert "big.safetensors does not fit this model: 0 of its 1 matrices do" in with_adapter("big.safetensors")
     assert "cut.safetensors is not a whole safetensors file" in with_adapter("cut.safetensors")
     assert "lora.safetensors is a LoRA or adapter" in with_model("lora.safetensors")
-    assert "vae.safetensors is no diffusion model" in with_model("vae.safetensors")
+    assert "vae.safetensors is a VAE. Choose Z-Image-Turbo" in with_model("vae.safetensors")

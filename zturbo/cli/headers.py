@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .. import convert, lorafile
+from .. import convert, lorafile, modelfile
 from ..errors import ModelError
 from ..lowrank import Target
 
@@ -28,11 +28,13 @@ def matrices(path: Path) -> list[Matrix]:
     found = []
     for file in files(path):
         with opened(file) as tensors:
-            for key in sorted(tensors.keys()):
+            names = list(tensors.keys())
+            own = [name for name in names if name.startswith(modelfile.MODEL)]  # a checkpoint holds other parts as well
+            for key in sorted(own or names):
                 piece = tensors.get_slice(key)
                 if key.endswith(".weight") and len(piece.get_shape()) == 2:
                     out, width = piece.get_shape()
-                    name = key.removeprefix("model.diffusion_model.").removesuffix(".weight")
+                    name = key.removeprefix(modelfile.MODEL).removesuffix(".weight")
                     found.append(Matrix(file, key, piece.get_dtype(), lorafile.module_targets(name, width, out)))
     if not found:
         raise ModelError(f"{path} holds no model's weights. Give Z-Image-Turbo, as z_image_turbo_bf16.safetensors.")
@@ -44,6 +46,7 @@ def files(path: Path) -> list[Path]:
 
 
 def opened(file: Path) -> safe_open:
+    modelfile.read(file)  # which says what is wrong with a file that is none
     try:
         return safe_open(file, "pt")
     except (OSError, SafetensorError) as error:

@@ -17,9 +17,9 @@ def open_host(recipe, cache: Path | None):
 
     inputs = recipe.inputs
     if inputs.model == "tiny":
-        model, clip, vae = comfy_tiny.load_model(comfy_tiny.MODEL), comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
+        model, clip, vae = comfy_load.load(comfy_tiny.MODEL)
     else:
-        model, clip, vae = comfy_load.load_model(inputs.model), comfy_load.load_clip(inputs.text_encoder), comfy_load.load_vae(inputs.vae)
+        model, clip, vae = comfy_load.load(Path(inputs.model), Path(inputs.text_encoder), Path(inputs.vae))
     file = comfy_tiny.ADAPTER if inputs.adapter == "tiny" else Path(inputs.adapter)
     if inputs.adapter and inputs.adapter_strength:
         model = comfy_adapter.apply(model, lorafile.read(file), file.name, inputs.adapter_strength)

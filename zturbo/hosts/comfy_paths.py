@@ -4,7 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import DatasetError, ZTurboError
+from ..errors import DatasetError, ModelError, ZTurboError
+from ..modelfile import SUFFIXES
 from ..recipe import bad_name, file_name
 from ..runs import Runs
 from . import comfy_tiny
@@ -12,6 +13,7 @@ from . import comfy_tiny
 BUNDLED = "bundled: smiley"
 SETS = "zturbo_sets"
 TINY = "tiny (bundled)"  # model and adapter in the lists
+CHECKPOINTS = "checkpoints/"  # in front of a file of models/checkpoints where files of models/diffusion_models are listed, too
 
 
 def dataset_folder(name: str) -> Path:
@@ -60,6 +62,30 @@ def lora_file(name: str) -> Path:
     found = folder_paths.get_full_path("loras", name)
     if found is None:
         raise ZTurboError(f"There is no LoRA {name!r} in models/loras. Choose one from the list.")
+    return Path(found)
+
+
+def model_names() -> list[str]:
+    """Files that may hold a diffusion model: models/diffusion_models, and models/checkpoints behind its name."""
+    checkpoints = [name for name in folder_paths.get_filename_list("checkpoints") if name.lower().endswith(SUFFIXES)]
+    return [*folder_paths.get_filename_list("diffusion_models"), *(CHECKPOINTS + name for name in checkpoints)]
+
+
+def model_file(name: str) -> Path:
+    """The file behind a name of `model_names`. Raises ModelError when it is not there."""
+    found = folder_paths.get_full_path("diffusion_models", name)
+    if found is None and name.startswith(CHECKPOINTS):
+        found = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
+    if found is None:
+        raise ModelError(f"There is no {name} in models/diffusion_models. Put it there and press R, or choose one from the list.")
+    return Path(found)
+
+
+def part_file(folder: str, *names: str) -> Path:
+    """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists. Raises ModelError when none is."""
+    found = next((path for name in names if (path := folder_paths.get_full_path(folder, name))), None)
+    if found is None:
+        raise ModelError(f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node.")
     return Path(found)
 
 

@@ -13,8 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .. import modelfile
 from ..errors import ModelError
 
+QUANTISED = ("comfy_quant", "scale_weight", "weight_scale", "scaled_fp8")  # ends of the names of what only core reads
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 MERGES = Path(__file__).with_name("qwen_merges.txt.xz")  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -100,13 +102,22 @@ def load_transformer(path: Path, dtype: torch.dtype):
 
     if path.is_dir():
         return from_folder(ZImageTransformer2DModel, path, dtype)
-    state = {key.removeprefix("model.diffusion_model."): value for key, value in read(path).items()}
+    state = under(modelfile.MODEL, read(path))
     width = state.get("cap_embedder.1.weight")
-    if width is None or "layers.29.attention.qkv.weight" not in state or width.shape[0] != 3840:
-        raise ModelError(f"{path.name} is not Z-Image in bf16 or fp32. Choose z_image_turbo_bf16.safetensors; quantised files train inside ComfyUI.")
+    if width is None or width.shape[0] != 3840 or not any(key.startswith("layers.29.attention.") for key in state):
+        raise ModelError(f"{path.name} is not Z-Image. Choose z_image_turbo_bf16.safetensors.")
+    if any(key.endswith(QUANTISED) for key in state):
+        raise ModelError(f"{path.name} is quantised, which diffusers' code cannot load. Choose z_image_turbo_bf16.safetensors, or train with --host comfy or inside ComfyUI.")
     with torch.device("meta"):
         model = ZImageTransformer2DModel(**TRANSFORMER)
-    return filled(model, convert_z_image_transformer_checkpoint_to_diffusers(state), path, dtype)
+    if "layers.29.attention.qkv.weight" in state:  # ComfyUI's names
+        state = convert_z_image_transformer_checkpoint_to_diffusers(state)
+    return filled(model, state, path, dtype)
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What lies under a prefix, without it; all of it where nothing does."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)} or state
 
 
 def load_text_encoder(path: Path, dtype: torch.dtype):
@@ -195,8 +206,7 @@ def filled(model, state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype
 
 def read(path: Path) -> dict[str, torch.Tensor]:
     """A safetensors file. Raises ModelError."""
-    if path.suffix not in (".safetensors", ".sft"):
-        raise ModelError(f"{path.name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors.")
+    modelfile.read(path)  # which says what is wrong with a file that is none
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,121 @@
+"""A model's file before its weights are read: whether it is a whole safetensors file, and what its header says.
+
+Downloads go wrong in a few known ways, and the loaders' own errors name none of them.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ModelError
+
+MODEL = "model.diffusion_model."  # in front of the diffusion model's names where a file holds more than it
+SUFFIXES = (".safetensors", ".sft")
+LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+GGUF = "is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader (GGUF) or CLIPLoader (GGUF), and wire their MODEL or CLIP in place of this node's."
+AGAIN = "Download it again, from the button or link that says download."
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """dtype: safetensors' name, as BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Of a safetensors file. words: what it says of itself."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    words: dict[str, str]
+
+    def has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.tensors)
+
+
+def read(path: str | Path) -> Header:
+    """The header of a whole safetensors file; no weight is read. Raises ModelError, saying what else it is."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ModelError(f"There is no file {path}. Give the path of a whole file.")
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(512)
+            _refuse_other_kinds(path, start, size)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            raw = file.read(length)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} cannot be read ({error}). Check the disk and the file.") from error
+    return _parsed(path, raw, size)
+
+
+def part_of_several(path: Path) -> str:
+    """`1 of 3` for `…-00001-of-00003.safetensors`, else nothing."""
+    found = re.search(r"-0*(\d+)-of-0*(\d+)\.", path.name)
+    return f"{found[1]} of {found[2]}" if found else ""
+
+
+def _refuse_other_kinds(path: Path, start: bytes, size: int):
+    name, first = path.name, start.lstrip()[:100].lower()
+    if start.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
+        raise ModelError(f"{name} {GGUF}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"{name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors.")
+    if not start:
+        raise ModelError(f"{name} is empty. {AGAIN}")
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            f"{name} is a Git LFS pointer: {size} bytes of text that stand for the model, as git leaves them where Git LFS is not installed. Run git lfs pull there, or download the file itself."
+        )
+    if first.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ModelError(f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise ModelError(f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file.")
+    if size < 2000 and (said := _text(start)):
+        raise ModelError(f"{name} holds no weights, but the words {said!r}. {AGAIN}")
+    length = int.from_bytes(start[:8], "little")
+    if length > LONGEST_HEADER:
+        raise ModelError(f"{name} cannot be read: it does not begin as a safetensors file does. {AGAIN}")
+    if size < 8 or 8 + length > size:
+        raise ModelError(f"{name} cannot be read: it is cut off within its header. {AGAIN}")
+
+
+def _text(start: bytes) -> str:
+    """What a server answered in place of the file, when it is a text."""
+    try:
+        text = start.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return ""
+    return text[:100] if text.replace("\n", " ").replace("\r", " ").isprintable() else ""
+
+
+def _parsed(path: Path, raw: bytes, size: int) -> Header:
+    try:
+        header = json.loads(raw)
+        words = header.pop("__metadata__", None) or {}
+        ends = [0, *(int(entry["data_offsets"][1]) for entry in header.values())]
+        tensors = {name: Tensor(str(one["dtype"]), tuple(map(int, one["shape"]))) for name, one in header.items()}
+        words = {str(key): str(value) for key, value in words.items()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path.name} cannot be read: its header is damaged ({error!r}). {AGAIN}") from error
+    if any(number < 0 or number > 2**40 for tensor in tensors.values() for number in tensor.shape):
+        raise ModelError(f"{path.name} cannot be read: its header names a tensor of no possible shape. {AGAIN}")
+    whole = 8 + len(raw) + max(ends)
+    if size < whole:
+        raise ModelError(f"{path.name} is cut off: it has {_bytes(size)} of {_bytes(whole)}. {AGAIN}")
+    return Header(path, tensors, words)
+
+
+def _bytes(number: int) -> str:
+    """`11.46 GB`, with as many digits as tell two sizes of one file apart."""
+    if number < 10_000:
+        return f"{number} bytes"
+    power = min(3, int(math.log10(number)) // 3)
+    return f"{number / 1000**power:.2f} {('bytes', 'kB', 'MB', 'GB')[power]}"
