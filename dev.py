@@ -37,8 +37,9 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio
 TIERS = ("unit", "schema", "headless", "workflows", "card", "comfy", "ui")
 DEMO_PROMPTS = ("a large zsmile on a blue background", "a large zsmile on a green background", "a large red square on a white background")
 START_SECONDS = 300
-# glibc gives large blocks back to the system after each use; kept, they make a step on a CPU half as long
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
+# glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a weight
+# of the real model as it is computed with) they are given back all the same: kept, they would tear holes into the heap
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 class Stop(SystemExit):

@@ -18,13 +18,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from bench.gpu_files import FULL
 from lab.setup import use_comfy
 
-SHAPE = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2,
-    "qk_norm": True, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
-}  # fmt: skip
 RANK, SIDE, WORDS = 16, 256, 30  # pixels; tokens of a caption
 STEPS = 2
 
@@ -51,7 +47,7 @@ def model_of(dtype: torch.dtype):
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.ZImage(dict(SHAPE))
+    config = comfy.supported_models.ZImage(dict(FULL))
     device = mm.get_torch_device()
     config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
     with torch.inference_mode():
@@ -118,7 +114,7 @@ def chance_host(model, way: str):
     class Host(ComfyHost):
         def encode(self, dataset, captions, check=lambda: None):
             generator = torch.Generator().manual_seed(2)
-            self.features = [torch.randn(1, WORDS, SHAPE["cap_feat_dim"], generator=generator) for _ in captions.texts]
+            self.features = [torch.randn(1, WORDS, FULL["cap_feat_dim"], generator=generator) for _ in captions.texts]
             self.image_tokens = (SIDE // 16) ** 2
             return Encoded([torch.randn(1, 16, SIDE // 8, SIDE // 8, generator=generator) for _ in dataset.items])
 

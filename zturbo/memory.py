@@ -53,5 +53,7 @@ def total(needs: list[Need]) -> float:
 
 def spelled(needs: list[Need]) -> str:
     """The sum in words: `12.3 GB the model + 0.7 GB the LoRA with its optimizer = 13.0 GB`."""
-    parts = " + ".join(f"{need.size / GB:.1f} GB {need.what}" for need in needs if need.size >= 0.05 * GB)
-    return f"{parts} = {total(needs) / GB:.1f} GB" if parts else f"{total(needs) / GB:.2f} GB"
+    parts = [f"{need.size / GB:.1f} GB {need.what}" for need in needs if need.size >= 0.05 * GB]
+    if len(parts) == 1:
+        return parts[0]
+    return f"{' + '.join(parts)} = {total(needs) / GB:.1f} GB" if parts else f"{total(needs) / GB:.2f} GB"

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import comfy.model_detection
+import comfy.model_management
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -20,7 +21,7 @@ import torch
 from .. import modelfile
 from ..errors import ModelError
 from ..modelfile import Header
-from . import comfy_tiny
+from . import comfy_memory, comfy_tiny, room
 
 log = logging.getLogger("zturbo")
 
@@ -42,18 +43,19 @@ UNDISTILLED = re.compile(r"de[-_ ]?turbo|de[-_ ]?distill|z[-_ ]?image[-_ ]?(base
 
 
 def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None) -> tuple:
-    """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint."""
-    if model == comfy_tiny.MODEL:
-        loaded = comfy_tiny.load_model(model)
-        clip = comfy_tiny.load_clip() if text_encoder is None else None
-        decoder = load_vae(comfy_tiny.VAE) if vae is None else None
-    else:
-        loaded, clip, decoder = load_checkpoint(model, clip=text_encoder is None, vae=vae is None)
+    """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint. Raises ZTurboError where main memory cannot hold them."""
+    room.check_files(comfy.model_management.get_torch_device(), [path for path in (model, text_encoder, vae) if path is not None])
+    clip = decoder = None
     if text_encoder is not None:
         clip = load_clip(text_encoder)
-    if vae is not None:
-        decoder = load_vae(vae)
-    return loaded, clip, decoder
+        comfy_memory.to_file(clip.patcher)  # before the model needs the room
+    if model == comfy_tiny.MODEL:
+        loaded = comfy_tiny.load_model(model)
+        clip, decoder = clip or comfy_tiny.load_clip(), load_vae(comfy_tiny.VAE) if vae is None else None
+    else:
+        loaded, own_clip, decoder = load_checkpoint(model, clip=text_encoder is None, vae=vae is None)
+        clip = clip or own_clip
+    return loaded, clip, decoder if vae is None else load_vae(vae)
 
 
 def own_parts(model: Path) -> tuple[bool, bool]:

@@ -1,0 +1,161 @@
+"""What a run is said to need of memory against what it takes; weights that go back to their file; refusals before anything is done."""
+
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.ldm.lumina.model
+import comfy.model_management
+import comfy.ops
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+sys.path.append(str(Path(__file__).parent))
+from test_host import de_distilled, pictures, recipe
+
+from bench.gpu_files import FULL
+from zturbo import lowrank, memory, network, optimizers
+from zturbo.errors import ZTurboError
+from zturbo.hosts import comfy_adapter, comfy_draw, comfy_forward, comfy_load, comfy_memory, comfy_run, comfy_tiny, devices, room
+from zturbo.hosts import tiny as tiny_model
+from zturbo.hosts.comfy import ComfyHost, checkpointed, fetchers, normal_norms
+from zturbo.memory import Need
+from zturbo.recipe import OPTIMIZERS, Network, Optimizer
+
+CPU = torch.device("cpu")
+
+
+def transformer(dtype, device, **changes):
+    """NextDiT of Z-Image's proportions."""
+    settings = {key: value for key, value in (FULL | changes).items() if key != "image_model"}
+    return comfy.ldm.lumina.model.NextDiT(**settings, device=device, dtype=dtype, operations=comfy.ops.manual_cast).requires_grad_(False)
+
+
+@contextmanager
+def step(dit, tokens: int, dtype, device, run_layer=None):
+    """(the velocity of half the tokens as a picture, the other half as its caption; a LoRA of rank 1 on every matrix of the layers)."""
+    targets = comfy_adapter.targets(dit, ("layers.",))
+    lora = network.create(targets, Network(1, 1), 0, device)
+    x = torch.randn(1, 16, tokens // 2 // 8 * 2, 16, dtype=dtype, device=device)
+    caption = torch.randn(1, tokens // 2, dit.dim, dtype=dtype, device=device)
+    with lowrank.attached(fetchers(dit), targets, [{}, lora]), normal_norms(dit):
+        yield comfy_forward.velocity(dit, x, torch.full((1,), 0.5, device=device), caption, run_layer), lora
+
+
+def test_what_a_layer_keeps_for_its_backward(monkeypatch):
+    """Counted on autograd's graph, at a fifth of the width with all proportions of the real one; a card held 28.2."""
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    kept = []
+    for layers in (1, 3):
+        dit = transformer(torch.float32, "cpu", dim=768, n_heads=6, n_kv_heads=6, n_layers=layers, n_refiner_layers=0)
+        for parameter in dit.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        seen: dict[int, int] = {}
+
+        def keep(tensor, seen=seen):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with step(dit, 320, torch.float32, "cpu") as (_, lora):
+                kept.append(sum(seen.values()) - 4 * lowrank.count(lora))
+    assert (kept[1] - kept[0]) / 2 / (320 * 768 * 4) == pytest.approx(memory.KEPT, rel=0.1)
+
+
+@pytest.mark.parametrize("run_layer", [None, checkpointed])
+def test_a_step_at_the_real_size_makes_every_tensor_where_the_model_is(run_layer, monkeypatch):
+    """On the meta device a tensor that was made elsewhere is refused, as on a card."""
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    dit = transformer(torch.bfloat16, "meta")
+    with step(dit, 512, torch.bfloat16, "meta", run_layer) as (v, lora):
+        gradients = torch.autograd.grad(v.float().square().mean(), lowrank.parameters(lora))
+    assert v.device.type == "meta" and v.dtype == torch.bfloat16 and {g.dtype for g in gradients} == {torch.float32}
+    with pytest.raises(RuntimeError):
+        comfy_forward.velocity(dit, torch.zeros(1, 16, 32, 32), torch.ones(1), torch.zeros(1, 32, 3840))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_an_optimizer_keeps_for_each_number(name):
+    pytest.importorskip({"adamw8bit": "bitsandbytes"}.get(name, "torch" if name in ("adamw", "muon") else "pytorch_optimizer"))
+    parameters = [torch.randn(16, 3840, requires_grad=True), torch.zeros(3840, 16, requires_grad=True)]
+    optimizer = optimizers.build(Optimizer(name, 1.0 if name == "prodigy" else 1e-4), parameters)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    state = {t.data_ptr(): t.nbytes for one in optimizer.state.values() for t in torch.utils._pytree.tree_leaves(one) if isinstance(t, torch.Tensor)}
+    assert sum(state.values()) / sum(p.numel() for p in parameters) == pytest.approx(memory.STATE[name], rel=0.05)
+
+
+def test_counting_before_anything_is_made(tiny):
+    host = ComfyHost(*tiny, recipe())
+    for kind in ("lora", "loha"):
+        given = Network(4, 4.0, kind, targets="attention:8, feed_forward", layers="1-2")
+        assert network.count(host.targets, given) == lowrank.count(network.create(host.targets, given, 0))
+
+
+def test_tokens_are_guessed_close_to_what_the_encoder_makes(tiny):
+    model, clip, _ = tiny
+    for caption in ("a cat", "zvk, a photograph of a small red house at the end of a long road, in the evening, with lamps lit", "ein Haus, große Bäume " * 12):
+        with torch.inference_mode():
+            real = 256 + memory.padded(comfy_draw.encode_prompt(clip, caption)[0][0].shape[1])
+        assert real <= memory.tokens(256 * 256, caption) <= 1.3 * real
+
+
+def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, monkeypatch):
+    monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
+    huge = replace(recipe(), batch_size=10_000_000)
+    with pytest.raises(ZTurboError, match=r"This run needs .* GB a step's activations of main memory beside the weights, and .* GB are free. .* a lower resolution"):
+        comfy_run.train(huge, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+    with pytest.raises(ZTurboError, match="GB the LoRA with its optimizer .* GB a preview while it is drawn"):
+        room.check(CPU, [], [Need("the LoRA with its optimizer", 1e9), Need("a preview while it is drawn", 1e15)], 0)
+    assert not list(output.glob("zturbo/*"))
+
+
+def test_a_card_is_asked_for_what_it_has(monkeypatch):
+    card = torch.device("cuda")
+    monkeypatch.setattr(devices, "total_memory", lambda device: 8_000_000_000)
+    room.check(card, [Need("a", 7e9)], [], 12e9)  # the weights may come and go
+    with pytest.raises(ZTurboError, match=r"7.0 GB a \+ 1.0 GB b = 8.0 GB on the NVIDIA card beside the weights, which has 7.5 GB"):
+        room.check(card, [Need("a", 7e9), Need("b", 1e9)], [], 12e9)
+
+
+def test_files_that_main_memory_cannot_hold_are_refused_before_any_is_loaded(tmp_path, monkeypatch):
+    """A text encoder of ten terabytes: a file of holes."""
+    path = tmp_path / "qwen_3_4b.safetensors"
+    with open(path, "wb") as file:
+        file.truncate(10**13)
+    monkeypatch.setattr(comfy_tiny, "load_model", None)  # nothing is loaded
+    with pytest.raises(ZTurboError, match=r"lie in main memory together: 10000.0 GB qwen_3_4b.safetensors, and .* GB are free.* an fp8 text encoder"):
+        comfy_load.load(comfy_tiny.MODEL, path)
+
+
+def anonymous() -> int:
+    facts = psutil.Process().memory_info()
+    return facts.rss - facts.shared
+
+
+def test_a_text_encoder_on_a_cpu_goes_back_to_its_file(comfyui, tmp_path):
+    """The same numbers from then on, read from the file; what is not the file's stays; main memory has its room back."""
+    weights = {f"model.{name}": tensor for name, tensor in tiny_model.text_encoder_weights().items()}
+    save_file(weights, tmp_path / "te.safetensors")
+    del weights
+    with torch.inference_mode():
+        clip = comfy_tiny.load_clip()
+        before = comfy_draw.encode_prompt(clip, "a house")[0][0].clone()
+        changed = clip.cond_stage_model.qwen3_4b.transformer.model.layers[0].mlp.up_proj
+        changed.weight += 1
+    assert comfy_memory.to_file(clip.patcher) == 0  # nothing is known of a file
+    clip.patcher.cached_patcher_init = (None, ([str(tmp_path / "te.safetensors")], None))
+    with torch.inference_mode():
+        after = comfy_draw.encode_prompt(clip, "a house")[0][0].clone()
+        held, sizes = anonymous(), sum(p.nbytes for p in clip.cond_stage_model.parameters())
+        moved = comfy_memory.to_file(clip.patcher)
+        assert sizes - changed.weight.nbytes - 8 <= moved < sizes
+        assert held - anonymous() > 0.7 * moved
+        assert torch.equal(comfy_draw.encode_prompt(clip, "a house")[0][0], after) and not torch.equal(after, before)
+        changed.weight -= 1
+        assert comfy_draw.encode_prompt(clip, "a house")[0][0].sub(before).abs().max() < 1e-3
