@@ -11,6 +11,7 @@ from test_host import de_distilled, fingerprint, recipe
 from test_quantised import FORMATS, quantised_model, raw, same
 
 from zturbo import flow, lowrank, network
+from zturbo.hosts import comfy_cache
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network
 
@@ -83,3 +84,16 @@ def test_quantised_weights_in_branch(card, tiny, kind, fit):
     before = raw(model)
     assert alike(velocity_and_gradients(de_distilled(model), *tiny[1:], recipe("auto", True)), expected)
     assert same(raw(model), before)
+
+
+def test_smoke_weights_can_be_looked_at_while_and_behind_a_training(card, tiny):
+    """What a second run in a session begins with; smoke enough for a card."""
+    model, clip, vae = tiny
+    before = comfy_cache.fingerprint(model, ())
+    for _ in range(2):
+        host = ComfyHost(de_distilled(model), clip, vae, recipe("branch"))
+        host.features = [torch.randn(1, 40, host.dit.cap_embedder[1].in_features)]
+        with host.training({}) as velocity, torch.no_grad():
+            assert velocity(torch.randn(1, 16, 8, 8), torch.ones(1), (0,)).isfinite().all()
+            assert comfy_cache.fingerprint(model, ()) == before
+        assert comfy_cache.fingerprint(model, ()) == before
