@@ -86,7 +86,8 @@ def measured(model, way: str, folder: Path) -> dict:
 
     before, weights = fingerprint(model), resident()
     host = chance_host(with_adapter(model), way)
-    predicted = memory.total(host.needs(network.count(host.targets, host.recipe.network), memory.padded((SIDE // 16) ** 2) + memory.padded(WORDS)))
+    tokens = memory.padded((SIDE // 16) ** 2) + memory.padded(WORDS)
+    predicted = memory.total(host.needs(network.count(host.targets, host.recipe.network), tokens, True))
     with Peak() as peak:
         whole, seconds = run(host, folder / "whole", None)
     cut, more = run(host, folder / "cut", STEPS - 1)

@@ -29,11 +29,23 @@ def lora(recipe: Recipe, numbers: int) -> Need:
     return Need("the LoRA with its optimizer", each * numbers)
 
 
-def activations(recipe: Recipe, tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Need:
-    """What one forward and backward keeps. tokens: of a picture and its caption; width: of the model; itemsize: bytes of a number."""
-    together = max(recipe.batch_size, 0 if recipe.turbo.keep == "off" else health.GUARDED)
+def copy(recipe: Recipe, numbers: int) -> Need:
+    """What is learnt once more in main memory, while a checkpoint and the LoRA are written from it."""
+    each = 4 + STATE[recipe.optimizer.name] + (4 if recipe.optimizer.ema else 0) + 2
+    return Need("a checkpoint while it is written", each * numbers)
+
+
+def together(recipe: Recipe, picture: int, guarded: int, thrifty: bool = False) -> int:
+    """Tokens that go through the model at once: of the batch's pictures, or of those that the guard holds. thrifty: one by one."""
+    if thrifty:
+        return picture if recipe.turbo.keep == "off" else max(picture, guarded)
+    return max(recipe.batch_size * picture, 0 if recipe.turbo.keep == "off" else health.GUARDED * guarded)
+
+
+def activations(tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Need:
+    """What one forward and backward keeps. tokens: see `together`; width: of the model; itemsize: bytes of a number."""
     each = layers + WHOLE if checkpointing else KEPT * layers + WHOLE - KEPT
-    return Need("a step's activations", together * tokens * width * itemsize * each)
+    return Need("a step's activations", tokens * width * itemsize * each)
 
 
 def tokens(pixels: int, caption: str) -> int:

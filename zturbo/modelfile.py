@@ -76,7 +76,7 @@ def _refuse_other_kinds(path: Path, start: bytes, size: int):
         )
     if first.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ModelError(f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")) and start[8:9] != b"{":  # a header's length may begin alike
         raise ModelError(f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file.")
     if size < 2000 and (said := _text(start)):
         raise ModelError(f"{name} holds no weights, but the words {said!r}. {AGAIN}")

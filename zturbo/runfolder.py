@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import checkpoint, files, lorafile
 from . import recipe as recipes
-from .checkpoint import Copy
+from .checkpoint import Copy, State
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference
 
@@ -41,7 +42,7 @@ class RunFolder:
         self.checkpoints = self.path / CHECKPOINTS
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
-        self.save_now = self.path / SAVE  # exists until someone's wish to save now is done
+        self.save_now = self.path / SAVE  # exists until someone's wish to save now is taken up
         self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
         self.healthy_step = steps_of(self.healthy)
         self.taught = self.path / TAUGHT  # the LoRA when the last picture had been trained, where turbo is restored behind that
@@ -62,6 +63,12 @@ class RunFolder:
 
     def release(self):
         self._lock.release()
+
+    def give_up(self):
+        """Leave the folder. One that was made just now, and in which nothing has begun, goes."""
+        self.release()
+        if not self.events.exists() and not self.checkpoint_files():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def is_live(self) -> bool:
         """Is it being trained in, in any process?"""
@@ -160,12 +167,21 @@ class RunFolder:
                 log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
             self._log_failed = True
 
+    def copy_of(self, state: State) -> Copy | None:
+        """Everything of this moment, to be written; None, and why in `refused`, where a checkpoint cannot hold it."""
+        try:
+            return state.copied()
+        except CheckpointError as error:
+            self.refused = str(error)
+            return None
+
     def keep(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int):
         """The LoRA of `steps` steps, and a checkpoint of the same moment where one is given; so many of these stay. What a disk refuses is in `refused`."""
-        self.refused = ""
-        if copy is not None:
-            self.checkpoint(copy, checkpoints)
-        self.save(steps, state, metadata)
+        try:
+            if copy is not None:
+                self.checkpoint(copy, checkpoints)
+        finally:
+            self.save(steps, state, metadata)
 
     def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
         """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""

@@ -153,11 +153,16 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     """
     network.places(host.targets, recipe.network)  # what is wrong with these is said before a folder is made
     host.start()
-    host.foresee(dataset)
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
         host.carry(runfolder.start_of(run.path).get("way") or host.way)  # as it was begun, whatever memory is free today
+    try:
+        if run.saved_steps < recipe.steps and not run.stop.exists():  # else it only hands on what it has
+            host.foresee(dataset)
+    except ZTurboError:
+        run.give_up()
+        raise
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
     run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))

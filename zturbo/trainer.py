@@ -4,6 +4,7 @@ Step `n` is a function of (recipe, seed, n): order, noise and timesteps come fro
 so nothing that happens between steps, a preview or a pause, can change what is learnt.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -252,19 +253,25 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     restore: turbo.Restore | None = None
     watched = turbo.Watch() if had_ended else watch(recipe, pictures, host, control.check)
 
-    def save(with_checkpoint: bool = True):
-        """Copy what is learnt, and have it written while training goes on."""
-        step, lora, words = state.step, state.shown(dtype), metadata | lorafile.thumbnail(images)
-        copy = state.copied() if with_checkpoint and state.whole else None
-        writer.submit(lambda: run.keep(step, lora, words, copy, recipe.saving.keep))
-
-    def tell_refused():
+    def settle():
+        """Until what was handed over is written; what the disk refused of it is told."""
         nonlocal said
+        writer.wait()
         if run.refused and run.refused != said:
             said = run.refused
             tell(run, control, state.step, f"{run.refused} Training goes on in memory, and each save tries again.")
 
+    def save(with_checkpoint: bool = True):
+        """Copy what is learnt, and have it written while training goes on."""
+        settle()
+        if with_checkpoint:
+            run.refused = ""
+        step, lora, words = state.step, state.shown(dtype), metadata | lorafile.thumbnail(images)
+        copy = run.copy_of(state) if with_checkpoint and state.whole else None
+        writer.submit(lambda: run.keep(step, lora, words, copy, recipe.saving.keep))
+
     def keep_healthy():
+        settle()
         step, lora = state.step, state.shown(dtype)
         writer.submit(lambda: run.keep_healthy(step, lora, metadata))
         if recipe.turbo.stop_above:
@@ -295,13 +302,13 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                             reading = read_gauge(recipe, state, watched, velocity, host.device, run, control, keep_healthy)
                             worn = recipe.turbo.stop_above > 0 and not reading <= recipe.turbo.stop_above
                         if not writer.busy:
-                            tell_refused()
+                            settle()
                         if save_due(recipe, state, run):
                             save()
                         if worn or preview_due(recipe, state) or (restore is None and restoring(recipe, state)):
                             break
             except LossError as error:
-                writer.wait()
+                settle()
                 spent = state.setbacks > 0
                 state = step_back(recipe, host, run, state, error)
                 if spent:
@@ -318,7 +325,7 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 save_memory(host, run, state, control)
                 continue
             if worn:
-                writer.wait()
+                settle()
                 state = end_worn(recipe, host, run, state, control, reading)
             # Drawn outside the training context: the model is clean again, as a user's own graph would have it.
             if recipe.previews.prompts and (preview_due(recipe, state) or ended()):
@@ -326,8 +333,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     except LossError:
         raise  # the disk has what was good
     except BaseException:
-        try:
+        with contextlib.suppress(Exception):  # what it could not write is tried again
             writer.wait()
+        try:
             if state.losses and run.saved_steps < state.step and (state.whole or not run.saved_steps):
                 save()
                 writer.wait()
@@ -338,13 +346,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
         tell_of_wear(recipe, run, control, state.step)
     if recipe.previews.prompts and had_ended:
         images = draw(host, state.shown(dtype), state.step, run, control)
-    writer.wait()
+    settle()
     if run.saved_steps < state.step:
         save()
     elif images:  # the last preview as its thumbnail
         save(with_checkpoint=False)
-    writer.wait()
-    tell_refused()
+    settle()
     return Result(state.shown(dtype), state.losses, images, state.step, state.seconds / max(1, state.step))
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Writer:
-    """`submit` hands over a job and returns; only when the one before is not done is that waited for, so that one copy is in memory at most."""
+    """`submit` hands over a job and returns; only when the one before is not done is that waited for, so that jobs end in order."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "zturbo-writer")

@@ -97,3 +97,17 @@ def test_smoke_weights_can_be_looked_at_while_and_behind_a_training(card, tiny):
             assert velocity(torch.randn(1, 16, 8, 8), torch.ones(1), (0,)).isfinite().all()
             assert comfy_cache.fingerprint(model, ()) == before
         assert comfy_cache.fingerprint(model, ()) == before
+
+
+def test_a_weight_that_cannot_be_made_is_given_back(card, tiny, monkeypatch):
+    """Memory that runs out while a quantised weight is taken apart."""
+    host = ComfyHost(de_distilled(quantised_model("float8_e4m3fn")), *tiny[1:], recipe("branch"))
+    host.features = [torch.randn(1, 40, host.dit.cap_embedder[1].in_features)]
+
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError), host.training({}) as velocity:
+        patch.setattr(comfy.quant_ops.QuantizedTensor, "dequantize", short)
+        velocity(torch.randn(1, 16, 8, 8), torch.ones(1), (0,))
+    assert card.pins == 0

@@ -30,6 +30,7 @@ def facts(comfyui, tmp_path_factory) -> dict:
 def test_every_part_ended_and_none_failed(facts):
     assert {part.name for part in gpu.PARTS} <= {key.split(".")[0] for key in facts}
     assert [key for key in facts if key.endswith((".failed", ".skipped"))] == []
+    assert facts["tests"]["passed"] > 0 and not facts["tests"]["failed"]
     assert "not reached" not in json.dumps(facts) and '"failed": "' not in json.dumps(facts)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder, Encoder
+from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
 import model_files as files
 from model_files import CANARY, PREFIX, Hole
 from test_full_size import FULL
 
+from zturbo import modelfile
 from zturbo.cli import headers
 from zturbo.errors import ModelError
 from zturbo.hosts import comfy_adapter, comfy_load, diffusers_load
@@ -534,6 +537,14 @@ def test_a_download_gone_wrong_is_named(place, slot, what):
 
 
 @pytest.mark.parametrize("slot", LOADERS)
+def test_a_header_may_have_the_length_that_a_pickle_begins_with(tmp_path):
+    """640 bytes: 80 02 00 …, as a pickle of protocol 2."""
+    raw = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes((640).to_bytes(8, "little") + raw.ljust(640) + b"\0" * 4)
+    assert load_file(tmp_path / "x.safetensors")["x"] == 0
+    assert list(modelfile.read(tmp_path / "x.safetensors").tensors) == ["x"]
+
+
 def test_a_file_that_is_cut_off_says_how_much_is_there(place, names, slot):
     path = files.write(place / "m.safetensors", names.model())
     with open(path, "r+b") as file:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, recipe, until
 
 from zturbo import checkpoint, files, lowrank, runfolder, trainer
 from zturbo.errors import CheckpointError
-from zturbo.recipe import Network, Optimizer, Saving
+from zturbo.recipe import Network, Optimizer, Previews, Saving
 from zturbo.runfolder import RunFolder
 
 
@@ -317,4 +318,21 @@ def test_what_goes_wrong_while_a_checkpoint_is_written_ends_the_run_and_keeps_th
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(RunFolder, "checkpoint", lambda *given: 1 / 0)
         trainer.train(run_recipe(steps=12), PICTURES, LinearHost(), run, Nobody(), {})
-    assert runfolder.read_events(run.events)
+    assert runfolder.steps_of(run.lora) >= 4 and not run.checkpoint_files()
+    assert set(load_file(run.lora)) == {f"diffusion_model.layers.0.feed_forward.w1.lora_{half}.weight" for half in "AB"}
+
+
+def test_a_checkpoint_that_the_disk_refused_last_is_told_also_when_there_are_previews(tmp_path, monkeypatch):
+    run, control, write = RunFolder.new(tmp_path, run_recipe()), Nobody(), checkpoint.write
+    told = []
+    control.say = told.append
+
+    def refused(path, copy):
+        if copy.step == 12:
+            raise CheckpointError("The disk is full.")
+        write(path, copy)
+
+    monkeypatch.setattr(checkpoint, "write", refused)
+    given = run_recipe(previews=Previews(("a",), 0))
+    trainer.train(given, PICTURES, LinearHost(), run, control, {})
+    assert [sentence for sentence in told if "The disk is full." in sentence] and run.saved_steps == 12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, lorafile, lowrank, network, recipe, runfolder, runs
+from .. import dataset, lorafile, lowrank, memory, network, recipe, runfolder, runs
 from ..errors import ZTurboError
 from ..recipe import Recipe
 from ..runs import AUTO, NEW, Runs
@@ -97,7 +97,7 @@ def run_plan(args) -> int:
 
 
 def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
-    """Counts and sizes, from the files' headers: no weight is loaded. adam_mb: LoRA, its gradients and AdamW's two moments, all fp32. Raises ZTurboError where model, adapter and recipe do not fit."""
+    """Counts and sizes, from the files' headers: no weight is loaded. training_mb: the LoRA, its gradients and the optimizer's state; step_mb: a step's activations, of the largest picture with the longest caption (`memory`). Raises ZTurboError where model, adapter and recipe do not fit."""
     model, adapter = hosts.model_file(given.inputs), hosts.adapter_file(given.inputs)
     linears = [one.target for one in headers.matrices(model)]
     if adapter is not None:
@@ -115,6 +115,10 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
             groups[item.size] = groups.get(item.size, 0) + item.repeats
     per_epoch = sum(-(-count // given.batch_size) for count in groups.values())
     latents = sum(16 * (item.size[0] // 8) * (item.size[1] // 8) * 4 * (2 if given.data.flip else 1) for item in pictures.items)
+    picture = memory.tokens(max(width * height for width, height in groups), max(pictures.captions().texts, key=len))
+    width, depth = layers[0].in_features, len({target.module.split(".")[1] for target in layers})
+    size = 2 if given.compute.dtype == "bf16" else 4
+    step = memory.activations(memory.together(given, picture, picture), width, depth, size, given.compute.checkpointing)
     return {
         "steps": given.steps,
         "batches_per_epoch": per_epoch,
@@ -123,7 +127,8 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         "network": network.describe(lora),
         "trained_numbers": parameters,
         "lora_mb": round(parameters * lorafile.DTYPES[given.saving.dtype].itemsize / 1e6, 2),
-        "adam_mb": round(parameters * 16 / 1e6, 2),
+        "training_mb": round(memory.lora(given, parameters).size / 1e6, 2),
+        "step_mb": round(step.size / 1e6, 2),
         "model_mb": round(sum(file.stat().st_size for file in headers.files(model)) / 1e6, 2),
         "cached_latents_mb": round(latents / 1e6, 2),
         "captions": len(pictures.captions().texts),

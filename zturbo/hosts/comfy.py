@@ -95,8 +95,6 @@ class ComfyHost:
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
-        for other in self.others:
-            comfy_memory.to_file(other)
         latents = []
         autoencoder = comfy_cache.of_vae(self.vae)
         self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
@@ -175,7 +173,7 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            linears = stack.enter_context(self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens())))))
+            linears = stack.enter_context(self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens(), self.checkpointing)))))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
@@ -190,8 +188,10 @@ class ComfyHost:
             yield velocity
 
     def _tokens(self) -> int:
-        """Of the largest picture with the longest caption."""
-        return memory.padded(max(features.shape[1] for features in self.features)) + memory.padded(self.image_tokens)
+        """That go through the model at once, of the largest picture and the longest caption."""
+        caption = memory.padded(max(features.shape[1] for features in self.features))
+        guarded = memory.padded((self.recipe.turbo.size or turbo.LARGEST * 8) ** 2 // 256)
+        return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded)
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
         """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
@@ -250,30 +250,41 @@ class ComfyHost:
 
     def foresee(self, dataset: Dataset):
         """See `runs.Host.foresee`."""
-        pixels = max(width * height for width, height in dataset.buckets())
-        caption = max(dataset.captions().texts, key=len)
+        for other in self.others:
+            comfy_memory.to_file(other)
+        sides = dataset.buckets()
+        pixels, least = max(width * height for width, height in sides), min(min(pair) for pair in sides)
+        picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
+        guarded = memory.tokens((turbo.side(self.recipe, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default=""))
         numbers = network.count(self.targets, self.recipe.network)
-        step = self.needs(numbers, max(memory.tokens(pixels, caption), memory.tokens(self.recipe.turbo.size**2, "")))
+        thrifty = not devices.shares_main_memory(self.device)  # on a card memory that runs out is an error, which is answered
+        step = self.needs(numbers, memory.together(self.recipe, picture, guarded, thrifty), thrifty or self.checkpointing)
         room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
 
-    def needs(self, numbers: int, tokens: int) -> list[Need]:
-        """What a step needs beside the weights. numbers: how many are trained; tokens: of a picture and its caption."""
+    def needs(self, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
+        """What a step needs beside the weights. numbers: how many are trained; tokens: that go through the model at once."""
         size, largest = self.dtype.itemsize, max(module.in_features * module.out_features for module in comfy_adapter.linears(self.dit).values())
         adapter = 0 if self.tag is None or self.way == "merged" else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
-        needs = [memory.lora(self.recipe, numbers), memory.activations(self.recipe, tokens, self.dit.dim, len(self.dit.layers), size, self.checkpointing)]
+        needs = [memory.lora(self.recipe, numbers), memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)]
         needs += [Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", 2 * largest * size)]
-        if self.tag is not None and self.way == "merged" and devices.shares_main_memory(self.device):
-            needs.append(Need("the clean weights, kept while the adapter is in them", self.model.model_size()))
+        if devices.shares_main_memory(self.device):
+            needs.append(memory.copy(self.recipe, numbers))
+            if self.tag is not None and self.way == "merged":
+                needs.append(Need("the clean weights, while the adapter is in the others", self._weights()))
         return needs
 
+    def _weights(self) -> int:
+        """Bytes of the layers, which are there twice while something is patched into them."""
+        return sum(module.weight.nbytes for module in comfy_adapter.linears(self.dit, ("layers.",)).values())
+
     def _preview_needs(self, numbers: int) -> list[Need]:
-        """What the previews need while one is drawn, by core's own sums."""
+        """What the previews need in main memory while one is drawn, by core's own sums. A card that is too small for one draws it in tiles, or none."""
         previews = self.recipe.previews
-        if not previews.prompts:
+        if not previews.prompts or not devices.shares_main_memory(self.device):
             return []
         shape = (1, 16, previews.height // 8, previews.width // 8)
         drawing = max(self.preview_model.memory_required(shape), self.vae.memory_used_decode(shape, self.vae.vae_dtype))
-        return [memory.lora(self.recipe, numbers), Need("a preview while it is drawn", drawing)]
+        return [memory.lora(self.recipe, numbers), Need("the weights with the LoRA in them", self._weights()), Need("a preview while it is drawn", drawing)]
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
@@ -333,10 +344,14 @@ def borrow(module: torch.nn.Module, x: torch.Tensor) -> tuple[AbstractContextMan
         return nullcontext(), module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     context = comfy.ops.CastBiasWeightContext(module, x, offloadable=True)
     weight, bias = context.__enter__()
-    if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-        weight = weight.dequantize().to(x.dtype)
-    smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
-    return context, weight if smoothing is None else weight * smoothing.to(weight), bias
+    try:
+        if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+            weight = weight.dequantize().to(x.dtype)
+        smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
+        return context, weight if smoothing is None else weight * smoothing.to(weight), bias
+    except BaseException:
+        context.__exit__(None, None, None)
+        raise
 
 
 def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:

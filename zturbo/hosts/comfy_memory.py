@@ -6,29 +6,34 @@ from pathlib import Path
 
 import comfy.utils
 import torch
+from comfy.cli_args import args
 from safetensors import SafetensorError, safe_open
 
 from ..memory import GB
 from . import devices
 from .comfy_mode import core_mode
 
+FILED = "zturbo_on_file"
 log = logging.getLogger("zturbo")
 
 
 def to_file(patcher) -> int:
     """Let the weights of a model that waits in main memory lie in the file they came from, where they are its very numbers: the system reads them when they are used, and drops them when memory is short. Returns bytes."""
-    if not devices.shares_main_memory(patcher.load_device) or patcher.is_dynamic():
+    if not devices.shares_main_memory(patcher.load_device) or patcher.is_dynamic() or args.disable_mmap:
         return 0
     there, moved = stored(patcher), 0
+    filed: dict[str, int] = dict(patcher.get_attachment(FILED) or {})  # name -> address, of those that lie there already
     with core_mode():
         for name, tensor in list(patcher.model.named_parameters()):
             key = next((key for key in endings(name) if key in there), None)
-            if key is None or type(tensor.data) is not torch.Tensor:
+            if key is None or type(tensor.data) is not torch.Tensor or filed.get(name) == tensor.data_ptr():
                 continue
             kept = there[key].get_tensor(key)
             if kept.dtype == tensor.dtype and kept.shape == tensor.shape and torch.equal(kept, tensor):
                 comfy.utils.set_attr_param(patcher.model, name, kept)
+                filed[name] = kept.data_ptr()
                 moved += tensor.nbytes
+    patcher.set_attachments(FILED, filed)
     if moved:
         log.info("%.1f GB of %s are read from their file when they are used.", moved / GB, type(patcher.model).__name__)
     return moved

@@ -12,6 +12,7 @@ import torch.utils.deterministic
 
 from ..errors import ZTurboError
 
+REFUSED = ("does not have a deterministic implementation", "Deterministic behavior was enabled")  # PyTorch's words
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 # cuBLAS reads it when it is first used and repeats itself only with it; ComfyUI's --deterministic sets the same
@@ -53,7 +54,7 @@ def promise(device: torch.device, repeat: str) -> str:
         return "Repeatable to the bit on this CPU."
     if repeat == "fast":
         return "Not repeatable to the bit (repeat is fast)."
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.version.hip:
         return f"Repeatable to the bit on this {kind(device)} (repeat is exact)."
     return f"Repeatable kernels are asked for (repeat is exact), but no {kind(device)} promises the same bits."
 
@@ -76,7 +77,7 @@ def repeatable(device: torch.device, repeat: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if device.type != "cuda" or not any(word in str(error) for word in REFUSED):
             raise
         said = str(error).splitlines()[0][:300]
         raise ZTurboError(f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). Set repeat to fast.") from error
@@ -92,22 +93,25 @@ def shares_main_memory(device: torch.device) -> bool:
 
 def total_memory(device: torch.device) -> int:
     """Bytes that the device has in all; main memory's where it has none of its own, or does not tell."""
-    if device.type in ("cuda", "xpu"):
-        return getattr(torch, device.type).mem_get_info(device)[1]
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type == "xpu":  # mem_get_info raises on integrated ones
+        return torch.xpu.get_device_properties(device).total_memory
     return psutil.virtual_memory().total
 
 
 def begin_counting(device: torch.device):
     """From now on PyTorch's own peak is this run's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).reset_peak_memory_stats(device)
 
 
 def memory_facts(device: torch.device) -> dict[str, float]:
     """GB in use where the model runs. memory: of the whole card, with other programs and with weights that PyTorch does not count; on a CPU, and where a card does not tell, of this process. memory_torch: PyTorch's own peak."""
-    if device.type in ("cuda", "xpu"):
-        backend = getattr(torch, device.type)
-        free, total = backend.mem_get_info(device)
-        return {"memory": round((total - free) / 1e9, 3), "memory_torch": round(backend.max_memory_allocated(device) / 1e9, 3)}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {"memory": round((total - free) / 1e9, 3), "memory_torch": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
+    if device.type == "xpu":
+        return {"memory": round(torch.xpu.memory_reserved(device) / 1e9, 3), "memory_torch": round(torch.xpu.max_memory_allocated(device) / 1e9, 3)}
     used = torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss
     return {"memory": round(used / 1e9, 3)}

@@ -18,6 +18,7 @@ from ..dataset import Captions, Dataset, Encoded
 from ..errors import LoraFileError, ModelError
 from ..lorafile import LoraFile
 from ..lowrank import Difference, Factors, Target
+from ..memory import Need
 from ..recipe import Recipe
 from . import devices, room
 from .diffusers_load import Loaded
@@ -70,10 +71,14 @@ class DiffusersHost:
     def foresee(self, dataset: Dataset):
         """See `runs.Host.foresee`."""
         pixels = max(width * height for width, height in dataset.buckets())
-        tokens, recompute = memory.tokens(pixels, max(dataset.captions().texts, key=len)), self.recipe.compute.checkpointing
-        config, size = self.dit.config, self.dtype.itemsize
-        needs = [memory.lora(self.recipe, network.count(self.targets, self.recipe.network)), memory.activations(self.recipe, tokens, config.dim, config.n_layers, size, recompute)]
-        room.check(self.device, needs, [], sum(parameter.nbytes for parameter in self.dit.parameters()))
+        picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
+        config, size, numbers = self.dit.config, self.dtype.itemsize, network.count(self.targets, self.recipe.network)
+        needs = [memory.lora(self.recipe, numbers), memory.activations(memory.together(self.recipe, picture, picture, True), config.dim, config.n_layers, size, True)]
+        if devices.shares_main_memory(self.device):
+            needs.append(memory.copy(self.recipe, numbers))
+        else:  # here they lie on the card as a whole
+            needs.append(Need("the model", sum(parameter.nbytes for parameter in self.dit.parameters())))
+        room.check(self.device, needs, [], 0)
 
     def digest(self) -> str:
         """See `runs.Host.digest`: by some numbers of each weight."""

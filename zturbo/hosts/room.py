@@ -13,7 +13,8 @@ from . import devices
 
 log = logging.getLogger("zturbo")
 ASIDE = 0.5 * GB  # for the system, and for what else goes on
-WAYS = "an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, a lower rank"
+WAYS = "Take an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, or a lower rank."
+SMALLER = "Make the previews smaller (preview_width, preview_height), or leave preview_prompts empty and draw when the run has ended."
 
 
 def check(device: torch.device, step: list[Need], preview: list[Need], weights: float):
@@ -22,26 +23,26 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
     step, preview: what each needs; they are not there at the same time. weights: bytes of the model, which are in main
     memory already on a CPU, and come and go on a card.
     """
-    worst = max(step, preview, key=total)
     if devices.shares_main_memory(device):
         here = psutil.virtual_memory().available - ASIDE
-        if total(worst) > here:
-            raise ZTurboError(f"This run needs {spelled(worst)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs, or take {WAYS}.")
+        for needs, way in ((step, WAYS), (preview, SMALLER)):
+            if total(needs) > here:
+                raise ZTurboError(f"This run needs {spelled(needs)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs. {way}")
         return
     there = devices.total_memory(device) - ASIDE
-    if total(worst) > there:
-        raise ZTurboError(f"This run needs {spelled(worst)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. Take {WAYS}.")
-    if total(worst) + weights > there:
-        stay = max(0.0, there - total(worst))
-        log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(worst))
+    if total(step) > there:
+        raise ZTurboError(f"This run needs {spelled(step)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. {WAYS}")
+    if total(step) + weights > there:
+        stay = max(0.0, there - total(step))
+        log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(step))
 
 
 def check_files(device: torch.device, files: Iterable[Path]):
     """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not."""
-    needs = [Need(path.name, path.stat().st_size) for path in files]
+    needs = [Need(path.name, path.stat().st_size) for path in files if path.is_file()]
     here = psutil.virtual_memory().available - ASIDE
     if devices.shares_main_memory(device) and total(needs) > here:
         raise ZTurboError(
-            f"Without a graphics card these lie in main memory together: {spelled(needs)}, and {here / GB:.1f} GB are free. "
+            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {here / GB:.1f} GB are free. "
             "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
         )
