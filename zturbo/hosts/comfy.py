@@ -263,14 +263,16 @@ class ComfyHost:
 
     def needs(self, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
         """What a step needs beside the weights. numbers: how many are trained; tokens: that go through the model at once."""
-        size, largest = self.dtype.itemsize, max(module.in_features * module.out_features for module in comfy_adapter.linears(self.dit).values())
+        size, linears = self.dtype.itemsize, comfy_adapter.linears(self.dit).values()
+        made = max((module.in_features * module.out_features for module in linears if module.weight is None or module.weight.dtype != self.dtype), default=0)
         adapter = 0 if self.tag is None or self.way == "merged" else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
-        needs = [memory.lora(self.recipe, numbers), memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)]
-        needs += [Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", 2 * largest * size)]
-        if devices.shares_main_memory(self.device):
-            needs.append(memory.copy(self.recipe, numbers))
-            if self.tag is not None and self.way == "merged":
-                needs.append(Need("the clean weights, while the adapter is in the others", self._weights()))
+        moment = memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)
+        main = devices.shares_main_memory(self.device)
+        if main:  # a checkpoint is written while the next step begins, and is gone before that one's backward
+            moment = max(moment, memory.copy(self.recipe, numbers), key=lambda need: need.size)
+        needs = [memory.lora(self.recipe, numbers), moment, Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", made * size)]
+        if main and self.tag is not None and self.way == "merged":
+            needs.append(Need("the clean weights, while the adapter is in the others", self._weights()))
         return needs
 
     def _weights(self) -> int:
