@@ -6,7 +6,7 @@ import comfy.model_patcher
 import comfy.quant_ops
 import pytest
 import torch
-from conftest import load_tiny, opened
+from cards import load_tiny, opened
 from test_host import de_distilled, fingerprint, recipe
 from test_quantised import FORMATS, quantised_model, raw, same
 

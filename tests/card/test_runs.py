@@ -8,7 +8,7 @@ import comfy.sample
 import comfy.sd
 import pytest
 import torch
-from conftest import load_tiny, opened
+from cards import load_tiny, opened
 from safetensors.torch import load_file
 from test_clean_weights import STAGES, Boom
 from test_host import de_distilled, fingerprint

@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HERE, KINDS, REAL
-
-sys.path.append(str(HERE.parent / "workflows"))
+from cards import KINDS, REAL
 from test_workflows import NAMES, run_small
 
 import dev
@@ -20,7 +18,7 @@ def card_server(comfyui, request, tmp_path_factory):
     base = tmp_path_factory.mktemp(f"comfyui-{request.param}")
     dev.make_base(base)
     if not REAL:
-        (base / "custom_nodes" / "card").symlink_to(HERE / "server", target_is_directory=True)
+        (base / "custom_nodes" / "card").symlink_to(Path(__file__).parent / "server", target_is_directory=True)
     more = ["--disable-dynamic-vram"] if REAL and request.param == "plain" else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "ZTURBO_CARD_KIND", request.param)

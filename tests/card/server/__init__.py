@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "standin"))
 import emulation
 
 CARD = emulation.card(os.environ["ZTURBO_CARD_KIND"])
