@@ -86,11 +86,16 @@ def test_three_runs_in_one_session_with_other_work_between(train, card, tiny, wa
     assert not torch.equal(drawn(tiny, load_file(runs[0].path)), picture)
 
 
-def test_a_run_is_to_the_bit_that_of_a_card_where_everything_fits(train, card, tiny):
+@pytest.fixture
+def whole(train):
+    """A run where everything fits, before the card of the test is there."""
     with opened("plain"):
-        expected = train(load_tiny(), recipe())
+        return train(load_tiny(), recipe())
+
+
+def test_a_run_is_to_the_bit_that_of_a_card_where_everything_fits(whole, train, card, tiny):
     card.fit(0.0, eager=True)
-    assert same_lora(train(tiny, recipe()), expected)
+    assert same_lora(train(tiny, recipe()), whole)
 
 
 @pytest.mark.parametrize("way", ["branch", "merged"])
