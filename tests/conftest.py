@@ -1,8 +1,10 @@
 """Paths and shared parts. ComfyUI comes from COMFYUI_PATH; ZTURBO_REQUIRE=1 turns a missing part into a failure."""
 
+import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +44,15 @@ def missing(sentence: str):
 
 
 @pytest.fixture(scope="session")
-def comfyui() -> Path:
+def comfyui() -> Iterator[Path]:
+    """Where it is. Its tokenizer is read once: read anew for each test it takes most of many a test's time."""
     if not COMFYUI:
         missing(NEEDS_COMFYUI)
-    return Path(COMFYUI)
+    from transformers import Qwen2Tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Qwen2Tokenizer, "from_pretrained", functools.cache(Qwen2Tokenizer.from_pretrained))
+        yield Path(COMFYUI)
 
 
 @pytest.fixture(scope="session")
