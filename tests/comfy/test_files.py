@@ -20,6 +20,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.text_encoders.llama
 import folder_paths
+import psutil
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.model import Decoder, Encoder
@@ -32,7 +33,7 @@ from test_full_size import FULL
 
 from zturbo import modelfile
 from zturbo.cli import headers
-from zturbo.errors import ModelError
+from zturbo.errors import ModelError, ZTurboError
 from zturbo.hosts import comfy_adapter, comfy_load, diffusers_load
 
 CLIP_PREFIX, VAE_PREFIX = "text_encoders.qwen3_4b.transformer.", "vae."
@@ -55,6 +56,8 @@ def place(comfyui, tmp_path, monkeypatch):
 def assigned(comfyui, monkeypatch):
     """Core takes the file's tensors themselves as weights, as it does on NVIDIA cards; without one it would copy 12 GB."""
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "is_dynamic", lambda self: True)
+    plenty = psutil.virtual_memory()._replace(available=10**15)  # files of holes take none
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: plenty)
     with torch.inference_mode():
         yield
 
@@ -551,6 +554,22 @@ def test_the_node_says_it_as_well(place, load_node):
     (place / "diffusion_models" / "m.safetensors").write_bytes(PAGE)
     with pytest.raises(Exception, match="m.safetensors is a web page"):
         load_node("m.safetensors")
+
+
+@pytest.mark.parametrize("gigabytes, dtype, takes", [(40, None, 24.6), (20, torch.bfloat16, 12.3), (10, torch.bfloat16, 12.3)])
+def test_on_a_cpu_weights_stay_bf16_where_fp32_would_not_fit(place, names, monkeypatch, gigabytes, dtype, takes):
+    """Core makes fp32 of them: 24.6 GB."""
+    files.write(place / "z_image_turbo_bf16.safetensors", names.model())
+    memory = psutil.virtual_memory()._replace(available=gigabytes * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    chosen, need = comfy_load._weights(place / "z_image_turbo_bf16.safetensors", torch.device("cpu"), [])
+    assert chosen is dtype and need.size / 1e9 == pytest.approx(takes, rel=0.01)
+    if gigabytes == 10:
+        with pytest.raises(ZTurboError, match="12.3 GB z_image_turbo_bf16.safetensors, and 9.5 GB are free"):
+            comfy_load.load(place / "z_image_turbo_bf16.safetensors", place / "no.safetensors", None)
+    elif dtype is not None:
+        model = comfy_load.load_model(place / "z_image_turbo_bf16.safetensors", dtype)
+        assert lies_as(model.model.diffusion_model.layers[0].attention.out.weight) == torch.bfloat16 and model.model.manual_cast_dtype == torch.float32
 
 
 def test_a_header_may_have_the_length_that_a_pickle_begins_with(tmp_path):

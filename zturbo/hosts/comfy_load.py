@@ -7,6 +7,7 @@ asked of their headers.
 
 import contextlib
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -20,8 +21,9 @@ import torch
 
 from .. import modelfile
 from ..errors import ModelError
+from ..memory import Need
 from ..modelfile import Header
-from . import comfy_memory, comfy_tiny, room
+from . import comfy_memory, comfy_tiny, devices, room
 
 log = logging.getLogger("zturbo")
 
@@ -44,7 +46,10 @@ UNDISTILLED = re.compile(r"de[-_ ]?turbo|de[-_ ]?distill|z[-_ ]?image[-_ ]?(base
 
 def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None) -> tuple:
     """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint. Raises ZTurboError where main memory cannot hold them."""
-    room.check_files(comfy.model_management.get_torch_device(), [path for path in (model, text_encoder, vae) if path is not None])
+    device = comfy.model_management.get_torch_device()
+    others = [Need(path.name, path.stat().st_size) for path in (text_encoder, vae) if path is not None and path.is_file()]
+    dtype, weights = _weights(model, device, others)
+    room.check_files(device, [weights, *others])
     clip = decoder = None
     if text_encoder is not None:
         clip = load_clip(text_encoder)
@@ -53,7 +58,7 @@ def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None)
         loaded = comfy_tiny.load_model(model)
         clip, decoder = clip or comfy_tiny.load_clip(), load_vae(comfy_tiny.VAE) if vae is None else None
     else:
-        loaded, own_clip, decoder = load_checkpoint(model, clip=text_encoder is None, vae=vae is None)
+        loaded, own_clip, decoder = load_checkpoint(model, clip=text_encoder is None, vae=vae is None, dtype=dtype)
         clip = clip or own_clip
     return loaded, clip, decoder if vae is None else load_vae(vae)
 
@@ -66,23 +71,39 @@ def own_parts(model: Path) -> tuple[bool, bool]:
     return header.has(TEXT_ENCODER), header.has(VAE)
 
 
-def load_model(path: str | Path):
+def load_model(path: str | Path, dtype: torch.dtype | None = None):
     """MODEL from a diffusion model's file or a checkpoint. Raises ModelError, naming what was found, unless it is Z-Image."""
-    return load_checkpoint(path, clip=False, vae=False)[0]
+    return load_checkpoint(path, clip=False, vae=False, dtype=dtype)[0]
 
 
-def load_checkpoint(path: str | Path, clip: bool = True, vae: bool = True) -> tuple:
+def _weights(path: Path, device: torch.device, others: list[Need]) -> tuple[torch.dtype | None, Need]:
+    """(the weights' dtype where it is not core's choice, what they take). On a CPU core makes fp32 out of bf16; where that does not fit, they stay as they are in the file and become fp32 as they are used: the same numbers."""
+    header = modelfile.read(path)
+    kinds = {tensor.dtype for tensor in header.tensors.values()}
+    if not devices.shares_main_memory(device) or not kinds <= {"BF16", "F16"}:
+        return None, Need(path.name, path.stat().st_size)
+    own, numbers = (torch.bfloat16 if kinds == {"BF16"} else torch.float16), sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+    chosen = comfy.model_management.unet_dtype(device, numbers, ZIMAGE.supported_inference_dtypes, own)
+    grown = Need(path.name, numbers * chosen.itemsize)
+    if room.fits_main_memory([grown, *others]) or chosen.itemsize <= own.itemsize:
+        return None, grown
+    return own, Need(path.name, numbers * own.itemsize)
+
+
+def load_checkpoint(path: str | Path, clip: bool = True, vae: bool = True, dtype: torch.dtype | None = None) -> tuple:
     """(MODEL, CLIP, VAE) from a diffusion model's file or a checkpoint of several parts.
 
-    CLIP and VAE are None where the file holds none, or where it is not wanted. Raises ModelError unless it is Z-Image.
+    CLIP and VAE are None where the file holds none, or where it is not wanted. dtype: of the weights; None: as core
+    chooses. Raises ModelError unless it is Z-Image.
     """
     header = modelfile.read(path)
     clip, vae = clip and header.has(TEXT_ENCODER), vae and header.has(VAE)
+    options = {} if dtype is None else {"dtype": dtype}
     with _refusing(header, Z_IMAGE, CHOOSE_MODEL):
         if clip or vae:
-            model, text_encoder, decoder, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=vae, output_clip=clip, embedding_directory=_embeddings())
+            model, text_encoder, decoder, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=vae, output_clip=clip, embedding_directory=_embeddings(), model_options=options)
         else:
-            model, text_encoder, decoder = comfy.sd.load_diffusion_model(str(path)), None, None
+            model, text_encoder, decoder = comfy.sd.load_diffusion_model(str(path), model_options=options), None, None
     _check_model(model, header)
     if text_encoder is not None:
         _check_clip(text_encoder, header, TEXT_ENCODER)

@@ -1,8 +1,6 @@
 """Is there room for a run? The sum of what it needs against what the device, or main memory, has: said before anything is done."""
 
 import logging
-from collections.abc import Iterable
-from pathlib import Path
 
 import psutil
 import torch
@@ -37,12 +35,15 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
         log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(step))
 
 
-def check_files(device: torch.device, files: Iterable[Path]):
-    """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not."""
-    needs = [Need(path.name, path.stat().st_size) for path in files if path.is_file()]
-    here = psutil.virtual_memory().available - ASIDE
-    if devices.shares_main_memory(device) and total(needs) > here:
+def fits_main_memory(needs: list[Need]) -> bool:
+    return total(needs) <= psutil.virtual_memory().available - ASIDE
+
+
+def check_files(device: torch.device, needs: list[Need]):
+    """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not. needs: what each takes there."""
+    if devices.shares_main_memory(device) and not fits_main_memory(needs):
+        here = (psutil.virtual_memory().available - ASIDE) / GB
         raise ZTurboError(
-            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {here / GB:.1f} GB are free. "
+            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {here:.1f} GB are free. "
             "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
         )
