@@ -51,16 +51,24 @@ def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None)
     dtype, weights = _weights(model, device, others)
     room.check_files(device, [weights, *others])
     clip = decoder = None
-    if text_encoder is not None:
-        clip = load_clip(text_encoder)
-        comfy_memory.to_file(clip.patcher)  # before the model needs the room
+    if text_encoder is not None and (model == comfy_tiny.MODEL or _kind(modelfile.read(model)) == Z_IMAGE):
+        clip = _text_encoder_aside(text_encoder)  # before the model needs the room; else the model is what is refused
     if model == comfy_tiny.MODEL:
         loaded = comfy_tiny.load_model(model)
         clip, decoder = clip or comfy_tiny.load_clip(), load_vae(comfy_tiny.VAE) if vae is None else None
     else:
         loaded, own_clip, decoder = load_checkpoint(model, clip=text_encoder is None, vae=vae is None, dtype=dtype)
         clip = clip or own_clip
+    if clip is None and text_encoder is not None:
+        clip = _text_encoder_aside(text_encoder)
     return loaded, clip, decoder if vae is None else load_vae(vae)
+
+
+def _text_encoder_aside(path: Path):
+    """CLIP whose weights lie in their file, where it would wait in main memory."""
+    clip = load_clip(path)
+    comfy_memory.to_file(clip.patcher)
+    return clip
 
 
 def own_parts(model: Path) -> tuple[bool, bool]:

@@ -34,7 +34,7 @@ def to_file(patcher) -> int:
                 filed[name] = kept.data_ptr()
                 moved += tensor.nbytes
     patcher.set_attachments(FILED, filed)
-    if moved:
+    if moved > 0.05 * GB:
         log.info("%.1f GB of %s are read from their file when they are used.", moved / GB, type(patcher.model).__name__)
     return moved
 
