@@ -2,8 +2,8 @@
 
 Text features and latents are drawn by chance, so no file, no text encoder and no VAE is needed. Checked: the clean
 weights are the same bytes afterwards, a run that is cut off and resumed gives the same bits, the LoRA has its 480 keys.
-Printed: seconds a step, the peak of memory above the weights, and what was predicted. Three steps are taken in all. --fp8: where
-memory is short.
+Printed: seconds a step, the peak of memory above the weights, and what was predicted. Three steps are taken in all.
+--fp8: where memory is short.
 """
 
 import argparse

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from . import health
 from .recipe import Recipe
 
-# numbers of tokens x width that a layer keeps for its backward: counted on autograd's graph at the real size
-# (tests/comfy/test_memory.py), and what an H200 held at 512 and 1024 pixels
+# numbers of tokens x width that a layer keeps for its backward: what an H200 held at 512 and 1024 pixels; counted on
+# autograd's graph at a fifth of the width, with the real proportions, in tests/comfy/test_memory.py
 KEPT = 28.2
 # with gradient checkpointing a layer keeps its input; beside that one layer at a time is whole, forward and backward
 WHOLE = 31

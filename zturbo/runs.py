@@ -160,7 +160,7 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     try:
         if run.saved_steps < recipe.steps and not run.stop.exists():  # else it only hands on what it has
             host.foresee(dataset)
-    except ZTurboError:
+    except BaseException:
         run.give_up()
         raise
     control = control_of(run)

@@ -145,6 +145,16 @@ def test_which_runs_fit_a_card_at_the_real_size(gigabytes, side, settings, fits,
         room.check(host.device, needs, [], 12.3e9)
 
 
+def test_a_device_that_fails_to_tell_its_memory_leaves_no_folder_and_no_lock(tiny, output, monkeypatch):
+    monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
+    given = replace(recipe(), steps=1, turbo=Turbo(every=0))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="driver"):
+        patch.setattr(room, "check", lambda *_: (_ for _ in ()).throw(RuntimeError("driver")))
+        comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+    assert not list((output / "zturbo").glob("my_lora*"))
+    assert comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1").path.parent.name == "my_lora"
+
+
 def test_a_run_that_has_ended_hands_on_what_it_has_however_short_memory_is(tiny, output, monkeypatch):
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     given = replace(recipe(), steps=2, turbo=Turbo(every=0))

@@ -22,7 +22,7 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
     memory already on a CPU, and come and go on a card.
     """
     if devices.shares_main_memory(device):
-        here = psutil.virtual_memory().available - ASIDE
+        here = main_memory()
         for needs, way in ((step, WAYS), (preview, SMALLER)):
             if total(needs) > here:
                 raise ZTurboError(f"This run needs {spelled(needs)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs. {way}")
@@ -35,15 +35,19 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
         log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(step))
 
 
+def main_memory() -> float:
+    """Bytes that are free and may be used."""
+    return psutil.virtual_memory().available - ASIDE
+
+
 def fits_main_memory(needs: list[Need]) -> bool:
-    return total(needs) <= psutil.virtual_memory().available - ASIDE
+    return total(needs) <= main_memory()
 
 
 def check_files(device: torch.device, needs: list[Need]):
     """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not. needs: what each takes there."""
     if devices.shares_main_memory(device) and not fits_main_memory(needs):
-        here = (psutil.virtual_memory().available - ASIDE) / GB
         raise ZTurboError(
-            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {here:.1f} GB are free. "
+            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {main_memory() / GB:.1f} GB are free. "
             "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
         )
