@@ -13,8 +13,10 @@ core_mode = torch.inference_mode
 
 def lent(tensor: torch.Tensor) -> torch.Tensor:
     """An ordinary tensor on the same memory, which autograd can save and view. Not a copy, but on DirectML, whose tensors show no memory; read only."""
-    with torch.inference_mode(False), torch.no_grad():
-        if tensor.device.type == "privateuseone":
-            return tensor.clone()
-        seen = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return seen.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return lent(tensor)
+    if tensor.device.type == "privateuseone":
+        return tensor.detach().clone()
+    seen = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return seen.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
