@@ -373,7 +373,10 @@ def test(args) -> int:
     python = environment(comfyui)
     variables = {"COMFYUI_PATH": str(comfyui) if comfyui else "", "ZTURBO_REQUIRE": "1" if args.require else ""}
     folders = [str(ROOT / "tests" / tier) for tier in args.tiers] or [str(ROOT / "tests")]
-    return run_python(python, ["-m", "pytest", "--rootdir", str(ROOT / "tests"), "-c", str(ROOT / "tests" / "pytest.ini"), *folders, *args.rest], variables)
+    workers = [] if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2 else ["-n", "2", "--dist", "loadfile"]  # a card is shared by none
+    if workers:
+        variables |= {"OMP_NUM_THREADS": str((os.cpu_count() or 2) // 2), "OMP_WAIT_POLICY": "PASSIVE"}
+    return run_python(python, ["-m", "pytest", "--rootdir", str(ROOT / "tests"), "-c", str(ROOT / "tests" / "pytest.ini"), *workers, *folders, *args.rest], variables)
 
 
 def bench(args) -> int:

@@ -31,10 +31,20 @@ def caption_files(rng: random.Random, place: Place) -> Damaged:
     path.mkdir() if what == "folder" else path.write_bytes(raw)
     options = Data(shuffle_tags=rng.random() < 0.3, keep_tags=rng.randrange(3))
 
+    def readable(what: str) -> str:
+        if what in ("utf-16", "utf-32"):
+            return raw.decode(what)
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return raw.decode("cp1252")
+
     def feed():
         good = what in ("as it is", "bom", "caption", "crlf") and "\x00" not in text and is_text(text)
         caption = (must if good else trained)(place, options).items[0].caption
-        wanted = "" if what == "folder" else raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
+        if what.startswith("damage"):
+            return
+        wanted = "" if what == "folder" else readable(what).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
         assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), f"{caption[:60]!r} instead of {wanted[:60]!r}"
 
     return Damaged(f"{what}: {raw[:60]!r}", feed)

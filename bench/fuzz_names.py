@@ -88,7 +88,7 @@ def use_lora(name: str, place: Place):
     state = {"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.ones(1, 2)}
     for overwrite in (False, False, True):
         path = lorafile.write(comfy_paths.lora_path(name, overwrite), state, {})
-        assert path.is_file() and inside(os.path.realpath(path), (str(place.loras),)) and all(everywhere(part) for part in path.relative_to(place.loras).parts), str(path)
+        assert path.is_file() and inside(os.path.realpath(path), (str(place.loras), str(place.drive))) and all(everywhere(part) for part in path.relative_to(place.loras).parts), str(path)
 
 
 def use_lora_file(name: str, place: Place):
@@ -108,27 +108,28 @@ def link(path: Path, to: Path):
 
 
 def links_in_pictures(rng: random.Random, place: Place) -> Damaged:
-    """A folder of pictures with a link in it that leads out."""
+    """A folder of pictures with a link in it: the owner's, which is followed, or one that leads nowhere, in a circle or to a device."""
+    drive, mine = place.drive / "pictures", place.input / "set"
+    drive.mkdir(exist_ok=True)
+    (drive / "d.png").write_bytes(encoded("PNG"))
+    (drive / "d.txt").write_text("a thing of the drive", encoding="utf-8")
     cases = {
-        "folder": ("", place.outside / "pictures"), "up": ("", place.base), "loop": ("", place.input / "set"), "sub-folder": ("more", place.outside / "pictures"), "loop below": ("more", place.input / "set"),
-        "picture": ("b.png", place.outside / "secret.txt"), "caption": ("a.txt", place.outside / "secret.txt"), "mask": ("a.mask.png", place.outside / "secret.txt"), "metadata": ("metadata.jsonl", place.outside / "secret.txt"),
-        "to a device": ("b.png", Path("/dev/zero")), "caption from a device": ("a.caption", Path("/dev/zero")), "dangling": ("b.png", place.outside / "gone.png"), "to itself": ("b.png", place.input / "set" / "b.png"),
-        "within": ("b.png", place.input / "set" / "a.png"), "relative": ("b.txt", Path("../../outside/secret.txt")), "system": ("a.txt", Path("/etc/passwd")),
+        "folder": ("", drive, {"d.png"}), "sub-folder": ("more", drive, {"a.png", "more/d.png"}), "picture": ("b.png", drive / "d.png", {"a.png", "b.png"}), "caption": ("a.txt", drive / "d.txt", {"a.png"}),
+        "loop": ("", mine, set()), "loop below": ("more", mine, {"a.png"}), "loop above": ("more", place.input, {"a.png"}), "mask": ("a.mask.png", drive / "d.png", {"a.png"}),
+        "no rows": ("metadata.jsonl", drive / "d.txt", set()), "to a device": ("b.png", Path("/dev/zero"), {"a.png"}), "caption from a device": ("a.caption", Path("/dev/zero"), {"a.png"}),
+        "dangling": ("b.png", drive / "gone.png", {"a.png"}), "to itself": ("b.png", mine / "b.png", {"a.png"}), "within": ("b.png", mine / "a.png", {"a.png", "b.png"}),
     }  # fmt: skip
     what = rng.choice(list(cases))
-    name, to = cases[what]
+    name, to, seen = cases[what]
     if name:
         folder(place, "a.png", encoded("PNG"), None)
-    if what == "relative":
-        folder(place, "b.png", encoded("PNG"), None)
-    link(place.input / "set" / name, to)
+    link(mine / name, to)
 
     def feed():
         comfy_paths.folder_fingerprint("set")
         found = trained(place)
-        assert {item.name for item in found.items} == ({"a.png", "b.png"} if what == "within" else {"a.png"}) and not any("canary" in item.caption for item in found.items), (
-            "what lies outside was read"
-        )
+        assert {Path(item.name).as_posix() for item in found.items} == seen, sorted(item.name for item in found.items)
+        assert ("of the drive" in found.items[0].caption) == (what in ("folder", "caption"))
 
     return Damaged(what, feed)
 
@@ -137,12 +138,8 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
     """A run folder, as someone else may have packed it, with a link in it."""
     run = run_with(place, whole_checkpoint(2))
     outside = place.outside / "run"
-    what = rng.choice(
-        ("run", "checkpoints", "checkpoint", "events.jsonl", "recipe.toml", "stop", "save", "previews", "lora.safetensors", "lora.safetensors.part", "recipe.toml.part", "events.jsonl.part")
-    )
-    if what == "run":
-        link(place.runs / "run_2", outside)
-    elif what in ("checkpoints", "previews"):
+    what = rng.choice(("checkpoints", "checkpoint", "events.jsonl", "recipe.toml", "stop", "save", "previews", "lora.safetensors", "lora.safetensors.part", "recipe.toml.part", "events.jsonl.part"))
+    if what in ("checkpoints", "previews"):
         (run.path / what).rename(run.path / (what + "_old"))
         link(run.path / what, outside / what)
     elif what == "checkpoint":
@@ -151,12 +148,10 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
         link(run.path / what, outside / rng.choice(("events.jsonl", "new")))
 
     def feed():
-        for name in ("run", "run_2"):
-            for found in (comfy_paths.runs().folder(name), *comfy_paths.runs().named(name)):
-                if found is not None:
-                    work_in(RunFolder(found))
+        for found in (comfy_paths.runs().folder("run"), *comfy_paths.runs().named("run")):
+            if found is not None:
+                work_in(RunFolder(found))
         comfy_paths.runs().checkpoint("run")
-        comfy_paths.runs().checkpoint("run_2")
 
     return Damaged(what, feed)
 
@@ -176,10 +171,10 @@ def work_in(run: RunFolder):
 
 
 def links_in_loras(rng: random.Random, place: Place) -> Damaged:
-    """A link in models/loras where a LoRA is to be saved."""
+    """A link in models/loras where a LoRA is to be saved: a folder's is followed, a file's is replaced."""
     what = rng.choice(("sub-folder", "deeper", "file", "dangling file", "part", "loop"))
-    name = {"sub-folder": "sub/x", "deeper": "sub/pictures/x", "loop": "sub/x"}.get(what, "x")
-    to = {"sub-folder": place.outside, "deeper": place.outside, "loop": place.loras / "sub", "dangling file": place.outside / "new"}.get(what, place.outside / "secret.txt")
+    name = {"sub-folder": "sub/x", "deeper": "sub/more/x", "loop": "sub/x"}.get(what, "x")
+    to = {"sub-folder": place.drive, "deeper": place.drive, "loop": place.loras / "sub", "dangling file": place.outside / "new"}.get(what, place.outside / "secret.txt")
     link(place.loras / {"part": "x.safetensors.part", "file": "x.safetensors", "dangling file": "x.safetensors"}.get(what, "sub"), to)
     return Damaged(what, lambda: use_lora(name, place))
 

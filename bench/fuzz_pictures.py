@@ -11,13 +11,13 @@ from PIL import Image
 
 from bench.fuzz_damage import damage
 from bench.fuzz_watch import Damaged, Place
-from zturbo import dataset
+from zturbo import dataset, picturefile
 from zturbo.errors import ZTurboError
 from zturbo.hosts import comfy_paths
 from zturbo.recipe import MASKS, Data
 
 TRIGGER = "zvk"
-FORMATS = {"PNG": "RGB", "JPEG": "RGB", "WEBP": "RGB", "GIF": "P", "TIFF": "RGB", "BMP": "RGB"}
+FORMATS = {"PNG": "RGB", "JPEG": "RGB", "WEBP": "RGB", "GIF": "P", "TIFF": "RGB", "BMP": "RGB", "AVIF": "RGB"}
 SIDES = (80, 48)  # pixels
 
 
@@ -86,7 +86,7 @@ def picture_bytes(rng: random.Random, place: Place) -> Damaged:
     kind = rng.choice(list(FORMATS))
     variant = rng.randrange(4)
     what, content = damage(encoded(kind, variant), rng)
-    name = "a" + rng.choice(dataset.PICTURES)
+    name = "a" + rng.choice(picturefile.PICTURES)
     folder(place, name, content)
     if rng.random() < 0.2:
         folder(place, "a.mask.png", damage(encoded("PNG"), rng)[1], None)

@@ -54,7 +54,8 @@ def set_files(rng: random.Random, place: Place) -> Damaged:
     name = trick(rng) if what == "name" else "prompts.txt"
     path = place.input / ("wildcards/more.txt" if what == "wildcard" else "prompts.txt")
     if what == "link":
-        link(path, place.outside / "secret.txt")
+        (place.drive / "prompts.txt").write_bytes(rng.choice(LINES).encode())
+        link(path, place.drive / "prompts.txt")
     elif what == "folder":
         path.mkdir()
     else:
@@ -64,14 +65,14 @@ def set_files(rng: random.Random, place: Place) -> Damaged:
         comfy_generate.changed(name)
         templates = ("a __more__",) if what == "wildcard" else comfy_generate.read_prompts(name)
         made = plan(templates)
-        assert what not in ("link", "folder") and not any("canary" in line for line in made.prompts)
+        assert what != "folder" and not any("canary" in line for line in made.prompts)
         whole(made)
 
     return Damaged(f"{what} {more if what in ('prompts', 'wildcard') else repr(name)[:60]}", feed)
 
 
 def set_folders(rng: random.Random, place: Place) -> Damaged:
-    """A set's folder whose settings are damaged, which holds links, which is one, or has an odd name."""
+    """A set's folder whose settings are damaged, which holds links, which is the owner's link itself, or has an odd name."""
     what = rng.choice(("settings", "settings", "links", "folder link", "sets link", "name", "settings folder"))
     name = trick(rng).strip() if what == "name" else "mine"
     home, mine = place.output / comfy_paths.SETS, Plan(("a cat",), {}, ((64, 64),), 0, 2)
@@ -90,13 +91,13 @@ def set_folders(rng: random.Random, place: Place) -> Damaged:
             for file in ("000001.png", "000001.txt", "000001.png.part", pictureset.MANIFEST):
                 link(home / "mine" / file, place.outside / "secret.txt")
     elif what == "folder link":
-        link(home / "mine", place.outside)
+        link(home / "mine", place.drive)
     elif what == "sets link":
-        link(home, place.outside)
+        link(home, place.drive)
 
     def feed():
         made = PictureSet(comfy_paths.set_folder(name), mine)
-        assert inside(os.path.realpath(made.folder), (str(place.output),)) and what not in ("folder link", "sets link", "settings folder")
+        assert inside(os.path.realpath(made.folder), (str(place.output), str(place.drive))) and what != "settings folder"
         for picture in made.missing():
             made.write(picture, np.zeros((64, 64, 3), np.uint8))
         made.write_list()

@@ -56,7 +56,12 @@ class Place:
 
     @property
     def allowed(self) -> tuple[Path, ...]:
-        return self.input, self.output, self.temp, self.loras
+        return self.input, self.output, self.temp, self.loras, self.drive
+
+    @property
+    def drive(self) -> Path:
+        """Another drive of the owner's, to which links in ComfyUI's folders may lead."""
+        return self.base / "drive"
 
     @property
     def outside(self) -> Path:

@@ -59,7 +59,7 @@ class ZTurboImageDataset(io.ComfyNode):
                     "masks",
                     options=list(MASKS),
                     default="files",
-                    tooltip="Which part of a picture counts. files: cat.mask.png beside cat.png, white where it counts. files and alpha: also the transparency of pictures that have one. off: none.",
+                    tooltip="Which part of a picture counts. files: cat.mask.png or cat-masklabel.png beside cat.png, white where it counts. files and alpha: also the transparency of pictures that have one. off: none.",
                 ),
                 io.Float.Input(
                     "outside", default=0.1, min=0.0, max=1.0, step=0.05, tooltip="How much the loss counts outside a mask, against 1 inside. Usual: 0.1; at 0 the surroundings may become anything."

@@ -1,36 +1,28 @@
 """A folder of pictures and captions, as the trainer wants it: checked, captioned, fitted to buckets."""
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
 from . import flow
 from .errors import DatasetError
+from .folder import DOUBTED, Found, look_through
+from .picturefile import has_transparency, load_mask, load_picture
 from .recipe import Data, is_text
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-CAPTIONS = (".txt", ".caption")
-METADATA = "metadata.jsonl"
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 PLACE = "[trigger]"  # where the trigger word goes in a caption
-MASK = ".mask.png"  # beside cat.jpg: cat.mask.png
 LISTED = 20  # most pictures that a report names
 LATENT = 8  # pixels a side of a latent
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow knows more, and runs programs for some (EPS)
-LARGEST = 120_000_000  # pixels of a picture
-LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Item:
         """[1, H/8, W/8] weights of the loss, of mean 1: `outside` where the mask is black against 1 where it is white. None without a mask."""
         if self.mask_file is None:
             return None
-        fitted = ImageOps.fit(load_mask(self.mask_file), self.size, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(load_mask(self.mask_file, self.mask_file == self.source), self.size, Image.Resampling.LANCZOS)
         small = fitted.resize((self.size[0] // LATENT, self.size[1] // LATENT), Image.Resampling.BOX)
         weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
         return weight / weight.mean().clamp_min(1e-6)
@@ -110,6 +102,11 @@ class Dataset:
             total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
             total.update(b"" if item.mask_file is None else item.mask_file.read_bytes())
         return total.hexdigest()[:32]
+
+    def doubt(self) -> str:
+        """What is probably not meant, or nothing."""
+        often = max((item for item in self.items if item.repeats > DOUBTED), key=lambda item: item.repeats, default=None)
+        return f"{often.name} is shown {often.repeats:,} times an epoch, as the number in its folder's name says. If that is a date, rename the folder." if often else ""
 
     def report(self) -> str:
         """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
@@ -180,80 +177,23 @@ def cropped_share(width: int, height: int, size: tuple[int, int]) -> float:
     return 1 - min(have, want) / max(have, want)
 
 
-def load_picture(path: Path) -> Image.Image:
-    """An RGB picture: turned as its EXIF says, 16 bits scaled to 8, CMYK converted, transparency laid on white, first frame of a film.
-
-    Raises DatasetError for what Pillow cannot read whole.
-    """
-    return _load(path, path.name, to_rgb)
-
-
-@contextmanager
-def whole_only() -> Iterator[None]:
-    """While open, Pillow refuses pictures that are cut off. Some packs tell it, for good and for everyone, to fill them with gray."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The file's header, of a size that fits into memory. Raises ValueError, and what Pillow raises."""
-    opened = Image.open(path, formats=FORMATS)
-    if opened.width * opened.height > LARGEST:
-        opened.close()
-        raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than {LARGEST:,}")
-    return opened
-
-
-def load_mask(path: Path) -> Image.Image:
-    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
-    return _load(path, f"The mask {path.name}", lambda image: image.convert("L") if path.name.endswith(MASK) else image.convert("RGBA").getchannel("A"))
-
-
-def _load(path: Path, called: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The first picture of a file, whole, turned as its EXIF says and converted. Raises DatasetError, which names it as `called`."""
-    try:
-        with whole_only(), open_picture(path) as opened:
-            opened.seek(0)
-            opened.load()
-            return convert(ImageOps.exif_transpose(opened))
-    except Exception as error:  # Pillow's readers raise whatever their parts do
-        raise DatasetError(f"{called} cannot be read as a picture ({error or type(error).__name__}). Repair it or take it out of the folder.") from error
-
-
-def find_mask(path: Path, size: tuple[int, int], masks: str) -> Path | None:
-    """Where the mask of a picture of this size is: a file beside it, or the picture itself. Raises DatasetError for a mask of another shape."""
+def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
+    """Where the mask of a picture of this size is: a file, or the picture itself. Raises DatasetError for a mask of another shape."""
     if masks == "off":
         return None
-    beside = path.with_name(path.stem + MASK)
-    if beside.is_file():
-        mask = load_mask(beside)
+    if picture.mask is not None:
+        mask = load_mask(picture.mask)
         if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
-            raise DatasetError(f"The mask {beside.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike.")
-        return beside
-    if masks == "files and alpha":
-        with open_picture(path) as opened:
-            clear = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-        return path if clear and np.asarray(load_mask(path)).min() < 255 else None
+            raise DatasetError(f"The mask {picture.mask.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike.")
+        return picture.mask
+    if masks == "files and alpha" and has_transparency(picture.path) and np.asarray(load_mask(picture.path, alpha=True)).min() < 255:
+        return picture.path
     return None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16-bit gray
-        deep = np.asarray(image).astype(np.float32)
-        if not np.isfinite(deep).all():
-            raise ValueError("it holds numbers that are not finite")
-        top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
-        deep *= 255.0 / top
-        return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+def one_line(trigger: str) -> str:
+    """A trigger word without white space around it, and single spaces in it."""
+    return " ".join(trigger.split())
 
 
 def apply_trigger(caption: str, trigger: str) -> str:
@@ -267,34 +207,13 @@ def apply_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
 
 
-def read_caption(picture: Path) -> str:
-    """The text beside a picture (`.txt`, then `.caption`), or nothing. Raises DatasetError for what is not UTF-8 text."""
-    for ending in CAPTIONS:
-        path = picture.with_suffix(ending)
-        if path.is_file():
-            return read_text(path).strip()
-    return ""
-
-
-def read_text(path: Path) -> str:
-    """A text file. Raises DatasetError for what is not UTF-8, or no text (UTF-16 without a mark reads as UTF-8 full of zeros)."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(LONGEST + 1)
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"{path.name} cannot be read as UTF-8 text ({error}). Save it as UTF-8.") from error
-    if len(raw) > LONGEST or "\0" in text:
-        raise DatasetError(f"{path.name} is no text: it {'has zeros in it' if len(raw) <= LONGEST else f'is longer than {LONGEST:,} bytes'}. Save it as UTF-8, or take it out of the folder.")
-    return text
-
-
 def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger: str = "", options: Data = Data(), regularisation: str | os.PathLike | None = None) -> Dataset:  # noqa: B008
     """Every picture of a folder and of its sub-folders, with its caption and mask; and those of a regularisation folder, without the trigger word.
 
     Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
     small, and pictures left without any words.
     """
+    trigger = one_line(trigger)
     items, notes = _read_folder(Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation))
     more: list[Item] = []
     if regularisation is not None:
@@ -306,64 +225,33 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
 
 
 def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
-    """Items and notes of a folder; what lies in `but` is left out."""
-    if not folder.is_dir():
-        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its name; in a graph it lies in the input folder.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if but is not None and but != folder:
-        files = [path for path in files if not path.is_relative_to(but)]
-    _need_own(files, folder)
-    pictures = [path for path in files if path.suffix.lower() in PICTURES and not path.name.endswith(MASK)]
-    if not pictures:
-        raise DatasetError(f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.")
-    items, faults = [], []
-    listed = {path: row for file in files if file.name == METADATA for path, row in read_metadata(file).items()}
-    for path in pictures:
+    """Items and notes of a folder; what lies in `but` is left alone."""
+    listing = look_through(folder, but)
+    firsts, items, faults = [], [], []
+    for picture in listing.pictures:
         try:
-            row = listed.get(path, Row())
-            size = load_picture(path).size
+            size = load_picture(picture.path).size
             one = Item(
-                str(path.relative_to(folder)) if not regularisation else f"{folder.name}/{path.relative_to(folder)}",
-                path,
-                apply_trigger(read_caption(path) or row.caption, trigger),
+                picture.name if not regularisation else f"{folder.name}/{picture.name}",
+                picture.path,
+                apply_trigger(picture.caption(listing.old), trigger) or picture.words,
                 size,
-                repeats=repeats_of(path.parent, folder),
+                repeats=picture.repeats,
                 regularisation=regularisation,
-                dropout=row.caption_dropout,
-                mask_file=find_mask(path, size, options.masks),
+                dropout=picture.row.caption_dropout,
+                mask_file=find_mask(picture, size, options.masks),
             )
+            firsts.append(one)
             items += _fitted(one, resolutions, options.upscale)
         except DatasetError as error:
             faults.append(str(error))
     if faults:
-        raise DatasetError(f"{len(faults)} of {len(pictures)} pictures cannot be used. " + " ".join(faults[:5]))
-    return items, _notes(files, pictures, list(listed))
-
-
-def _need_own(files: list[Path], folder: Path):
-    """Raise DatasetError for links that lead out of the folder: only what lies in it is read."""
-    root = folder.resolve()
-    leading = [path.name for path in files if path.is_symlink() and not path.resolve().is_relative_to(root)]
-    if leading:
-        raise DatasetError(f"{len(leading)} files are links that lead out of the folder {folder.name} (for example {leading[0]}). Put the files themselves there.")
-
-
-def _notes(files: list[Path], pictures: list[Path], listed: list[Path]) -> list[str]:
-    """What of a folder is not used."""
-    stems, notes = {path.with_suffix("") for path in pictures}, []
-    lonely = [path.name for path in files if path.suffix.lower() in CAPTIONS and path.with_suffix("") not in stems]
-    if lonely:
-        notes.append(f"{len(lonely)} captions have no picture and are not used: {', '.join(lonely[:3])}.")
-    alone = [path.name for path in files if path.name.endswith(MASK) and path.with_name(path.name.removesuffix(MASK)) not in stems]
-    if alone:
-        notes.append(f"{len(alone)} masks have no picture and are not used: {', '.join(alone[:3])}.")
-    absent = [path.name for path in listed if path not in pictures]
-    if absent:
-        notes.append(f"{len(absent)} pictures of {METADATA} are not there: {', '.join(absent[:3])}.")
-    strange = [path.name for path in files if path.suffix.lower() not in PICTURES + CAPTIONS and path.name != METADATA]
-    if strange:
-        notes.append(f"{len(strange)} files are not read: {', '.join(strange[:3])}. Pictures end in {', '.join(PICTURES)}.")
-    return notes
+        raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
+    listing.note((one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""), "pictures have the words of their folder's name as caption")
+    if options.masks == "off":
+        listing.note((one.mask for one in listing.pictures if one.mask), "masks are not used, as masks is off")
+    listing.note(listing.old, "texts are no UTF-8 and were read as Windows-1252", ". See whether the letters are right")
+    return items, listing.notes
 
 
 def read_sides(text: str) -> tuple[int, ...]:
@@ -376,47 +264,9 @@ def read_sides(text: str) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def repeats_of(folder: Path, root: Path) -> int:
-    """`10_name` means ten times; the nearest such folder counts, the given one included."""
-    for place in (folder, *folder.parents):
-        found = re.match(r"(\d{1,4})_", place.name)
-        if found and int(found[1]) > 0:
-            return int(found[1])
-        if place == root:
-            break
-    return 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a `metadata.jsonl` says of a picture. caption_dropout: its own, 0 to 1."""
-
-    caption: str = ""
-    caption_dropout: float | None = None
-
-
-def read_metadata(file: Path) -> dict[Path, Row]:
-    """Captions of a `metadata.jsonl` by picture. Raises DatasetError, naming the line, for what is not that."""
-    rows = {}
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text, dropout = row.get("text", row.get("caption", "")), row.get("caption_dropout")
-            if dropout is not None and (isinstance(dropout, bool) or not 0 <= dropout <= 1):
-                raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
-            if "\0" in text:
-                raise ValueError("the text has zeros in it")
-            rows[file.parent / row["file_name"]] = Row(text.strip(), dropout)
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise DatasetError(f'Line {number} of {file.name} is not {{"file_name": …, "text": …}} in JSON ({error}). Mend or delete the line.') from error
-    return rows
-
-
 def from_arrays(images: list[np.ndarray], captions: list[str], resolutions: tuple[int, ...], trigger: str = "", options: Data = Data()) -> Dataset:  # noqa: B008
     """Pictures [H, W, 3] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
-    captions = captions or [""]
+    captions, trigger = captions or [""], one_line(trigger)
     if len(captions) not in (1, len(images)):
         raise DatasetError(f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all.")
     captions = captions * len(images) if len(captions) == 1 else captions

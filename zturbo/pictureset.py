@@ -17,8 +17,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from . import files, flow
-from .dataset import load_picture
 from .errors import ZTurboError
+from .picturefile import load_picture
 from .recipe import is_text
 
 SETTINGS, MANIFEST = "set.json", "pictures.jsonl"

@@ -61,8 +61,8 @@ class Runs:
 
 
 def own(run: Path) -> bool:
-    """Is this a folder without links? The pack makes none, and one that came from elsewhere may lead anywhere."""
-    return run.is_dir() and not run.is_symlink() and not any(path.is_symlink() for path in run.rglob("*"))
+    """Is this a folder without links in it? It may be one itself, but what is written in it stays there: the pack makes none, and a run that came from elsewhere may lead anywhere."""
+    return run.is_dir() and not any(path.is_symlink() for path in run.rglob("*"))
 
 
 def name_of(run: Path) -> str:
@@ -167,7 +167,7 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     log.info("%s Run folder: %s", host.describe(), run.path)
     run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
-    for sentence in filter(None, (note, host.warning())):
+    for sentence in filter(None, (note, host.warning(), dataset.doubt())):
         trainer.tell(run, control, 0, sentence)
     ended = "failed"
     try:

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bench import fuzz
 from bench.fuzz_watch import Damaged, Watch
-from zturbo import dataset, files, runfolder
+from zturbo import dataset, files, lorafile, runfolder
 from zturbo.errors import DatasetError, ModelError, ZTurboError
-from zturbo.hosts import comfy_load, comfy_paths
+from zturbo.hosts import comfy_generate, comfy_load, comfy_paths
 from zturbo.recipe import Recipe
 from zturbo.runfolder import RunFolder
 
@@ -101,22 +101,52 @@ def test_a_run_with_links_in_it_is_no_run(place):
         comfy_paths.runs().checkpoint("cat")
 
 
-def test_a_lora_is_not_saved_through_a_link(place):
-    (place.loras / "sub").symlink_to(place.outside)
-    with pytest.raises(ZTurboError, match="a link that leads out of"):
-        comfy_paths.lora_path("sub/x", False)
-    (place.loras / "x.safetensors.part").symlink_to(place.outside / "secret.txt")
-    files.write(place.loras / "x.safetensors", b"x")
-    assert (place.outside / "secret.txt").read_text() == "a canary\n" and (place.loras / "x.safetensors").read_bytes() == b"x"
+# Links on the disk are the owner's; names are the workflow's (SECURITY.md)
 
 
-@pytest.mark.parametrize("name", ["b.png", "a.txt", "metadata.jsonl", "a.mask.png"])
-def test_what_a_link_in_the_pictures_leads_to_is_not_read(place, name):
-    (place.input / "set").mkdir()
-    Image.new("RGB", (64, 64)).save(place.input / "set" / "a.png")
-    (place.input / "set" / name).symlink_to(place.outside / "secret.txt")
-    with pytest.raises(DatasetError, match=f"lead out of the folder set .*{name}"):
-        dataset.from_folder(comfy_paths.dataset_folder("set"), (64,), "zvk")
+def test_links_of_the_owner_are_followed(place):
+    """A dataset folder, pictures and captions in it, a run, a set, a prompt file and a folder of LoRAs on another drive."""
+    for name in ("pictures", "run", "set", "loras"):
+        (place.drive / name).mkdir()
+    Image.new("RGB", (64, 64)).save(place.drive / "pictures" / "a.png")
+    (place.drive / "pictures" / "a.txt").write_text("of the drive")
+    (place.drive / "prompts.txt").write_text("a cat")
+    for link, to in {"input/set": "pictures", "output/zturbo/run": "run", "output/zturbo_sets/mine": "set", "models/loras/sub": "loras", "input/prompts.txt": "prompts.txt"}.items():
+        (place.base / link).parent.mkdir(parents=True, exist_ok=True)
+        (place.base / link).symlink_to(place.drive / to)
+    assert dataset.from_folder(comfy_paths.dataset_folder("set"), (64,), "zvk").items[0].caption == "zvk, of the drive"
+    assert comfy_paths.runs().folder("run") == place.runs / "run" and comfy_generate.read_prompts("prompts.txt") == ("a cat",)
+    assert comfy_paths.set_folder("mine").resolve() == place.drive / "set"
+    path = lorafile.write(comfy_paths.lora_path("sub/x", False), {"a": torch.ones(1)}, {})
+    assert path == place.loras / "sub" / "x.safetensors" and (place.drive / "loras" / "x.safetensors").is_file()
+    for link in ("b.png", "b.txt"):
+        (place.input / "mine").mkdir(exist_ok=True)
+        (place.input / "mine" / link).symlink_to(place.drive / "pictures" / link.replace("b", "a"))
+    assert dataset.from_folder(comfy_paths.dataset_folder("mine"), (64,), "").items[0].caption == "of the drive"
+    before = comfy_paths.folder_fingerprint("set")
+    (place.drive / "pictures" / "a.txt").write_text("another")
+    assert comfy_paths.folder_fingerprint("set") != before
+
+
+@pytest.mark.parametrize("name", ["..", "../outside/pictures", "sub/../../outside", "/etc", "{outside}/pictures", "//etc", "C:\\pictures", "link/../../outside"])
+def test_names_that_lead_out_are_refused_whatever_links_there_are(place, name):
+    (place.input / "link").symlink_to(place.drive)
+    name = name.format(outside=place.outside)
+    for ask in (
+        lambda: dataset.from_folder(comfy_paths.dataset_folder(name), (64,), "zvk"),
+        lambda: comfy_generate.read_prompts(name) or comfy_paths.set_folder(name),
+        lambda: comfy_paths.lora_path(name, False),
+    ):
+        with pytest.raises(ZTurboError, match="is not inside|does not exist|cannot be|There is no file"):
+            ask()
+
+
+def test_a_link_in_a_files_place_is_replaced(place):
+    for name in ("x.safetensors.part", "y.safetensors"):
+        (place.loras / name).symlink_to(place.outside / "secret.txt")
+    for name in "xy":
+        files.write(place.loras / f"{name}.safetensors", b"x")
+    assert (place.outside / "secret.txt").read_text() == "a canary\n" and (place.loras / "y.safetensors").read_bytes() == b"x"
 
 
 def test_pickles_are_not_opened(place):

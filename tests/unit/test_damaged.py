@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFile
 from safetensors.torch import save, save_file
 
-from zturbo import checkpoint, convert, dataset, lorafile, lowrank, network, recipe, runfolder
+from zturbo import checkpoint, convert, dataset, lorafile, lowrank, network, picturefile, recipe, runfolder, words
 from zturbo.errors import LONGEST, CheckpointError, DatasetError, LoraFileError, ZTurboError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Network, Previews, Recipe
@@ -96,7 +96,7 @@ BLACK = Image.new("RGB", (64, 64))
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n", "cannot identify"),  # Pillow would start Ghostscript
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n", "a PostScript file"),  # Pillow would start Ghostscript
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (50000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0", "cannot be read as a picture"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_cut_picture_is_refused_whatever_other_packs_told_pillow(tmp_path, mon
 
 
 def test_a_picture_too_large_for_the_memory_is_refused_by_its_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "LARGEST", 64 * 63)
+    monkeypatch.setattr(picturefile, "LARGEST", 64 * 63)
     with pytest.raises(DatasetError, match="64x64 pixels, more than 4,032"):
         folder(tmp_path, BLACK)
 
@@ -133,7 +133,7 @@ def test_floats_that_are_no_numbers(tmp_path):
         dataset.from_folder(tmp_path, (64,), "zvk")
 
 
-@pytest.mark.parametrize("content, said", [("a cat".encode("utf-16-le"), "zeros in it"), (b"x" * (dataset.LONGEST + 1), "longer than")])
+@pytest.mark.parametrize("content, said", [("a cat".encode("utf-16-le"), "zeros in it"), (b"x" * (words.LONGEST + 1), "longer than")])
 def test_captions_that_are_no_text(tmp_path, content, said):
     with pytest.raises(DatasetError, match=said):
         folder(tmp_path, BLACK, a_txt=content)

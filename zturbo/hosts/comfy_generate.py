@@ -9,7 +9,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..dataset import read_text
+from .. import words
 from ..errors import ZTurboError
 from ..pictureset import Picture, PictureSet, Plan, asked_wildcards, read_sizes
 from . import comfy_adapter, comfy_cache, comfy_draw, comfy_paths
@@ -91,19 +91,18 @@ def wildcards(prompts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 def _input_file(name: str) -> Path | None:
     """The file of this name in ComfyUI's input folder, if there is one. Raises ZTurboError for a name that leads elsewhere."""
-    root = Path(folder_paths.get_input_directory()).resolve()
+    path = comfy_paths.under(folder_paths.get_input_directory(), name)
     try:
-        path = (root / name).resolve()
-        is_there = path.is_relative_to(root) and path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
+        is_there = path is not None and path.is_file()
+    except (OSError, ValueError) as error:  # too long, zeros
         raise ZTurboError(f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder.") from error
-    if not path.is_relative_to(root):
+    if path is None:
         raise ZTurboError(f"{name[:100]!r} is not inside ComfyUI's input folder. Put the file there and give its name.")
     return path if is_there else None
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#"))
+    return tuple(line.strip() for line in words.read(path).splitlines() if line.strip() and not line.startswith("#"))
 
 
 def changed(name: str) -> str:

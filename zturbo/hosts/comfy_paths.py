@@ -1,10 +1,12 @@
-"""Which folders of ComfyUI a node may read and write. Nothing outside them is touched."""
+"""Which folders of ComfyUI a node may read and write. No name that a workflow brings leads out of them."""
 
+import os
 from pathlib import Path
 
 import folder_paths
 
 from ..errors import DatasetError, ModelError, ZTurboError
+from ..folder import all_files
 from ..modelfile import SUFFIXES
 from ..recipe import bad_name, file_name
 from ..runs import Runs
@@ -20,23 +22,33 @@ def dataset_folder(name: str) -> Path:
     """The folder that a Dataset node means: inside input, output or temp. Raises DatasetError for any other place."""
     if name.strip() == BUNDLED:
         return comfy_tiny.PICTURES
-    roots = [Path(root).resolve() for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory())]
-    try:
-        places = [(root / name.strip()).resolve() for root in roots]
-        there = [place.is_dir() for place in places]
-    except (OSError, ValueError, RuntimeError) as error:  # too long, zeros, links in a circle
-        raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
-    allowed = [(place, is_there) for place, is_there in zip(places, there) if name.strip() and any(place.is_relative_to(root) for root in roots)]
+    roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
+    allowed = [place for root in roots if name.strip() and (place := under(root, name.strip()))]
     if not allowed:
         raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
-    return next((place for place, is_there in allowed if is_there), allowed[0][0])
+    try:
+        return next((place for place in allowed if place.is_dir()), allowed[0])
+    except (OSError, ValueError) as error:  # too long, zeros
+        raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
+
+
+def under(root: str, name: str) -> Path | None:
+    """The place of this name under a folder of ComfyUI's; None for a name that leads out (`..`, an absolute path, another drive).
+
+    Links on the disk are the owner's, and are followed as ComfyUI itself follows them: whole drives are mounted so.
+    """
+    for base in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):  # people may call a linked folder by either name
+        place = Path(os.path.normpath(os.path.join(base, name)))
+        if place.is_relative_to(base):
+            return place
+    return None
 
 
 def folder_fingerprint(name: str) -> str:
     """Changes when a file in the dataset folder comes, goes or changes."""
     try:
         folder = dataset_folder(name)
-        files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in all_files(folder)]
     except (DatasetError, OSError) as error:
         return str(error)
     return str(files)
@@ -46,10 +58,7 @@ def set_folder(name: str) -> Path:
     """Where a set of pictures of this name is drawn: output/zturbo_sets/name. Raises ZTurboError for a name that leads elsewhere."""
     if sentence := bad_name(name):
         raise ZTurboError(sentence)
-    root = Path(folder_paths.get_output_directory())
-    if not _leads_into(root / SETS / name, root):
-        raise ZTurboError(f"{SETS}/{name} is a link that leads out of {root}. Choose another name.")
-    return root / SETS / name
+    return Path(folder_paths.get_output_directory()) / SETS / name
 
 
 def runs() -> Runs:
@@ -100,22 +109,12 @@ def bad_lora_name(name: str) -> str:
     return f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
 
 
-def _leads_into(path: Path, root: Path) -> bool:
-    """Is this a place under the root, links followed?"""
-    try:
-        return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # links in a circle
-        return False
-
-
 def lora_path(name: str, overwrite: bool) -> Path:
     """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
     if sentence := bad_lora_name(name):
         raise ZTurboError(sentence)
     root = Path(folder_paths.get_folder_paths("loras")[0])
     path = root.joinpath(*_parts(name))
-    if not _leads_into(path.parent, root):
-        raise ZTurboError(f"The sub-folder of {name!r} is a link that leads out of {root}. Choose another sub-folder.")
     stem, number = path.name, 1
     target = path.with_name(stem + ".safetensors")
     while target.exists() and not overwrite:

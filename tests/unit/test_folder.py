@@ -1,0 +1,313 @@
+"""Folders of pictures as people, their systems and other trainers leave them."""
+
+import io
+import os
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from zturbo import dataset, picturefile
+from zturbo.errors import DatasetError
+from zturbo.recipe import Data
+
+links = pytest.mark.skipif(os.name == "nt", reason="Windows lets only administrators make links")
+
+
+def put(root, **files):
+    """a_png=None makes a picture a.png; text and bytes are written as they are; __ is a slash."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/")
+        path = path.with_name(".".join(path.name.rsplit("_", 1)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            Image.new("RGB", (64, 48), (9, 9, 9)).save(path.with_suffix(".png"))
+            path.with_suffix(".png").rename(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def named(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (9, 9, 9)).save(root / name, "PNG")
+
+
+def read(root, trigger="", **options):
+    return dataset.from_folder(root, (64,), trigger, Data(**options))
+
+
+def captions(found) -> dict[str, str]:
+    return {item.name.replace("\\", "/"): item.caption for item in found.items}
+
+
+# Pictures
+
+
+def png_with(*texts) -> bytes:
+    """A red PNG with texts in front of its pixels, long ones compressed."""
+    content, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    for kind, key, text in texts:
+        if kind == "iTXt":
+            info.add_itxt(key, text, zip=len(text) > 10_000)
+        else:
+            info.add_text(key, text, zip=kind == "zTXt")
+    Image.new("RGB", (64, 48), "red").save(content, "PNG", pnginfo=info)
+    return content.getvalue()
+
+
+WORKFLOW = '{"nodes": "' + "x" * 3_000_000 + '"}'
+
+
+@pytest.mark.parametrize("kind, key", [("zTXt", "workflow"), ("iTXt", "workflow"), ("tEXt", "prompt"), ("iTXt", "XML:com.adobe.xmp"), ("zTXt", "Raw profile type exif")])
+def test_a_picture_with_a_long_text_in_it_is_read(tmp_path, kind, key):
+    (tmp_path / "a.png").write_bytes(png_with((kind, key, WORKFLOW), ("zTXt", "prompt", WORKFLOW)))
+    (item,) = read(tmp_path, "zvk").items
+    assert item.pixels()[..., 0].min() == 1 and item.pixels()[..., 1].max() == 0
+
+
+def test_a_picture_with_a_large_colour_profile_is_read(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(3_000_000)
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png", icc_profile=profile)
+    assert read(tmp_path, "zvk").items[0].pixels()[..., 0].min() == 1
+
+
+def test_texts_behind_the_pixels_too(tmp_path):
+    whole, text = png_with(), b"zTXtworkflow\0\0" + zlib.compress(WORKFLOW.encode())
+    chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(whole[:-12] + chunk + whole[-12:])
+    assert read(tmp_path, "zvk").items[0].size == (64, 48)
+
+
+def test_which_side_is_up_may_stand_in_a_text(tmp_path):
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    (tmp_path / "a.png").write_bytes(png_with(("iTXt", "XML:com.adobe.xmp", xmp), ("zTXt", "workflow", WORKFLOW)))
+    assert read(tmp_path, "zvk").items[0].size == (48, 64)
+
+
+def test_a_picture_bomb_stays_refused(tmp_path):
+    Image.new("1", (12000, 12000)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="12000x12000 pixels, more than"):
+        read(tmp_path, "zvk")
+
+
+@pytest.mark.parametrize("name", ["a.avif", "a.jpg", "a.png", "A.AVIF"])
+def test_avif_is_read_whatever_it_is_called(tmp_path, name):
+    Image.new("RGB", (64, 48), "red").save(tmp_path / name, "AVIF")
+    assert read(tmp_path, "zvk").items[0].pixels()[..., 0].mean() > 0.9
+
+
+def phone_picture(kind: str) -> bytes:
+    content = io.BytesIO()
+    picturefile.formats()
+    Image.new("RGB", (64, 48), "red").save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind, module, said", [("HEIF", "pillow_heif", "HEIC inside.*pip install pillow-heif"), ("JXL", "pillow_jxl", "JPEG XL inside.*pip install pillow-jxl-plugin")])
+@pytest.mark.parametrize("name", ["a.heic", "a.jxl", "a.jpg"])
+def test_heic_and_jxl_with_and_without_their_plug_in(tmp_path, monkeypatch, kind, module, said, name):
+    (tmp_path / name).write_bytes(phone_picture(kind))
+    assert read(tmp_path, "zvk").items[0].pixels()[..., 0].mean() > 0.9
+    monkeypatch.delitem(Image.OPEN, kind)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DatasetError, match=f"{name} cannot be read as a picture .*{said}"):
+        read(tmp_path, "zvk")
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "an empty file"), (b"\0\0\0\x18ftypisom\0\0\2\0", "a film"), (b"8BPS\0\1", "a Photoshop file"), (b"<!DOCTYPE html><title>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), (b"\n <SVG width=", "an SVG"), (b"just words", "no kind of picture"),
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_named(tmp_path, content, said):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DatasetError, match=f"a.jpg cannot be read as a picture .*{said}"):
+        read(tmp_path, "zvk")
+
+
+# Masks
+
+
+@pytest.mark.parametrize("mask", ["a.mask.png", "a-masklabel.png", "a.MASK.PNG", "A.Mask.png", "a_mask.png", "a-mask.webp", "masks/a.png", "Mask/A.JPG", "a-MaskLabel.PNG"])
+def test_masks_by_their_names(tmp_path, mask):
+    named(tmp_path, "a.png", mask)
+    found = read(tmp_path, "zvk")
+    assert list(captions(found)) == ["a.png"] and found.items[0].mask_file == tmp_path / mask
+    off = read(tmp_path, "zvk", masks="off")
+    assert list(captions(off)) == ["a.png"] and "1 masks are not used, as masks is off: " in off.report()
+
+
+def test_a_name_that_only_sounds_like_a_masks_is_a_picture(tmp_path):
+    named(tmp_path, "gas_mask.png", "masks/venice.png", "mask.png")
+    assert set(captions(read(tmp_path, "zvk"))) == {"gas_mask.png", "masks/venice.png", "mask.png"}
+
+
+def test_masks_that_are_lonely_or_too_many_and_what_lies_beside_for_others(tmp_path):
+    named(tmp_path, "a.png", "a.mask.png", "a-masklabel.png", "gone-masklabel.png", "a-condlabel.png")
+    found = read(tmp_path, "zvk")
+    assert list(captions(found)) == ["a.png"]
+    for line in (
+        "1 masks have no picture and are not used: gone-masklabel.png.",
+        "1 masks are a second one for their picture and are not used: a.mask.png.",
+        "(-condlabel) are what another trainer shows",
+    ):
+        assert line in found.report()
+
+
+# Captions
+
+
+@pytest.mark.parametrize(
+    "picture, caption", [("IMG_1.JPG", "IMG_1.TXT"), ("IMG_1.JPG", "img_1.txt"), ("a.png", "a.Caption"), ("a.png", "a.png.txt"), ("e\u0301.png", "\u00e9.txt"), ("\u00e9.png", "e\u0301.txt")]
+)
+def test_captions_in_any_letter_case_and_spelling(tmp_path, picture, caption):
+    named(tmp_path, picture)
+    (tmp_path / caption).write_text("here", encoding="utf-8")
+    found = read(tmp_path)
+    assert list(captions(found).values()) == ["here"] and "captions have no picture" not in found.report()
+
+
+def test_which_caption_counts_where_there_are_several(tmp_path):
+    named(tmp_path, "a.png", "A.jpg", "b.png", "c.png")
+    for name, text in {"a.txt": "small", "A.txt": "large", "b.txt": " \n", "b.caption": "second", "c.txt": "own", "metadata.jsonl": '{"file_name": "c.png", "text": "listed"}'}.items():
+        (tmp_path / name).write_text(text)
+    assert captions(read(tmp_path)) == {"a.png": "small", "A.jpg": "large", "b.png": "second", "c.png": "own"}
+
+
+@pytest.mark.parametrize("name", ["sub\\\\A.PNG", "./sub/a.png", "sub/../sub/a.png"])
+def test_rows_find_their_picture(tmp_path, name):
+    named(tmp_path, "sub/a.png")
+    (tmp_path / "Metadata.JSONL").write_text(f'{{"file_name": "{name}", "text": "listed"}}')
+    assert captions(read(tmp_path)) == {"sub/a.png": "listed"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_captions_with_a_mark(tmp_path, encoding):
+    named(tmp_path, "a.png")
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    (tmp_path / "a.txt").write_bytes(mark + "Café 猫\r\n".encode(encoding))
+    found = read(tmp_path)
+    assert captions(found) == {"a.png": "Café 猫"} and "Windows-1252" not in found.report()
+
+
+def test_captions_of_old_windows_are_read_and_named(tmp_path):
+    named(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes("Café “au lait”".encode("cp1252"))
+    (tmp_path / "b.txt").write_text("Café", encoding="utf-8")
+    found = read(tmp_path)
+    assert captions(found) == {"a.png": "Café “au lait”", "b.png": "Café"}
+    assert "1 texts are no UTF-8 and were read as Windows-1252: a.txt. See whether the letters are right." in found.report()
+
+
+@pytest.mark.parametrize("text, encoding", [("红色外套的女孩", "gbk"), ("一只红猫", "gbk"), ("猫が座っている", "shift-jis"), ("紅貓坐著", "big5"), ("рыжий кот", "cp1251"), ("zvk，红色外套", "gbk")])
+def test_captions_of_another_code_page_are_not_taken_for_western_ones(tmp_path, text, encoding):
+    named(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(DatasetError, match="a.txt .*Save it as UTF-8"):
+        read(tmp_path, "zvk")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x01\x02", b"a\x81b", b"\xff\xfea\0b", "a cat".encode("utf-16-le")])
+def test_what_is_no_text_is_no_caption(tmp_path, content):
+    named(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DatasetError, match="a.txt (cannot be read as text|is no text)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("given, trigger", [(" zvk \n", "zvk"), (" ", ""), ("\n\t", ""), ("zvk\ncat", "zvk cat")])
+def test_white_space_around_a_trigger_word_is_nothing(tmp_path, given, trigger):
+    named(tmp_path, "a.png")
+    image = np.zeros((64, 64, 3), np.uint8)
+    if trigger:
+        assert captions(read(tmp_path, given)) == {"a.png": trigger} and read(tmp_path, given).trigger == trigger
+        assert dataset.from_arrays([image], [], (64,), given).items[0].caption == trigger
+    else:
+        for refused in (lambda: read(tmp_path, given), lambda: dataset.from_arrays([image], [given], (64,), given)):
+            with pytest.raises(DatasetError, match="no caption"):
+                refused()
+
+
+# Folders
+
+
+def test_what_systems_keep_for_themselves_is_left_out_and_said(tmp_path):
+    named(
+        tmp_path, "a.png", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/._a.png", "#recycle/old.png", "$RECYCLE.BIN/x.png", "sub/.thumbnails/a.png", "._a.png"
+    )
+    put(tmp_path, Thumbs_db="x", desktop_ini="x")
+    found = read(tmp_path, "zvk")
+    assert list(captions(found)) == ["a.png"]
+    assert "6 folders are hidden or a system's own and are left out: #recycle, $RECYCLE.BIN, .ipynb_checkpoints and 3 more." in found.report()
+    assert "3 files are hidden or a system's own and are left out: ._a.png, Thumbs.db, desktop.ini." in found.report()
+    assert "are not read" not in found.report()
+
+
+def repeats(root) -> dict[str, int]:
+    return {item.name.replace("\\", "/"): item.repeats for item in read(root, "zvk").items}
+
+
+def test_the_number_of_the_folder_itself_never_counts(tmp_path):
+    root = tmp_path / "2024_holiday"
+    named(root, "a.png", "10_beach/b.png", "10_beach/deep/c.png", "2_x/3_y/d.png", "0_not/e.png", "20240101_trip/f.png", "1.5_x/g.png")
+    assert repeats(root) == {"a.png": 1, "10_beach/b.png": 10, "10_beach/deep/c.png": 10, "2_x/3_y/d.png": 3, "20240101_trip/f.png": 1, "1.5_x/g.png": 1}
+    report = read(root, "zvk").report()
+    for line in (
+        "The number in the name of the folder itself (2024_holiday) does not count",
+        "1 pictures lie in folders whose name says 0 times and are left out: 0_not/e.png",
+        "1 folders have a number of more than four digits, which does not count as repeats: 20240101_trip.",
+    ):
+        assert line in report.replace("\\", "/")
+
+
+def test_a_number_that_makes_an_epoch_absurd_is_doubted(tmp_path):
+    named(tmp_path, "2024_trip/a.png", "40_cat/b.png")
+    found = read(tmp_path, "zvk")
+    assert repeats(tmp_path) == {"2024_trip/a.png": 2024, "40_cat/b.png": 40}
+    assert "The folder 2024_trip shows each of its pictures 2,024 times an epoch." in found.report() and "40_cat shows" not in found.report()
+    assert "is shown 2,024 times an epoch" in found.doubt() and not dataset.from_folder(tmp_path / "40_cat", (64,), "zvk").doubt()
+
+
+def test_the_words_of_a_folder_are_the_caption_where_there_is_no_other(tmp_path):
+    named(tmp_path, "10_zvk cat/a.png", "10_zvk cat/b.png")
+    (tmp_path / "10_zvk cat" / "b.txt").write_text("b")
+    found = read(tmp_path)
+    assert [item.caption for item in found.items] == ["zvk cat", "b"] and "1 pictures have the words of their folder's name as caption" in found.report()
+    assert [item.caption for item in read(tmp_path, "zvk").items] == ["zvk", "zvk, b"]
+
+
+@links
+def test_links_are_followed_and_end(tmp_path):
+    """As a mounted drive, or a snapshot of Hugging Face, whose files are links."""
+    named(tmp_path / "drive", "a.png", "b.png", "more/c.png")
+    (tmp_path / "drive" / "a.txt").write_text("a caption there")
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "drive" / "more", target_is_directory=True)
+    (root / "a.png").symlink_to(tmp_path / "drive" / "a.png")
+    (root / "a.txt").symlink_to(tmp_path / "drive" / "a.txt")
+    (root / "again").symlink_to(root, target_is_directory=True)
+    (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = read(root, "zvk")
+    assert captions(found) == {"a.png": "zvk, a caption there", "linked/c.png": "zvk"}
+    assert "1 links lead to no file and are left out: gone.png." in found.report() and "1 folders are links to one that is read already and are left out: again." in found.report()
+    (tmp_path / "whole").symlink_to(tmp_path / "drive", target_is_directory=True)
+    assert len(read(tmp_path / "whole", "zvk").items) == 3
+
+
+def test_every_file_that_is_left_out_is_said_one_line_each_kind(tmp_path):
+    named(tmp_path, "a.png", "gone.mask.png", "a.psd")
+    put(tmp_path, lost_txt="x", other_txt="x", b_mp4="x", metadata_jsonl='{"file_name": "Gone.png", "text": "x"}')
+    notes = read(tmp_path, "zvk").notes
+    assert sorted(note.split(":")[0] for note in notes) == [
+        "1 masks have no picture and are not used",
+        "1 pictures of metadata.jsonl are not there",
+        "2 captions have no picture and are not used",
+        "2 files are not read",
+    ]
+    assert "Gone.png" in " ".join(notes)

@@ -1,0 +1,172 @@
+"""Picture files: what they really hold, and how they are read."""
+
+import importlib
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from .errors import DatasetError
+
+PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jxl")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows more, and runs programs for some (EPS)
+PLUGINS = {"HEIF": ("HEIC", "pillow_heif", "pillow-heif"), "JXL": ("JPEG XL", "pillow_jxl", "pillow-jxl-plugin")}  # Pillow's format -> its name, module, package
+T = TypeVar("T")
+LARGEST = 120_000_000  # pixels of a picture
+PNG = b"\x89PNG\r\n\x1a\n"
+WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that are no pixels; the colour profile is not used
+UPRIGHT = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts that may say which side is up
+LONGEST_TEXT = 1_000_000  # bytes of such a text
+KINDS = (  # how a file begins -> what it is
+    (PNG, "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
+    (b"\xff\x0a", "JXL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"), (b"8BPS", "a Photoshop file"),
+    (b"gimp xcf", "a GIMP file"), (b"\x1aE\xdf\xa3", "a film (Matroska or WebM)"), (b"%PDF", "a PDF"), (b"%!PS", "a PostScript file"), (b"PK\x03\x04", "a zip archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the picture itself"), (b"<svg", "an SVG drawing"), (b"<?xml", "an XML text"), (b"<!doctype html", "a web page"), (b"<html", "a web page"),
+)  # fmt: skip
+
+
+def inside(path: Path) -> str:
+    """What a file is by its first bytes, whatever it is called: a format of Pillow's, or words for people; nothing where that is not known."""
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(512)
+        if not head:
+            return "an empty file"
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return "WEBP"
+        if head[4:8] == b"ftyp":
+            brands = head[8 : min(len(head), max(16, int.from_bytes(head[:4], "big")))]
+            return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIF" if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")) else "a film (MP4 or MOV)"
+        start = head.lstrip().lower()
+        return next((kind for begin, kind in KINDS if head.startswith(begin) or start.startswith(begin.lower())), "")
+    return ""
+
+
+def formats() -> tuple[str, ...]:
+    """What can be read here: Pillow's own, and those whose plug-in is installed."""
+    return FORMATS + tuple(kind for kind, (_, module, _) in PLUGINS.items() if _plugged(kind, module))
+
+
+def _plugged(kind: str, module: str) -> bool:
+    Image.init()
+    if kind not in Image.OPEN:
+        with suppress(ImportError):
+            plugin = importlib.import_module(module)  # pillow_jxl registers itself
+            if hasattr(plugin, "register_heif_opener"):
+                plugin.register_heif_opener()
+    return kind in Image.OPEN
+
+
+def load_picture(path: Path) -> Image.Image:
+    """An RGB picture: turned as its EXIF says, 16 bits scaled to 8, CMYK converted, transparency laid on white, first frame of a film.
+
+    Raises DatasetError for what Pillow cannot read whole.
+    """
+    return _load(path, path.name, to_rgb)
+
+
+def load_mask(path: Path, alpha: bool = False) -> Image.Image:
+    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
+    return _load(path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else image.convert("L"))
+
+
+def has_transparency(path: Path) -> bool:
+    """Does its header say so? Raises DatasetError."""
+    return _load(path, path.name, transparent, pixels=False)
+
+
+def transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info
+
+
+@contextmanager
+def whole_only() -> Iterator[None]:
+    """While open, Pillow refuses pictures that are cut off. Some packs tell it, for good and for everyone, to fill them with gray."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The file's header, of a size that fits into memory. Raises ValueError, and what Pillow raises."""
+    kind = inside(path)
+    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=formats() if kind in PLUGINS else FORMATS)
+    if opened.width * opened.height > LARGEST:
+        opened.close()
+        raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than {LARGEST:,}")
+    return opened
+
+
+def without_words(path: Path) -> bytes:
+    """A PNG without texts and colour profile, which Pillow refuses where they are long: ComfyUI writes whole workflows there. What may say which side is up stays."""
+    raw = path.read_bytes()
+    kept, at = [PNG], len(PNG)
+    while at < len(raw):
+        length, kind = struct.unpack_from(">I4s", raw, at) if at + 8 <= len(raw) else (len(raw), b"")
+        end = at + 12 + length
+        if kind not in WORDS or _says_upright(kind, raw[at + 8 : end - 4]):
+            kept.append(raw[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _says_upright(kind: bytes, text: bytes) -> bool:
+    """Is it a text that may say so, and no longer than Pillow takes?"""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword not in UPRIGHT or len(text) > LONGEST_TEXT:
+        return False
+    compressed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
+    packed = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    try:
+        return not compressed or len(zlib.decompressobj().decompress(packed, LONGEST_TEXT)) < LONGEST_TEXT
+    except zlib.error:
+        return False
+
+
+def _load(path: Path, called: str, convert: Callable[[Image.Image], T], pixels: bool = True) -> T:
+    """The first picture of a file, whole, turned as its EXIF says and converted; or only its header. Raises DatasetError, which names it as `called`."""
+    try:
+        with whole_only(), open_picture(path) as opened:
+            if not pixels:
+                return convert(opened)
+            opened.seek(0)
+            opened.load()
+            return convert(ImageOps.exif_transpose(opened))
+    except Exception as error:  # Pillow's readers raise whatever their parts do
+        raise DatasetError(f"{called} cannot be read as a picture ({_why(path, error)}") from error
+
+
+def _why(path: Path, error: Exception) -> str:
+    """The rest of the sentence: what it is instead, or what Pillow said; and what to do."""
+    kind = inside(path)
+    if kind in PLUGINS and kind not in formats():
+        name, _, package = PLUGINS[kind]
+        return f"it is {name} inside, which needs a package: run `python -m pip install {package}` with ComfyUI's Python and start ComfyUI anew, or save the picture as PNG or JPEG)."
+    if kind and kind not in FORMATS and kind not in PLUGINS:
+        return f"it is {kind}). Put the picture itself there as PNG or JPEG, or take it out of the folder."
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of picture that is known). Repair it or take it out of the folder."
+    return f"{error or type(error).__name__}). Repair it or take it out of the folder."
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16-bit gray
+        deep = np.asarray(image).astype(np.float32)
+        if not np.isfinite(deep).all():
+            raise ValueError("it holds numbers that are not finite")
+        top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
+        deep *= 255.0 / top
+        return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if transparent(image):
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,46 @@
+"""Text files as people's editors write them."""
+
+import codecs
+import re
+from pathlib import Path
+
+from .errors import DatasetError
+
+LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+OLD = "cp1252"  # of Western Windows, for what is no UTF-8
+BLANKS = "\t\n\r\f\v"
+FOREIGN = re.compile(r"[^\x00-\x7f]{4}")  # no Western word: what another writing's code page looks like
+
+
+def read(path: Path, old: list[Path] | None = None) -> str:
+    """A text file: UTF-8, or what its mark says (UTF-16, UTF-32), else Windows-1252. A file that was read as the last is added to `old`.
+
+    Raises DatasetError for other code pages, and for what is no text (UTF-16 without a mark reads as UTF-8 full of zeros).
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LONGEST + 1)
+        if len(raw) > LONGEST:
+            raise DatasetError(f"{path.name} is no text: it is longer than {LONGEST:,} bytes. Take it out of the folder.")
+        text, is_old = _decode(raw)
+    except (UnicodeDecodeError, OSError) as error:
+        raise DatasetError(f"{path.name} cannot be read as text ({error}). Save it as UTF-8.") from error
+    if "\0" in text or (is_old and any(c < " " and c not in BLANKS for c in text)):
+        raise DatasetError(f"{path.name} is no text: it has {'zeros' if chr(0) in text else 'signs that no text has'} in it. Save it as UTF-8, or take it out of the folder.")
+    if is_old and (FOREIGN.search(text) or 2 * sum(c > "\x7f" for c in text) > max(6, len(text))):
+        raise DatasetError(f"{path.name} is no UTF-8, and in a code page that cannot be told (it may be GBK, Big5 or Shift-JIS). Save it as UTF-8.")
+    if is_old and old is not None:
+        old.append(path)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decode(raw: bytes) -> tuple[str, bool]:
+    """(the text, is it Windows-1252)."""
+    encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), "")
+    if encoding:
+        return raw.decode(encoding), False
+    try:
+        return raw.decode(), False
+    except UnicodeDecodeError:
+        return raw.decode(OLD), True
