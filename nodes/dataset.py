@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..zturbo import dataset, plots
 from ..zturbo.hosts import comfy_paths
 from ..zturbo.recipe import MASKS, Data
-from .screen import say
+from . import screen
 from .types import CATEGORY, TrainingSet
 
 
@@ -19,6 +19,7 @@ class ZTurboImageDataset(io.ComfyNode):
             description="Pictures with captions to train on: a folder inside ComfyUI's input folder, or pictures from the graph. Shows a contact sheet.",
             search_aliases=["training images", "dataset", "captions"],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,  # folders come out of core's loader as lists: one dataset of all of them
             inputs=[
                 io.String.Input(
                     "folder",
@@ -84,30 +85,37 @@ class ZTurboImageDataset(io.ComfyNode):
                     default=True,
                     tooltip="Keep encoded pictures and captions in output/zturbo/.cache, so that the next run with them starts at once. The run's log says how much room it takes.",
                 ),
-                io.Image.Input("images", optional=True, tooltip="Pictures from the graph instead of a folder; all of one size."),
-                io.String.Input("captions", multiline=True, default="", optional=True, tooltip="For connected images: one caption a line, in order, or one line for all."),
+                io.Image.Input("images", optional=True, tooltip="Pictures from the graph instead of a folder: a batch, or a list of any sizes, as core's Load Image-Text Dataset from Folder gives."),
+                io.String.Input(
+                    "captions", multiline=True, default="", optional=True, tooltip="For connected images: one caption a line, in order, or one line for all; or a list with a text for each."
+                ),
             ],
             outputs=[TrainingSet.Output(display_name="dataset"), io.String.Output(display_name="report")],
         )
 
     @classmethod
-    def execute(
-        cls, folder, trigger, resolution, more_resolutions, caption_dropout, shuffle_tags, keep_tags, flip, upscale, masks, outside,
-        regularisation_folder, regularisation_weight, validation, validation_every, cache, images=None, captions="",
+    def execute(cls, images=None, captions=(), **given) -> io.NodeOutput:
+        return cls.make(images, list(captions), **{name: values[0] for name, values in given.items()})
+
+    @classmethod
+    def make(
+        cls, images, captions, folder, trigger, resolution, more_resolutions, caption_dropout, shuffle_tags, keep_tags, flip, upscale, masks, outside,
+        regularisation_folder, regularisation_weight, validation, validation_every, cache,
     ) -> io.NodeOutput:  # fmt: skip
+        """images: a list of batches [B, H, W, C]; captions: a list of texts, where a single one has a caption a line."""
         options = Data(caption_dropout, shuffle_tags, keep_tags, flip, upscale, masks, outside, regularisation_weight, validation, validation_every, cache)
         sides = (resolution, *dataset.read_sides(more_resolutions))
         if images is None:
             regularisation = comfy_paths.dataset_folder(regularisation_folder) if regularisation_folder.strip() else None
             found = dataset.from_folder(comfy_paths.dataset_folder(folder), sides, trigger, options, regularisation)
         else:
-            lines = [line.strip() for line in captions.splitlines() if line.strip()]
-            arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for image in images]  # BHWC, 0..1
-            found = dataset.from_arrays(arrays, lines, sides, trigger, options)
-        say(cls, found.report())
+            arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for batch in images for image in batch]  # BHWC, 0..1
+            texts = captions if len(captions) > 1 or len(arrays) == 1 else screen.lines("".join(captions))
+            found = dataset.from_arrays(arrays, list(texts), sides, trigger, options)
+        screen.say(cls, found.report())
         return io.NodeOutput(found, found.report(), ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
 
     @classmethod
     def fingerprint_inputs(cls, folder, regularisation_folder, **given):
         """Core gives None for what other nodes will bring."""
-        return "" if "images" in given else str([comfy_paths.folder_fingerprint(name) for name in (folder, regularisation_folder) if name])
+        return "" if "images" in given else str([comfy_paths.folder_fingerprint(name) for name in (*folder, *regularisation_folder) if name])

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from . import flow
+from . import flow, words
 from .errors import DatasetError
 from .folder import DOUBTED, Found, look_through
-from .picturefile import has_transparency, load_mask, load_picture
+from .picturefile import has_transparency, load_mask, load_picture, on_white
 from .recipe import Data, is_text
 
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
-PLACE = "[trigger]"  # where the trigger word goes in a caption
-LISTED = 20  # most pictures that a report names
+CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")
+COMMAS = re.compile("[,，、]")  # between tags
+CROPPED = 20  # most cropped pictures that a report names
 LATENT = 8  # pixels a side of a latent
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
@@ -38,6 +39,7 @@ class Item:
     regularisation: bool = False  # a picture of the kind at large, shown so that it is not forgotten
     dropout: float | None = None  # its own caption dropout, 0 to 1; None: the dataset's
     mask_file: Path | None = None  # white: what counts; the picture itself where its transparency is the mask
+    content: str = ""  # sha256 of the file: copies are held out together
 
     def pixels(self) -> np.ndarray:
         """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket."""
@@ -74,10 +76,14 @@ class Dataset:
         return dict(sorted(counts.items()))
 
     def held_out(self) -> set[int]:
-        """Numbers of the pictures that are only looked at: the validation share, at least one where there is a share, a function of the names."""
-        names = sorted({item.name for item in self.items if not item.regularisation}, key=lambda name: hashlib.sha256(name.encode()).digest())
-        count = min(max(1, round(self.options.validation * len(names))), len(names) - 1) if self.options.validation else 0
-        chosen = set(names[: max(0, count)])
+        """Numbers of the pictures that are only looked at: the validation share, at least one where there is a share, a function of the names. Copies of one picture stay together."""
+        content = {item.name: item.content or item.name for item in self.items if not item.regularisation}
+        count = min(max(1, round(self.options.validation * len(content))), len(content) - 1) if self.options.validation else 0
+        chosen: set[str] = set()
+        for name in sorted(content, key=lambda name: hashlib.sha256(name.encode()).digest()):
+            copies = {other for other in content if content[other] == content[name]}
+            if len(chosen) < count and len(chosen | copies) < len(content):
+                chosen |= copies
         return {number for number, item in enumerate(self.items) if item.name in chosen and not item.regularisation}
 
     def dropout(self, number: int) -> float:
@@ -121,8 +127,8 @@ class Dataset:
         }
         lines += [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."] if any(special.values()) else []
         cropped = sorted((item for item in self.items if item.cropped >= 0.005), key=lambda item: -item.cropped)
-        more = f" and {len(cropped) - LISTED} more" if len(cropped) > LISTED else ""
-        lines.append(f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:LISTED])}{more}." if cropped else "Nothing is cropped.")
+        more = f" and {len(cropped) - CROPPED} more" if len(cropped) > CROPPED else ""
+        lines.append(f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:CROPPED])}{more}." if cropped else "Nothing is cropped.")
         return "\n".join([*lines, *self.notes])
 
 
@@ -145,9 +151,14 @@ class Encoded:
     latents: list[torch.Tensor]
 
 
+def tags_of(caption: str) -> list[str]:
+    """What stands between commas, Western or Chinese."""
+    return [tag.strip() for tag in COMMAS.split(caption) if tag.strip()]
+
+
 def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
     """The caption and up to seven other orders of its tags, the first `keep` in front; a function of the caption alone."""
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    tags = tags_of(caption)
     front, rest = tags[:keep], tags[keep:]
     orders = [", ".join(tags)]
     for n in range(ORDERS - 1):
@@ -200,9 +211,9 @@ def apply_trigger(caption: str, trigger: str) -> str:
     """The trigger word where `[trigger]` stands, else in front, unless the caption already has it."""
     if not trigger:
         return caption.strip()
-    if PLACE in caption:
-        return caption.replace(PLACE, trigger).strip()
-    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+    if words.PLACE.search(caption):
+        return words.filled(caption, trigger).strip()
+    if words.has_word(caption, trigger):
         return caption.strip()
     return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
 
@@ -240,6 +251,7 @@ def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, optio
                 regularisation=regularisation,
                 dropout=picture.row.caption_dropout,
                 mask_file=find_mask(picture, size, options.masks),
+                content=hashlib.sha256(picture.path.read_bytes()).hexdigest(),
             )
             firsts.append(one)
             items += _fitted(one, resolutions, options.upscale)
@@ -247,6 +259,9 @@ def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, optio
             faults.append(str(error))
     if faults:
         raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
+    seen: dict[str, str] = {}
+    listing.note((item.name for item in firsts if seen.setdefault(item.content, item.name) != item.name), "pictures are copies of another")
+    listing.note((item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption)), "captions have ||| or {a|b} in them, which is trained as it stands")
     listing.note((one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""), "pictures have the words of their folder's name as caption")
     if options.masks == "off":
         listing.note((one.mask for one in listing.pictures if one.mask), "masks are not used, as masks is off")
@@ -265,18 +280,27 @@ def read_sides(text: str) -> tuple[int, ...]:
 
 
 def from_arrays(images: list[np.ndarray], captions: list[str], resolutions: tuple[int, ...], trigger: str = "", options: Data = Data()) -> Dataset:  # noqa: B008
-    """Pictures [H, W, 3] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
+    """Pictures [H, W, 1, 3 or 4] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
     captions, trigger = captions or [""], one_line(trigger)
     if len(captions) not in (1, len(images)):
         raise DatasetError(f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all.")
     captions = captions * len(images) if len(captions) == 1 else captions
     items = []
-    for number, (image, caption) in enumerate(zip(images, captions)):
+    for number, (given, caption) in enumerate(zip(images, captions)):
+        image = of_three(given)
         items += _fitted(Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), (image.shape[1], image.shape[0])), resolutions, options.upscale)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
     return Dataset(tuple(items), trigger, options)
+
+
+def of_three(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of an array of one, three or four channels: gray three times, transparency laid on white. Raises DatasetError."""
+    channels = image.shape[2] if image.ndim == 3 else 0
+    if channels not in (1, 3, 4):
+        raise DatasetError(f"A picture came in as an array of the shape {image.shape}; it must be height, width and 1, 3 or 4 channels.")
+    return np.repeat(image, 3, 2) if channels == 1 else np.asarray(on_white(Image.fromarray(image, "RGBA"))) if channels == 4 else image
 
 
 def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Item]:
@@ -289,11 +313,11 @@ def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Ite
 
 
 def _need_words(items: list[Item]):
-    open_place = [item.name for item in items if PLACE in item.caption]
+    open_place = [item.name for item in items if words.PLACE.search(item.caption)]
     if open_place and items[0].regularisation:
-        raise DatasetError(f"{len(open_place)} captions of regularisation pictures have {PLACE} in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out.")
+        raise DatasetError(f"{len(open_place)} captions of regularisation pictures have [trigger] in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out.")
     if open_place:
-        raise DatasetError(f"{len(open_place)} captions have {PLACE} in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
+        raise DatasetError(f"{len(open_place)} captions have [trigger] in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
     cut = [item.name for item in items if not is_text(item.caption)]
     if cut:
         raise DatasetError(f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import DatasetError
 
@@ -20,9 +20,9 @@ PLUGINS = {"HEIF": ("HEIC", "pillow_heif", "pillow-heif"), "JXL": ("JPEG XL", "p
 T = TypeVar("T")
 LARGEST = 120_000_000  # pixels of a picture
 PNG = b"\x89PNG\r\n\x1a\n"
-WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that are no pixels; the colour profile is not used
+WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that are no pixels
 UPRIGHT = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts that may say which side is up
-LONGEST_TEXT = 1_000_000  # bytes of such a text
+LONGEST_TEXT = 1_000_000  # bytes of such a text, or of a colour profile: Pillow takes no more
 KINDS = (  # how a file begins -> what it is
     (PNG, "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
     (b"\xff\x0a", "JXL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"), (b"8BPS", "a Photoshop file"),
@@ -71,8 +71,27 @@ def load_picture(path: Path) -> Image.Image:
 
 
 def load_mask(path: Path, alpha: bool = False) -> Image.Image:
-    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError."""
-    return _load(path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else image.convert("L"))
+    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError, also where nothing would count."""
+    mask = _load(path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else to_mask(image))
+    if not np.asarray(mask).any():
+        called = f"The picture {path.name} is transparent" if alpha else f"The mask {path.name} is black"
+        raise DatasetError(f"{called} all over: nothing of the picture would count. Paint white what counts, or take the mask away.")
+    return mask
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """Gray as it is; 16 bits scaled to 8; labels (0 and 1, or a palette of colours) to black and white; transparency where the colours say nothing."""
+    if transparent(image):
+        rgba = np.asarray(image.convert("RGBA"))
+        gray = (rgba[..., :1] == rgba[..., 1:3]).all()
+        if rgba[..., 3].min() < 255 and (not gray or rgba[..., 0].min() == rgba[..., 0].max()):
+            return Image.fromarray(rgba[..., 3])
+    if image.mode == "P":
+        colors = np.asarray(image.convert("RGB"))
+        if (colors[..., :1] != colors[..., 1:]).any():
+            return Image.fromarray((np.asarray(image) > 0).astype(np.uint8) * 255)
+    values = np.asarray(to_rgb(image).convert("L"))
+    return Image.fromarray(values * 255 if values.max() == 1 else values)
 
 
 def has_transparency(path: Path) -> bool:
@@ -106,25 +125,25 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def without_words(path: Path) -> bytes:
-    """A PNG without texts and colour profile, which Pillow refuses where they are long: ComfyUI writes whole workflows there. What may say which side is up stays."""
+    """A PNG without its texts, which Pillow refuses where they are long: ComfyUI writes whole workflows there. What may say which side is up stays, and the colour profile."""
     raw = path.read_bytes()
     kept, at = [PNG], len(PNG)
     while at < len(raw):
         length, kind = struct.unpack_from(">I4s", raw, at) if at + 8 <= len(raw) else (len(raw), b"")
         end = at + 12 + length
-        if kind not in WORDS or _says_upright(kind, raw[at + 8 : end - 4]):
+        if kind not in WORDS or _is_wanted(kind, raw[at + 8 : end - 4]):
             kept.append(raw[at:end])
         at = end
     return b"".join(kept)
 
 
-def _says_upright(kind: bytes, text: bytes) -> bool:
-    """Is it a text that may say so, and no longer than Pillow takes?"""
+def _is_wanted(kind: bytes, text: bytes) -> bool:
+    """Is it a colour profile or a text that may say which side is up, and no longer than Pillow takes?"""
     keyword, _, rest = text.partition(b"\0")
-    if keyword not in UPRIGHT or len(text) > LONGEST_TEXT:
+    if (kind != b"iCCP" and keyword not in UPRIGHT) or len(text) > LONGEST_TEXT:
         return False
-    compressed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
-    packed = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    compressed = kind in (b"zTXt", b"iCCP") or (kind == b"iTXt" and rest[:1] == b"\1")
+    packed = rest[1:] if kind in (b"zTXt", b"iCCP") else rest[2:].split(b"\0", 2)[-1]
     try:
         return not compressed or len(zlib.decompressobj().decompress(packed, LONGEST_TEXT)) < LONGEST_TEXT
     except zlib.error:
@@ -165,8 +184,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
         deep *= 255.0 / top
         return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if transparent(image):
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+    image = in_srgb(image)
+    return on_white(image.convert("RGBA")) if transparent(image) else image.convert("RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as RGB, its transparency laid on white."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The colours that its profile means, in sRGB, which the model was trained on; as it is where the profile is sRGB, broken, or of another kind of picture."""
+    raw = image.info.get("icc_profile")
+    if not raw or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(raw))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC, mode, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION) or image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image

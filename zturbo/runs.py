@@ -6,21 +6,23 @@ Hosts and people differ (a node in ComfyUI, a command line); a run is the same e
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from . import checkpoint, network, runfolder, trainer
+from . import checkpoint, network, runfolder, trainer, words
 from . import recipe as recipes
-from .dataset import Dataset
+from .dataset import Dataset, tags_of
 from .errors import TrainingError, ZTurboError
 from .recipe import Inputs, Previews, Recipe, file_name
 from .runfolder import RECIPE, RunFolder
 
 log = logging.getLogger("zturbo")
 AUTO, NEW = "auto", "new"
+FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)  # of a prompt for another trainer or program
 
 
 class Runs:
@@ -167,7 +169,7 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     log.info("%s Run folder: %s", host.describe(), run.path)
     run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
-    for sentence in filter(None, (note, host.warning(), dataset.doubt())):
+    for sentence in filter(None, (note, host.warning(), dataset.doubt(), prompt_doubt(recipe))):
         trainer.tell(run, control, 0, sentence)
     ended = "failed"
     try:
@@ -190,6 +192,18 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
         run.release()
         control.end(ended, run.saved_steps)
     return Conducted(result, run, facts)
+
+
+def filled(recipe: Recipe, trigger: str) -> Recipe:
+    """With the trigger word where prompts say `[trigger]`."""
+    previews = replace(recipe.previews, prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.previews.prompts))
+    return replace(recipe, previews=previews, turbo=replace(recipe.turbo, restore_prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.turbo.restore_prompts)))
+
+
+def prompt_doubt(recipe: Recipe) -> str:
+    """What in the preview prompts is another trainer's way of writing and would be drawn as words."""
+    odd = next((found[0].strip() for prompt in recipe.previews.prompts if (found := FLAG.search(prompt) or words.PLACE.search(prompt))), "")
+    return f"A preview prompt has {odd} in it, which is drawn as words{': there is no trigger word' if odd.startswith('[') else ': size, steps and seed are settings of their own'}." if odd else ""
 
 
 def source_of(runs: Runs, resume: str | Path) -> str:
@@ -270,7 +284,7 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
 
 def tag_counts(dataset: Dataset) -> dict[str, int]:
     """How many pictures have each tag (what stands between commas) in their caption, the most frequent first."""
-    counts = Counter(tag.strip() for item in dataset.items if not item.regularisation for tag in item.caption.split(",") if tag.strip())
+    counts = Counter(tag for item in dataset.items if not item.regularisation for tag in tags_of(item.caption))
     return dict(counts.most_common(200))
 
 

@@ -1,12 +1,11 @@
 """Turbo watched and kept while a LoRA trains: the gauge's readings, the guard's gradients, and the last steps that restore turbo. Maths in `health`."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
-from . import health
+from . import health, words
 from .health import Paths
 from .recipe import Recipe
 
@@ -98,9 +97,8 @@ def doubts(recipe: Recipe, trigger: str) -> list[str]:
             if wish.restore_prompts
             else ["keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. Set a trigger word, or write restore_prompts."]
         )
-    word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
-    named = [prompt for prompt in wish.prompts[health.WATCHED :] if word.search(prompt)]
-    nameless = [prompt for prompt in wish.restore_prompts if not word.search(prompt)]
+    named = [prompt for prompt in wish.prompts[health.WATCHED :] if words.has_word(prompt, trigger)]
+    nameless = [prompt for prompt in wish.restore_prompts if not words.has_word(prompt, trigger)]
     found = [f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, which restoring unlearns there (for example: {named[0]})."] if named else []
     return found + ([f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."] if nameless else [])
 

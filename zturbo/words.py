@@ -12,6 +12,22 @@ OLD = "cp1252"  # of Western Windows, for what is no UTF-8
 BLANKS = "\t\n\r\f\v"
 FOREIGN = re.compile(r"[^\x00-\x7f]{4}")  # no Western word: what another writing's code page looks like
 
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # writing without spaces, or with endings grown on
+PLACE = re.compile(r"\[trigger\]", re.IGNORECASE)  # where the trigger word goes in a text
+
+
+def has_word(text: str, word: str) -> bool:
+    """Does the word stand in a text by itself, in any letter case? In writing without spaces it stands wherever it occurs."""
+    letter = rf"[^\W{UNSPACED}]"
+    before = "" if re.match(f"[{UNSPACED}]", word) else f"(?<!{letter})"
+    behind = "" if re.search(f"[{UNSPACED}]$", word) else f"(?!{letter})"
+    return re.search(before + re.escape(word) + behind, text, re.IGNORECASE) is not None
+
+
+def filled(text: str, word: str) -> str:
+    """With the trigger word where `[trigger]` stands."""
+    return PLACE.sub(lambda _: word, text) if word else text
+
 
 def read(path: Path, old: list[Path] | None = None) -> str:
     """A text file: UTF-8, or what its mark says (UTF-16, UTF-32), else Windows-1252. A file that was read as the last is added to `old`.

@@ -254,7 +254,7 @@ def test_upscale_enlarges_only_where_asked(tmp_path):
 
 def test_held_out_is_a_share_of_the_pictures_by_name_at_every_resolution(tmp_path):
     for n in range(10):
-        picture(tmp_path / f"{n}.png", (128, 128))
+        picture(tmp_path / f"{n}.png", (128, 128), (n, n, n))
     found = dataset.from_folder(tmp_path, (64, 96), "zvk", Data(validation=0.3))
     names = {found.items[n].name for n in found.held_out()}
     assert len(names) == 3 and len(found.held_out()) == 6

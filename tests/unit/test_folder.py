@@ -68,10 +68,25 @@ def test_a_picture_with_a_long_text_in_it_is_read(tmp_path, kind, key):
     assert item.pixels()[..., 0].min() == 1 and item.pixels()[..., 1].max() == 0
 
 
-def test_a_picture_with_a_large_colour_profile_is_read(tmp_path):
+def test_a_picture_with_a_very_large_colour_profile_is_read(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(3_000_000)
     Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png", icc_profile=profile)
     assert read(tmp_path, "zvk").items[0].pixels()[..., 0].min() == 1
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+def test_colours_of_another_profile_are_brought_to_srgb(tmp_path, ending):
+    """A profile whose red and blue are exchanged: made of Pillow's sRGB, by its tags."""
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {bytes(raw[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(raw[128:132], "big"), 12)}
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    raw[red : red + 4], raw[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    raw = bytes(raw).replace("sRGB".encode("utf-16-be"), "xBGR".encode("utf-16-be")).replace(b"sRGB", b"xBGR")
+    Image.new("RGB", (64, 48), (200, 30, 90)).save(tmp_path / f"a.{ending}", icc_profile=raw)
+    assert np.abs(read(tmp_path, "zvk").items[0].pixels()[20, 20] * 255 - (90, 30, 200)).max() < 6
+    for profile in (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"broken", raw[:200]):
+        Image.new("RGB", (64, 48), (200, 30, 90)).save(tmp_path / f"a.{ending}", icc_profile=profile)
+        assert np.abs(read(tmp_path, "zvk").items[0].pixels()[20, 20] * 255 - (200, 30, 90)).max() < 6
 
 
 def test_texts_behind_the_pixels_too(tmp_path):
@@ -159,6 +174,58 @@ def test_masks_that_are_lonely_or_too_many_and_what_lies_beside_for_others(tmp_p
         assert line in found.report()
 
 
+def masked(root, mask: Image.Image, **options) -> np.ndarray:
+    """The weights of a picture with this mask, [6, 8]."""
+    named(root, "a.png")
+    mask.save(root / "a.mask.png")
+    return read(root, "zvk", **options).items[0].mask(0.0)[0].numpy()
+
+
+def halves(left, right, mode) -> Image.Image:
+    image = Image.new(mode, (64, 48), right)
+    image.paste(left, (0, 0, 32, 48))
+    return image
+
+
+def voc() -> Image.Image:
+    image = halves(1, 0, "P")
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        halves(255, 0, "L"), halves(1, 0, "L"), halves(1, 0, "1"), voc(), halves((255, 255, 255, 255), (255, 255, 255, 0), "RGBA"), halves((0, 0, 0, 255), (0, 0, 0, 0), "RGBA"),
+        halves((90, 10, 20, 255), (1, 2, 3, 0), "RGBA"), halves((255, 255), (255, 0), "LA"), Image.fromarray(np.repeat([[65535] * 32 + [0] * 32], 48, 0).astype(np.uint16)),
+    ],
+)  # fmt: skip
+def test_masks_of_every_making_say_the_same(tmp_path, mask):
+    weight = masked(tmp_path, mask)
+    assert weight[:, :4].min() == pytest.approx(2) and weight[:, 4:].max() == 0
+
+
+def test_a_half_in_16_bits_is_a_half(tmp_path):
+    weight = masked(tmp_path, Image.fromarray(np.repeat([[65535] * 32 + [32896] * 32], 48, 0).astype(np.uint16)))
+    assert weight[0, -1] / weight[0, 0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_mask_that_lets_nothing_count_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="The mask a.mask.png is black all over: nothing of the picture would count"):
+        masked(tmp_path, Image.new("L", (64, 48)))
+    (tmp_path / "a.mask.png").unlink()
+    Image.new("RGBA", (64, 48)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="a.png is transparent all over"):
+        read(tmp_path, "zvk", masks="files and alpha")
+
+
+@pytest.mark.parametrize("picture, mask", [("images/a.png", "masks/a.png"), ("images/x/a.jpg", "masks/x/a.png"), ("x/a.png", "x/mask/a.png"), ("10_cat/a.png", "Masks/a.png")])
+def test_masks_in_a_folder_of_their_own(tmp_path, picture, mask):
+    named(tmp_path, picture, mask)
+    found = read(tmp_path, "zvk")
+    assert list(captions(found)) == [picture] and found.items[0].mask_file == tmp_path / mask
+
+
 # Captions
 
 
@@ -233,7 +300,90 @@ def test_white_space_around_a_trigger_word_is_nothing(tmp_path, given, trigger):
                 refused()
 
 
+@pytest.mark.parametrize(
+    "caption, trigger, expected",
+    [
+        ("小明在公园里踢球", "小明", "小明在公园里踢球"), ("一只zvk猫", "zvk", "一只zvk猫"), ("まるちゃんが走る", "まるちゃん", "まるちゃんが走る"), ("a [Trigger] here", "zvk", "a zvk here"),
+        ("[TRIGGER]", r"\1", r"\1"), ("fuzzvks", "zvk", "zvk, fuzzvks"), ("猫", "zvk", "zvk, 猫"),
+    ],
+)  # fmt: skip
+def test_a_trigger_word_is_found_in_every_writing(caption, trigger, expected):
+    assert dataset.apply_trigger(caption, trigger) == expected
+
+
+def test_commas_of_chinese_writing_divide_tags():
+    orders = dataset.tag_orders("小明，红色外套、公园, day", 1)
+    assert orders[0] == "小明, 红色外套, 公园, day" and len(orders) > 3 and all(order.startswith("小明, ") for order in orders)
+
+
+@pytest.mark.parametrize(
+    "content, caption", [('{"caption": "a cat"}', "a cat"), ('{"tags": ["cat", "red"]}', "cat, red"), ('{"text": "", "prompt": "p"}', "p"), ('{"score": 3}', "zvk"), ("[1]", "zvk"), ("no json", "zvk")]
+)
+def test_captions_in_json_beside_a_picture(tmp_path, content, caption):
+    named(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text(content)
+    assert captions(read(tmp_path, "zvk"))["a.png"].removeprefix("zvk, ") == caption
+    (tmp_path / "a.txt").write_text("its own")
+    assert captions(read(tmp_path)) == {"a.png": "its own"}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("metadata.jsonl", '{"image_path": "a.png", "caption": "x"}'), ("metadata.jsonl", '{"file_name": "a.png", "text": "", "caption": "x"}'), ("metadata.jsonl", '{"file_name": "a.png", "text": ["x"]}'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": null, "prompt": "x"}'), ("metadata.jsonl", '[{"file_name": "a.png", "text": "x"}]'), ("metadata.csv", "file_name,text\na.png,x\n"),
+        ("metadata.jsonl", '{"file_name": "D:\\\\set\\\\A.png", "text": "x"}'), ("metadata.jsonl", '{"file_name": "train/a.png", "text": "x"}'), ("metadata.csv", 'image,caption,caption_dropout\n"a.png","x",0.5\n'),
+    ],
+)  # fmt: skip
+def test_rows_as_other_trainers_write_them(tmp_path, name, content):
+    named(tmp_path, "a.png")
+    (tmp_path / name).write_text(content)
+    found = read(tmp_path)
+    assert captions(found) == {"a.png": "x"} and "not there" not in found.report()
+
+
+def test_what_is_trained_as_it_stands_is_said(tmp_path):
+    named(tmp_path, "a.png", "b.png", "c.png")
+    for name, text in {"a": "zvk ||| red", "b": "a {red|blue} cat", "c": "a {plain} cat"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert "2 captions have ||| or {a|b} in them, which is trained as it stands: a.png, b.png." in read(tmp_path).report()
+
+
+def test_copies_of_a_picture_are_said_and_held_out_together(tmp_path):
+    for name in "abcdef":
+        Image.new("RGB", (64, 48), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name} (1).png").write_bytes((tmp_path / f"{name}.png").read_bytes())
+    found = read(tmp_path, "zvk", validation=0.3)
+    out = {found.items[n].name[0] for n in found.held_out()}
+    assert "6 pictures are copies of another" in found.report() and len(out) == 2 and len(found.held_out()) == 4
+
+
+def test_pictures_from_the_graph_of_any_channels_and_sizes():
+    gray, clear = np.full((64, 64, 1), 9, np.uint8), np.zeros((48, 64, 4), np.uint8)
+    found = dataset.from_arrays([gray, clear], ["x"], (64,))
+    assert [item.pixels().shape for item in found.items] == [(64, 64, 3), (48, 64, 3)] and found.items[1].pixels().min() == 1
+    with pytest.raises(DatasetError, match="must be height, width and 1, 3 or 4 channels"):
+        dataset.from_arrays([np.zeros((8, 8, 2), np.uint8)], ["x"], (64,))
+
+
 # Folders
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_text_is_shown_with_escapes(tmp_path):
+    named(tmp_path, "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xc3\xa9\xff.png"))
+    found = read(tmp_path, "zvk", validation=0.5)
+    assert "udcff" in found.items[0].name and found.report().encode() and found.held_out() == set()
+
+
+def test_kohyas_project_folder_is_not_taught_with_its_regularisation(tmp_path):
+    named(tmp_path, "proj/img/10_zvk cat/a.png", "proj/reg/1_cat/b.png")
+    with pytest.raises(DatasetError, match="Give proj/img as folder and proj/reg as regularisation_folder"):
+        read(tmp_path / "proj", "zvk")
+    for folder, regularisation in (("img", "reg"), ("img/10_zvk cat", "reg/1_cat")):
+        found = dataset.from_folder(tmp_path / "proj" / folder, (64,), "", Data(), tmp_path / "proj" / regularisation)
+        assert [(item.caption, item.regularisation) for item in found.items] == [("zvk cat", False), ("cat", True)]
 
 
 def test_what_systems_keep_for_themselves_is_left_out_and_said(tmp_path):

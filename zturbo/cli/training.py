@@ -80,6 +80,7 @@ def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
     pictures = pictures_of(given)
     if not args.json:
         print(pictures.report(), file=sys.stderr)
+    given = runs.filled(given, pictures.trigger)
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, place.cache)
     done = runs.conduct(given, pictures, host, place, resume, lambda run: Screen(run, given.steps, args.json), KeyboardInterrupt)
     if not args.json:

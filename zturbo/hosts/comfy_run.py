@@ -37,7 +37,7 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
     with torch.inference_mode(False), torch.enable_grad():
-        recipe = replace(recipe, data=dataset.options, inputs=inputs_of(dataset, model))
+        recipe = runs.filled(replace(recipe, data=dataset.options, inputs=inputs_of(dataset, model)), dataset.trigger)
         host = ComfyHost(model, clip, vae, recipe, preview_model, comfy_paths.runs().cache, comfy_paths.lora_file)
         done = runs.conduct(recipe, dataset, host, comfy_paths.runs(), resume, lambda run: ComfyControl(run, recipe.steps, node_id, _send), comfy.model_management.InterruptProcessingException)
     result = done.result
