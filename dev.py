@@ -34,7 +34,7 @@ PACK = "zimage-turbo-lora"
 COMFYUI_TAG = "v0.33.0"
 COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio that fits together
-TIERS = ("unit", "schema", "headless", "workflows", "card", "comfy", "ui")
+TIERS = ("ui", "card", "comfy", "headless", "workflows", "schema", "unit")  # the slow ones first: two run side by side
 DEMO_PROMPTS = ("a large zsmile on a blue background", "a large zsmile on a green background", "a large red square on a white background")
 START_SECONDS = 300
 # glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a weight
@@ -372,8 +372,8 @@ def test(args) -> int:
         comfyui = None
     python = environment(comfyui)
     variables = {"COMFYUI_PATH": str(comfyui) if comfyui else "", "ZTURBO_REQUIRE": "1" if args.require else ""}
-    folders = [str(ROOT / "tests" / tier) for tier in args.tiers] or [str(ROOT / "tests")]
-    workers = [] if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2 else ["-n", "2", "--dist", "loadfile"]  # a card is shared by none
+    folders = [str(ROOT / "tests" / tier) for tier in args.tiers or TIERS]
+    workers = [] if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2 else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a card is shared by none
     if workers:
         variables |= {"OMP_NUM_THREADS": str((os.cpu_count() or 2) // 2), "OMP_WAIT_POLICY": "PASSIVE"}
     return run_python(python, ["-m", "pytest", "--rootdir", str(ROOT / "tests"), "-c", str(ROOT / "tests" / "pytest.ini"), *workers, *folders, *args.rest], variables)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ KEEPS = ("off", "guard", "restore")
 REPEATS = ("exact", "fast")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
+MARKS = ("Mn", "Mc")  # vowels and accents of some writings are signs of their own
 DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
 KEYS = {  # what sentences call a setting, as its node does -> its key in a file, where that is another
     "keep_turbo": "turbo.keep", "guard_weight": "turbo.weight", "guard_interval": "turbo.interval", "gauge_every": "turbo.every", "gauge_size": "turbo.size",
@@ -303,6 +305,8 @@ def check_types(settings, where: str = ""):
         elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else abs(value) < 2**64):
             raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]} of at most 64 bits, and finite.")
         for text in (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ():
+            if where == "inputs." and any(c in text for c in "\a\b\f\n\r\t\v"):
+                raise ZTurboError(f"{name} is {shown(text)}, with a sign in it that no path has: in double quotes a backslash is no backslash. Write the path in single quotes, or with /.")
             if not is_text(text):
                 raise ZTurboError(f"{name} is {shown(text)}; it has half a character in it (a cut emoji). Write it anew.")
 
@@ -346,7 +350,7 @@ def one_of(choices: tuple[str, ...], **values):
 
 def file_name(name: str) -> bool:
     """True for one plain path component that every system accepts, with an ending of 20 characters behind it."""
-    plain = bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" for c in name)
+    plain = bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" or unicodedata.category(c) in MARKS for c in name)
     return plain and len(name.encode()) <= 200 and not DEVICES.fullmatch(name)
 
 
@@ -448,7 +452,8 @@ def read_toml(text: str, what: str, advice: str) -> dict:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ZTurboError(f"{what} is not TOML ({error}). {advice}") from error
+        path = " A Windows path stands in single quotes, or is written with /." if re.search(r'"[A-Za-z]:\\|"\\\\', text) else ""
+        raise ZTurboError(f"{what} is not TOML ({error}). {advice}{path}") from error
 
 
 def _build(kind, values: dict, where: str):

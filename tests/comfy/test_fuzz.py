@@ -44,7 +44,7 @@ def test_an_input_is_the_same_again(place):
 
 def test_the_watch_sees_what_must_not_be(place, monkeypatch):
     """Without this, `other: 0` would mean nothing."""
-    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
+    monkeypatch.setattr(fuzz, "SECONDS", 2)
     watch = Watch(place)
     link = place.input / "link"
     link.symlink_to(place.outside / "secret.txt")
@@ -66,7 +66,7 @@ def test_the_watch_sees_what_must_not_be(place, monkeypatch):
         "os.rmdir": lambda: (place.base / "newer").rmdir(),
         "loras2": lambda: os.listdir(place.base / "models" / "loras2"),
         "Popen": lambda: os.spawnlp(os.P_WAIT, "true", "true") or __import__("subprocess").run(["true"]),
-        "no end": lambda: time.sleep(3),
+        "no end": lambda: time.sleep(5),
         "x": lambda: sentence("x"),
     }
     for words, feed in faults.items():

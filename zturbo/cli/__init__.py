@@ -1,6 +1,7 @@
 """The command line: a run without a graph, and what LoRA files hold."""
 
 import argparse
+import io
 import json
 import sys
 
@@ -39,6 +40,9 @@ def main(argv: list[str]) -> int:
     for room in (training, sampling, files):
         room.add(commands)
     args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console that has not every letter
     try:
         return args.run(args)
     except ZTurboError as error:

@@ -43,6 +43,8 @@ def given(inputs: Inputs, args) -> Inputs:
     """The inputs with what the options say, as whole paths, so that a run goes on from any folder. A model folder that holds the other parts, too, gives those that are not named."""
     said = {name: getattr(args, name, None) for name in vars(inputs)}
     wish = replace(inputs, **{name: value for name, value in said.items() if value is not None})
+    homes: dict[str, Any] = {name: os.path.expanduser(value) for name in PLACES if (value := getattr(wish, name)).startswith("~")}
+    wish = replace(wish, **homes)
     whole = Path(wish.model)
     if wish.model and is_folder(whole / "transformer"):
         parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and is_folder(whole / name)}
@@ -87,7 +89,9 @@ def need_diffusers() -> str:
     missing = [f"{name} {version or 'is not installed'}" for name, least in NEEDED.items() if (version := installed(name)) is None or number(version) < number(least)]
     if missing:
         wanted = " ".join(f"'{name}>={least}'" for name, least in NEEDED.items())
-        raise ZTurboError(f"diffusers' code is to run the model, and {', '.join(missing)}. pip install {wanted} accelerate, or give a ComfyUI with --comfyui.")
+        raise ZTurboError(
+            f"diffusers' code is to run the model, and {', '.join(missing)}. pip install {wanted} accelerate; or give ComfyUI with --comfyui FOLDER: none is in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI."
+        )
     return "diffusers"
 
 
@@ -106,14 +110,14 @@ def number(version: str) -> tuple[int, ...]:
 
 def find_comfyui(named: str | None) -> Path | None:
     """Raises ZTurboError for a named folder that is none."""
-    pack = Path(__file__).resolve().parents[2]
-    around = pack.parents[1] if pack.parent.name == "custom_nodes" else None
+    packs = [Path(os.path.abspath(__file__)).parents[2], Path(__file__).resolve().parents[2]]  # the pack may be a link in custom_nodes
+    around = [pack.parents[1] for pack in packs if pack.parent.name == "custom_nodes"]
     wish = named or os.environ.get("COMFYUI_PATH")
     if wish:
         if not is_comfyui(Path(wish)):
             raise ZTurboError(f"{wish} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py.")
         return Path(wish).resolve()
-    return next((place for place in (around, Path.home() / "comfy" / "ComfyUI") if place and is_comfyui(place)), None)
+    return next((place for place in (*around, Path.home() / "comfy" / "ComfyUI") if is_comfyui(place)), None)
 
 
 def is_comfyui(path: Path) -> bool:

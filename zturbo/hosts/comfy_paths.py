@@ -23,7 +23,9 @@ def dataset_folder(name: str) -> Path:
     if name.strip() == BUNDLED:
         return comfy_tiny.PICTURES
     roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
-    allowed = [place for root in roots if name.strip() and (place := under(root, name.strip()))]
+    wishes = [name.strip().strip("\"'").strip()]
+    wishes += [wish for wish in (wishes[0].replace("\\", "/"), wishes[0].replace("\\", "/").removeprefix("input/")) if wish not in wishes]  # as people paste them
+    allowed = [place for wish in wishes if wish for root in roots if (place := under(root, wish))]
     if not allowed:
         raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
     try:
@@ -92,7 +94,8 @@ def model_file(name: str) -> Path:
 
 def part_file(folder: str, *names: str) -> Path:
     """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists. Raises ModelError when none is."""
-    found = next((path for name in names if (path := folder_paths.get_full_path(folder, name))), None)
+    places = [one for name in names for one in folder_paths.get_filename_list(folder) if Path(one).name == name]  # in sub-folders, as some sort them
+    found = next((path for name in (*names, *places) if (path := folder_paths.get_full_path(folder, name))), None)
     if found is None:
         raise ModelError(f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node.")
     return Path(found)
