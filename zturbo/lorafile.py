@@ -10,7 +10,6 @@ import hashlib
 import io
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,37 +20,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from . import files, peft_config, tensorfile
-from .errors import LoraFileError
+from . import files, loranames, modelfile, peft_config, tensorfile
+from .errors import LoraFileError, ModelError
 from .lowrank import Difference, Factors, Part, Target
 from .lycoris import LoHa, LoKr
 
-PREFIXES = {  # of a key -> who writes it
-    "diffusion_model.": "ComfyUI, ai-toolkit",
-    "model.diffusion_model.": "ComfyUI",
-    "transformer.": "diffusers, OneTrainer",
-    "base_model.model.": "PEFT",
-    "pipe.dit.": "DiffSynth",
-}
-FLAT_PREFIXES = {"lora_unet_": "kohya, musubi-tuner", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS, SimpleTuner"}
-ENDINGS = {  # our name of a part -> how a key with it may end
-    "lora_A.weight": (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight"),
-    "lora_B.weight": (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight"),
-    "alpha": (".alpha",),
-    "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_magnitude_vector.default", ".lora_magnitude_vector.default.weight"),
-} | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+SCALES = {"alpha", "dora_scale"}
 THUMBNAIL = 256  # pixels on the longer side
 LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BLOCK_LEAVES = (
-    "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
-    "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0",
-)  # fmt: skip
-OUTSIDE = {  # Linears outside the blocks, by ComfyUI's names -> ours, which are diffusers'
-    "x_embedder": "all_x_embedder.2-1",
-    "final_layer.linear": "all_final_layer.2-1.linear",
-    "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
-} | {name: name for name in ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1", "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
 
 
 class LoraState(dict[str, torch.Tensor]):
@@ -106,15 +83,20 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     except OSError as error:
         raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
     try:
+        modelfile.check(path, raw)
+    except ModelError as error:
+        raise LoraFileError(str(error)) from error
+    try:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, dialect(tensors)
-    config = peft_config.find(path, metadata, "PEFT" in names)
+    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, loranames.dialect(tensors)
+    peft = loranames.is_peft(tensors)
+    config = peft_config.find(path, metadata, peft)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
-        raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).")
-    notes = (peft_config.MISSING,) if config is None and "PEFT" in names else ()
+        raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
+    notes = (peft_config.MISSING,) if config is None and peft else ()
     return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
 
 
@@ -124,18 +106,17 @@ def of_state(state: dict[str, torch.Tensor], file: str) -> LoraFile:
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), dialect(state))
+    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), loranames.dialect(state))
 
 
 def _examples(keys) -> str:
     return ", ".join(sorted(keys)[:3])
 
 
-def dialect(keys) -> str:
-    """Whose names these are, for people: `lora_unet_… (kohya, musubi-tuner)`."""
-    known = PREFIXES | FLAT_PREFIXES
-    found = [f"{prefix}… ({known[prefix]})" for prefix in known if any(key.startswith(prefix) for key in keys)]
-    return " and ".join(found) or "bare names"
+def _known(keys) -> str:
+    """A sentence on those of the keys that are something else than a LoRA of the diffusion model."""
+    words = [word for key in keys if (word := loranames.aside(key)[0])]
+    return f" Of these are {loranames.counted(words)}." if words else ""
 
 
 def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
@@ -144,21 +125,27 @@ def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
 
 
 def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False) -> tuple[dict[str, Difference], list[str]]:
-    """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one.
+    """(differences by canonical name, keys that are none of these; `beside` says which of them core reads). Raises LoraFileError for parts that do not make one.
 
     config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
+    scales: dict[str, list[str]] = {}
     leftover = []
     for key, tensor in tensors.items():
-        kind, stem = _kind(key)
-        name = canonical(stem) if stem else None
+        kind, stem = loranames.kind(key)
+        name = loranames.canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
-        elif kind in found.setdefault(name, {}):
-            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects. Keep one of them.")
-        else:
-            found[name][kind] = tensor
+            continue
+        if kind in SCALES:
+            scales.setdefault(name, []).append(key)
+        if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
+            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them.")
+    others = {name for key in leftover if (name := loranames.changes(key))}
+    for name in [name for name, parts in found.items() if name in others and parts.keys() <= SCALES]:
+        leftover += scales[name]  # of a form that is no LoRA
+        del found[name]
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
         one = _difference(name, parts, file)
@@ -173,6 +160,11 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
     return differences, leftover
 
 
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """The same numbers?"""
+    return one is other or (one.shape == other.shape and torch.equal(one.double(), other.double()))
+
+
 def scaled(one: Difference, factor: float) -> Difference:
     """`factor` times the difference. Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it."""
     if factor == 1:
@@ -183,17 +175,8 @@ def scaled(one: Difference, factor: float) -> Difference:
     return replace(one, scale=one.scale * factor)
 
 
-def _kind(key: str) -> tuple[str, str]:
-    """(our name of the part, stem)."""
-    for kind, endings in ENDINGS.items():
-        for ending in endings:
-            if key.endswith(ending):
-                return kind, key.removesuffix(ending)
-    return "", ""
-
-
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()), ""):
+    if wrong := next((str(tensor.dtype) for kind, tensor in parts.items() if kind != "alpha" and not tensor.is_floating_point()), ""):
         raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
     if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
         raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
@@ -202,7 +185,7 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
     if broken := not_finite(parts):
         raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
-    kinds = parts.keys() - {"alpha", "dora_scale"}
+    kinds = parts.keys() - SCALES
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
         raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
@@ -271,34 +254,6 @@ def _loha(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
 
 
 FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {"lora_": _lora, "lokr_": _lokr, "hada_": _loha}
-
-
-def canonical(stem: str) -> str | None:
-    """`lora_unet_layers_0_attention_to_q`, `transformer.layers.0.attention.to_q`, … -> `layers.0.attention.to_q`."""
-    while prefix := next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None):
-        stem = stem.removeprefix(prefix)
-    for prefix in FLAT_PREFIXES:
-        if stem.startswith(prefix):
-            return _unflatten(stem.removeprefix(prefix))
-    if stem in OUTSIDE:
-        return OUTSIDE[stem]
-    match = re.fullmatch(r"((?:layers|noise_refiner|context_refiner)\.\d+)\.(.+)", stem)
-    return _leaf(*match.groups()) if match else None
-
-
-def _unflatten(flat: str) -> str | None:
-    match = re.fullmatch(r"(layers|noise_refiner|context_refiner)_(\d+)_(.+)", flat)
-    if not match:
-        return next((ours for name, ours in OUTSIDE.items() if name.replace(".", "_") == flat), None)
-    block, number, rest = match.groups()
-    leaves = {leaf.replace(".", "_"): leaf for leaf in BLOCK_LEAVES}
-    return _leaf(f"{block}.{number}", leaves[rest]) if rest in leaves else None
-
-
-def _leaf(block: str, leaf: str) -> str | None:
-    if leaf not in BLOCK_LEAVES:
-        return None
-    return f"{block}.{'attention.to_out.0' if leaf == 'attention.out' else leaf}"
 
 
 BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
@@ -381,4 +336,4 @@ def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: st
 def need_all(factors: Mapping[str, Difference], leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
-        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).")
+        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}")

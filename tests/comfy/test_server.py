@@ -460,6 +460,6 @@ def test_wrong_files_get_a_sentence(server):
         return failure(server, graph)
 
     assert "big.safetensors does not fit this model: 0 of its 1 matrices do" in with_adapter("big.safetensors")
-    assert "cut.safetensors is not a whole safetensors file" in with_adapter("cut.safetensors")
+    assert "cut.safetensors cannot be read: it is cut off within its header" in with_adapter("cut.safetensors")
     assert "lora.safetensors is a LoRA or adapter" in with_model("lora.safetensors")
     assert "vae.safetensors is a VAE. Choose Z-Image-Turbo" in with_model("vae.safetensors")
