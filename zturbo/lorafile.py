@@ -11,7 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ class LoraFile:
     sha256: str
     dialect: str = ""  # whose names it has
     notes: tuple[str, ...] = ()  # sentences on what had to be assumed
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # of the leftover, what core reads, by core's names
 
     @property
     def ranks(self) -> list[int]:
@@ -65,7 +66,7 @@ def module_targets(module: str, in_features: int, out_features: int) -> Target:
         stem, third = module.removesuffix("qkv"), out_features // 3
         parts = tuple(Part(f"{stem}to_{letter}", i * third, third) for i, letter in enumerate("qkv"))
     else:
-        name = module.removesuffix("attention.out") + "attention.to_out.0" if module.endswith("attention.out") else module
+        name = module.removesuffix("attention.out") + "attention.to_out.0" if module.endswith("attention.out") else loranames.OUTSIDE.get(module, module)
         parts = (Part(name, 0, out_features),)
     return Target(module, in_features, out_features, parts)
 
@@ -97,16 +98,25 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     if not factors:
         raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
     notes = (peft_config.MISSING,) if config is None and peft else ()
-    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
+    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes, _beside(tensors, leftover, path.name))
 
 
-def of_state(state: dict[str, torch.Tensor], file: str) -> LoraFile:
+def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False) -> LoraFile:
     """A LORA_MODEL as if it had been read from a file."""
-    factors, leftover = parse(state, file)
+    factors, leftover = parse(state, file, keep_fused=keep_fused)
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), loranames.dialect(state))
+    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), loranames.dialect(state), beside=_beside(state, leftover, file))
+
+
+def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for key in leftover:
+        name = loranames.aside(key)[1]
+        if name and not _alike(found.setdefault(name, tensors[key]), tensors[key]):
+            raise LoraFileError(f"{file} holds {name} twice, in two dialects, with different numbers. Keep one of them.")
+    return found
 
 
 def _examples(keys) -> str:
@@ -260,20 +270,25 @@ BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
 
 
 def splits(whole: Difference) -> bool:
-    """Has each third of the rows matrices of its own?"""
-    return all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+    """Has each third of the rows matrices, and lengths, of its own?"""
+    return _one_length(whole) is None and all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+
+
+def _one_length(whole: Difference) -> torch.Tensor | None:
+    """A DoRA's lengths where all rows share them."""
+    magnitude = whole.tensors.get("dora_scale")
+    return magnitude if magnitude is not None and magnitude.shape[0] == 1 else None
 
 
 def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
     """A difference of the fused qkv as three, each with a third of the rows. Raises LoraFileError where that cannot be exact."""
+    if _one_length(whole) is not None:
+        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
     if not splits(whole):
         raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA.")
     split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in BY_ROWS}
-    magnitude = whole.tensors.get("dora_scale")
-    if magnitude is not None and magnitude.shape[0] > 1:
-        split["dora_scale"] = magnitude.chunk(3)
-    elif magnitude is not None:
-        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
+    if "dora_scale" in whole.tensors:
+        split["dora_scale"] = whole.tensors["dora_scale"].chunk(3)
     stem = name.removesuffix("qkv")
     return {f"{stem}to_{letter}": whole.of({key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}) for i, letter in enumerate("qkv")}
 
@@ -292,6 +307,18 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
         if one.alpha is not None:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(one.alpha, dtype=torch.float32)
     return state
+
+
+def whole_state(file: LoraFile, dtype: torch.dtype, name: str, lossy: bool = False) -> tuple[dict[str, torch.Tensor], str, str]:
+    """(all of a LoRA on the CPU, what of it only core reads, what is left out), the latter counted in words: what our dialect has no place for is under core's names.
+
+    lossy: what core does not read either may be left out where it is known, as a text encoder's parts. Raises LoraFileError for other keys.
+    """
+    words = {key: loranames.aside(key) for key in file.leftover}
+    need_all({**file.factors, **file.beside}, [key for key, (word, core) in words.items() if not (core or (lossy and word))], name)
+    kept = [loranames.aside(key)[0] for key in file.beside] + ["matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")]
+    state = state_dict(file.factors, dtype) | {key: _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in file.beside.items()}
+    return state, loranames.counted(kept), loranames.counted(word for word, core in words.values() if not core)
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
@@ -333,7 +360,7 @@ def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: st
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
 
 
-def need_all(factors: Mapping[str, Difference], leftover: list[str], file: str):
+def need_all(factors: Mapping, leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
         raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}")

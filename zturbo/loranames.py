@@ -56,7 +56,7 @@ CHANGES = {
 } | {f".{name}.weight": ("GLoRA part", "") for name in ("a1", "a2", "b1", "b2")}
 TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)")
 OF_QWEN = re.compile(r"lora_te_layers_|text_encoders\.")  # names of those that core has a place for in Z-Image's text encoder
-PLURALS = {"whole matrix": "whole matrices", "bias": "biases"}
+PLURALS = {"whole matrix": "whole matrices", "bias": "biases", "matrix of q, k and v together": "matrices of q, k and v together"}
 
 
 def _by_flat(table: dict[str, str]) -> dict[str, str]:
