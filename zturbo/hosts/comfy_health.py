@@ -10,7 +10,7 @@ import torch
 from .. import flow, health, lorafile, plots, turbo
 from ..errors import ZTurboError
 from ..recipe import Compute, Recipe, Turbo
-from . import comfy_adapter, comfy_draw
+from . import comfy_adapter, comfy_added, comfy_draw
 from .comfy import ComfyHost, release
 
 log = logging.getLogger("zturbo")
@@ -35,6 +35,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     if size < 64 or size % 16:
         raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
     clean = comfy_adapter.clean(model)
+    comfy_added.refuse(clean, "the gauge")
     parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}  # one that stayed whole is core's own
     lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
     worn = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
