@@ -148,3 +148,18 @@ def test_texts_encoded_under_a_lora_in_bypass_mode_have_a_place_of_their_own_in_
     unknown.patcher.set_injections("other", [comfy.patcher_extension.PatcherInjection(lambda p: None, lambda p: None)])
     assert comfy_cache.of_clip(unknown) != comfy_cache.of_clip(unknown)
     assert list(comfy_added.injected(clip.patcher)) == []
+
+
+def test_a_set_drawn_under_a_lora_in_bypass_mode_goes_on_under_it_and_not_without(server, lora):
+    set_of = {"name": "bypassed", "count": 2, "prompts": "a red star", "prompt_file": "", "sizes": "64x64", "seed": 0}
+    graph = {"load": prompts.load(), "bypass": prompts.node("LoraLoaderBypassModelOnly", model=["load", 0], lora_name=LORA, strength_model=1.0)}
+    graph["set"] = prompts.node("ZTurboGenerateSet", model=["bypass", 0], clip=["load", 1], vae=["load", 2], **set_of)
+    server.run(graph)
+    graph["set"]["inputs"]["count"] = 3
+    server.run(graph)
+    assert len(list((server.base / "output" / "zturbo_sets" / "bypassed").glob("*.png"))) == 3
+    graph["set"]["inputs"] |= {"model": ["load", 0], "count": 4}
+    assert "The set bypassed was begun with other models" in failure(server, graph)
+    graph["bypass"]["inputs"]["strength_model"] = 0.5
+    graph["set"]["inputs"]["model"] = ["bypass", 0]
+    assert "The set bypassed was begun with other models" in failure(server, graph)
