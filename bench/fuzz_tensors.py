@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 
 from bench.fuzz_damage import damage, value
 from bench.fuzz_watch import Damaged, Place
-from zturbo import convert, lorafile
+from zturbo import convert, lorafile, loranames
 from zturbo.hosts import comfy_load
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Recipe
@@ -79,7 +79,7 @@ def reads_as(path, raw: bytes):
         if name.split(".")[-1] not in ("to_q", "to_k", "to_v"):  # not parts of a fused one
             for key, tensor in one.tensors.items():
                 assert bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) in stored, f"{name}.{key} is not in the file"
-    assert {key for key in load(raw) if lorafile.canonical(lorafile._kind(key)[1]) is None} == set(file.leftover), "keys were lost"
+    assert {key for key in load(raw) if loranames.canonical(loranames.kind(key)[1]) is None} == set(file.leftover), "keys were lost"
 
 
 def lora_bytes(rng: random.Random, place: Place) -> Damaged:

@@ -1,7 +1,7 @@
 // The panel in the Train node: loss curve, step and time left, newest preview, Stop and keep.
 // It shows what the server pushes; after a page reload it is redrawn from the run folder.
-import { app } from "/scripts/app.js";
-import { api } from "/scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 300;

@@ -42,7 +42,8 @@ class ZTurboSaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, name, dtype, overwrite) -> io.NodeOutput:
-        factors, leftover = lorafile.parse(lora, "The LORA_MODEL")
-        lorafile.need_all(factors, leftover, "The LORA_MODEL")
-        path, text = save(cls, lorafile.state_dict(factors, lorafile.DTYPES[dtype]), getattr(lora, "metadata", {}), name, overwrite)
+        given = lorafile.of_state(lora, "The LORA_MODEL", keep_fused=True)
+        state, kept, _ = lorafile.whole_state(given, lorafile.DTYPES[dtype], "The LORA_MODEL")
+        report = f"Only ComfyUI reads all of it: kept under its names are {kept}." if kept else ""
+        path, text = save(cls, state, given.metadata, name, overwrite, report)
         return io.NodeOutput(path, ui={"text": (text,)})

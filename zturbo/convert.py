@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import lorafile, network
+from . import lorafile, loranames, network
 from .errors import LoraFileError
 from .lorafile import LoraFile, LoraState
 from .lowrank import Difference, Factors
@@ -49,8 +49,11 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     if path.suffix.lower() != ".safetensors":
         raise LoraFileError(f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it.")
     source = lorafile.read(path, keep_fused=rank > 0)
-    lorafile.need_all(source.factors, list(source.leftover), path.name)
+    beside = {key: word for key in source.leftover if (word := loranames.aside(key)[0])}
+    lorafile.need_all(source.factors, [key for key in source.leftover if key not in beside], path.name)
     notes = list(source.notes)
+    if beside:
+        notes.append(f"Left out are {loranames.counted(beside.values())}: the form that everything reads has no place for them.")
     if rank:
         before, after = _resized(source.factors, rank, path.name)
     else:

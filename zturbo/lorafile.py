@@ -10,9 +10,8 @@ import hashlib
 import io
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +20,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from . import files, peft_config, tensorfile
-from .errors import LoraFileError
+from . import files, loranames, modelfile, peft_config, tensorfile
+from .errors import LoraFileError, ModelError
 from .lowrank import Difference, Factors, Part, Target
 from .lycoris import LoHa, LoKr
 
-PREFIXES = {  # of a key -> who writes it
-    "diffusion_model.": "ComfyUI, ai-toolkit",
-    "model.diffusion_model.": "ComfyUI",
-    "transformer.": "diffusers, OneTrainer",
-    "base_model.model.": "PEFT",
-    "pipe.dit.": "DiffSynth",
-}
-FLAT_PREFIXES = {"lora_unet_": "kohya, musubi-tuner", "lora_transformer_": "OneTrainer", "lycoris_": "LyCORIS, SimpleTuner"}
-ENDINGS = {  # our name of a part -> how a key with it may end
-    "lora_A.weight": (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight"),
-    "lora_B.weight": (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight"),
-    "alpha": (".alpha",),
-    "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_magnitude_vector.default", ".lora_magnitude_vector.default.weight"),
-} | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
+SCALES = {"alpha", "dora_scale"}
 THUMBNAIL = 256  # pixels on the longer side
 LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BLOCK_LEAVES = (
-    "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv", "attention.out",
-    "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0",
-)  # fmt: skip
-OUTSIDE = {  # Linears outside the blocks, by ComfyUI's names -> ours, which are diffusers'
-    "x_embedder": "all_x_embedder.2-1",
-    "final_layer.linear": "all_final_layer.2-1.linear",
-    "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
-} | {name: name for name in ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1", "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
 
 
 class LoraState(dict[str, torch.Tensor]):
@@ -72,6 +49,7 @@ class LoraFile:
     sha256: str
     dialect: str = ""  # whose names it has
     notes: tuple[str, ...] = ()  # sentences on what had to be assumed
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # of the leftover, what core reads, by core's names
 
     @property
     def ranks(self) -> list[int]:
@@ -88,7 +66,7 @@ def module_targets(module: str, in_features: int, out_features: int) -> Target:
         stem, third = module.removesuffix("qkv"), out_features // 3
         parts = tuple(Part(f"{stem}to_{letter}", i * third, third) for i, letter in enumerate("qkv"))
     else:
-        name = module.removesuffix("attention.out") + "attention.to_out.0" if module.endswith("attention.out") else module
+        name = module.removesuffix("attention.out") + "attention.to_out.0" if module.endswith("attention.out") else loranames.OUTSIDE.get(module, module)
         parts = (Part(name, 0, out_features),)
     return Target(module, in_features, out_features, parts)
 
@@ -106,36 +84,49 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     except OSError as error:
         raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
     try:
+        modelfile.check(path, raw)
+    except ModelError as error:
+        raise LoraFileError(str(error)) from error
+    try:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, dialect(tensors)
-    config = peft_config.find(path, metadata, "PEFT" in names)
+    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, loranames.dialect(tensors)
+    peft = loranames.is_peft(tensors)
+    config = peft_config.find(path, metadata, peft)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
-        raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).")
-    notes = (peft_config.MISSING,) if config is None and "PEFT" in names else ()
-    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes)
+        raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
+    notes = (peft_config.MISSING,) if config is None and peft else ()
+    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes, _beside(tensors, leftover, path.name))
 
 
-def of_state(state: dict[str, torch.Tensor], file: str) -> LoraFile:
+def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False) -> LoraFile:
     """A LORA_MODEL as if it had been read from a file."""
-    factors, leftover = parse(state, file)
+    factors, leftover = parse(state, file, keep_fused=keep_fused)
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), dialect(state))
+    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), loranames.dialect(state), beside=_beside(state, leftover, file))
+
+
+def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for key in leftover:
+        name = loranames.aside(key)[1]
+        if name and not _alike(found.setdefault(name, tensors[key]), tensors[key]):
+            raise LoraFileError(f"{file} holds {name} twice, in two dialects, with different numbers. Keep one of them.")
+    return found
 
 
 def _examples(keys) -> str:
     return ", ".join(sorted(keys)[:3])
 
 
-def dialect(keys) -> str:
-    """Whose names these are, for people: `lora_unet_… (kohya, musubi-tuner)`."""
-    known = PREFIXES | FLAT_PREFIXES
-    found = [f"{prefix}… ({known[prefix]})" for prefix in known if any(key.startswith(prefix) for key in keys)]
-    return " and ".join(found) or "bare names"
+def _known(keys) -> str:
+    """A sentence on those of the keys that are something else than a LoRA of the diffusion model."""
+    words = [word for key in keys if (word := loranames.aside(key)[0])]
+    return f" Of these are {loranames.counted(words)}." if words else ""
 
 
 def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
@@ -144,21 +135,27 @@ def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
 
 
 def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False) -> tuple[dict[str, Difference], list[str]]:
-    """(differences by canonical name, keys not understood). Raises LoraFileError for parts that do not make one.
+    """(differences by canonical name, keys that are none of these; `beside` says which of them core reads). Raises LoraFileError for parts that do not make one.
 
     config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
+    scales: dict[str, list[str]] = {}
     leftover = []
     for key, tensor in tensors.items():
-        kind, stem = _kind(key)
-        name = canonical(stem) if stem else None
+        kind, stem = loranames.kind(key)
+        name = loranames.canonical(stem) if stem else None
         if name is None:
             leftover.append(key)
-        elif kind in found.setdefault(name, {}):
-            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects. Keep one of them.")
-        else:
-            found[name][kind] = tensor
+            continue
+        if kind in SCALES:
+            scales.setdefault(name, []).append(key)
+        if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
+            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them.")
+    others = {name for key in leftover if (name := loranames.changes(key))}
+    for name in [name for name, parts in found.items() if name in others and parts.keys() <= SCALES]:
+        leftover += scales[name]  # of a form that is no LoRA
+        del found[name]
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
         one = _difference(name, parts, file)
@@ -173,6 +170,11 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
     return differences, leftover
 
 
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """The same numbers?"""
+    return one is other or (one.shape == other.shape and torch.equal(one.double(), other.double()))
+
+
 def scaled(one: Difference, factor: float) -> Difference:
     """`factor` times the difference. Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it."""
     if factor == 1:
@@ -183,17 +185,8 @@ def scaled(one: Difference, factor: float) -> Difference:
     return replace(one, scale=one.scale * factor)
 
 
-def _kind(key: str) -> tuple[str, str]:
-    """(our name of the part, stem)."""
-    for kind, endings in ENDINGS.items():
-        for ending in endings:
-            if key.endswith(ending):
-                return kind, key.removesuffix(ending)
-    return "", ""
-
-
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((str(tensor.dtype) for tensor in parts.values() if not tensor.is_floating_point()), ""):
+    if wrong := next((str(tensor.dtype) for kind, tensor in parts.items() if kind != "alpha" and not tensor.is_floating_point()), ""):
         raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
     if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
         raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
@@ -202,7 +195,7 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
     if broken := not_finite(parts):
         raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
-    kinds = parts.keys() - {"alpha", "dora_scale"}
+    kinds = parts.keys() - SCALES
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
         raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
@@ -273,52 +266,29 @@ def _loha(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
 FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {"lora_": _lora, "lokr_": _lokr, "hada_": _loha}
 
 
-def canonical(stem: str) -> str | None:
-    """`lora_unet_layers_0_attention_to_q`, `transformer.layers.0.attention.to_q`, … -> `layers.0.attention.to_q`."""
-    while prefix := next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None):
-        stem = stem.removeprefix(prefix)
-    for prefix in FLAT_PREFIXES:
-        if stem.startswith(prefix):
-            return _unflatten(stem.removeprefix(prefix))
-    if stem in OUTSIDE:
-        return OUTSIDE[stem]
-    match = re.fullmatch(r"((?:layers|noise_refiner|context_refiner)\.\d+)\.(.+)", stem)
-    return _leaf(*match.groups()) if match else None
-
-
-def _unflatten(flat: str) -> str | None:
-    match = re.fullmatch(r"(layers|noise_refiner|context_refiner)_(\d+)_(.+)", flat)
-    if not match:
-        return next((ours for name, ours in OUTSIDE.items() if name.replace(".", "_") == flat), None)
-    block, number, rest = match.groups()
-    leaves = {leaf.replace(".", "_"): leaf for leaf in BLOCK_LEAVES}
-    return _leaf(f"{block}.{number}", leaves[rest]) if rest in leaves else None
-
-
-def _leaf(block: str, leaf: str) -> str | None:
-    if leaf not in BLOCK_LEAVES:
-        return None
-    return f"{block}.{'attention.to_out.0' if leaf == 'attention.out' else leaf}"
-
-
 BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
 
 
 def splits(whole: Difference) -> bool:
-    """Has each third of the rows matrices of its own?"""
-    return all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+    """Has each third of the rows matrices, and lengths, of its own?"""
+    return _one_length(whole) is None and all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+
+
+def _one_length(whole: Difference) -> torch.Tensor | None:
+    """A DoRA's lengths where all rows share them."""
+    magnitude = whole.tensors.get("dora_scale")
+    return magnitude if magnitude is not None and magnitude.shape[0] == 1 else None
 
 
 def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
     """A difference of the fused qkv as three, each with a third of the rows. Raises LoraFileError where that cannot be exact."""
+    if _one_length(whole) is not None:
+        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
     if not splits(whole):
         raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA.")
     split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in BY_ROWS}
-    magnitude = whole.tensors.get("dora_scale")
-    if magnitude is not None and magnitude.shape[0] > 1:
-        split["dora_scale"] = magnitude.chunk(3)
-    elif magnitude is not None:
-        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
+    if "dora_scale" in whole.tensors:
+        split["dora_scale"] = whole.tensors["dora_scale"].chunk(3)
     stem = name.removesuffix("qkv")
     return {f"{stem}to_{letter}": whole.of({key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}) for i, letter in enumerate("qkv")}
 
@@ -337,6 +307,18 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
         if one.alpha is not None:
             state[f"diffusion_model.{name}.alpha"] = torch.tensor(one.alpha, dtype=torch.float32)
     return state
+
+
+def whole_state(file: LoraFile, dtype: torch.dtype, name: str, lossy: bool = False) -> tuple[dict[str, torch.Tensor], str, str]:
+    """(all of a LoRA on the CPU, what of it only core reads, what is left out), the latter counted in words: what our dialect has no place for is under core's names.
+
+    lossy: what core does not read either may be left out where it is known, as a text encoder's parts. Raises LoraFileError for other keys.
+    """
+    words = {key: loranames.aside(key) for key in file.leftover}
+    need_all({**file.factors, **file.beside}, [key for key, (word, core) in words.items() if not (core or (lossy and word))], name)
+    kept = [loranames.aside(key)[0] for key in file.beside] + ["matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")]
+    state = state_dict(file.factors, dtype) | {key: _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in file.beside.items()}
+    return state, loranames.counted(kept), loranames.counted(word for word, core in words.values() if not core)
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
@@ -378,7 +360,7 @@ def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: st
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
 
 
-def need_all(factors: Mapping[str, Difference], leftover: list[str], file: str):
+def need_all(factors: Mapping, leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
-        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).")
+        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}")

@@ -1,4 +1,4 @@
-"""A model's file before its weights are read: whether it is a whole safetensors file, and what its header says.
+"""A model's or LoRA's file before its weights are read: whether it is a whole safetensors file, and what its header says.
 
 Downloads go wrong in a few known ways, and the loaders' own errors name none of them.
 """
@@ -13,6 +13,7 @@ from .errors import ModelError
 
 MODEL = "model.diffusion_model."  # in front of the diffusion model's names where a file holds more than it
 SUFFIXES = (".safetensors", ".sft")
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # by their protocols
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 GGUF = "is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader (GGUF) or CLIPLoader (GGUF), and wire their MODEL or CLIP in place of this node's."
 AGAIN = "Download it again, from the button or link that says download."
@@ -56,6 +57,12 @@ def read(path: str | Path) -> Header:
     return _parsed(path, raw, size)
 
 
+def check(path: Path, raw: bytes):
+    """As `read`, of a file that was read as a whole. Raises ModelError, saying what else it is."""
+    _refuse_other_kinds(path, raw[:512], len(raw))
+    _parsed(path, raw[8 : 8 + int.from_bytes(raw[:8], "little")], len(raw))
+
+
 def part_of_several(path: Path) -> str:
     """`1 of 3` for `…-00001-of-00003.safetensors`, else nothing."""
     found = re.search(r"-0*(\d+)-of-0*(\d+)\.", path.name)
@@ -72,11 +79,13 @@ def _refuse_other_kinds(path: Path, start: bytes, size: int):
         raise ModelError(f"{name} is empty. {AGAIN}")
     if start.startswith(b"version https://git-lfs"):
         raise ModelError(
-            f"{name} is a Git LFS pointer: {size} bytes of text that stand for the model, as git leaves them where Git LFS is not installed. Run git lfs pull there, or download the file itself."
+            f"{name} is a Git LFS pointer: {size} bytes of text that stand for the file, as git leaves them where Git LFS is not installed. Run git lfs pull there, or download it by itself."
         )
     if first.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ModelError(f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")) and start[8:9] != b"{":  # a header's length may begin alike
+    if start.startswith(b"PK\x03\x04") and b"/data.pkl" not in start and start[8:9] != b"{":
+        raise ModelError(f"{name} is a ZIP archive under the name of a safetensors file. Unpack it, and choose the .safetensors file that is in it.")
+    if start.startswith((b"PK\x03\x04", *PICKLES)) and start[8:9] != b"{":  # a header's length may begin alike
         raise ModelError(f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file.")
     if size < 2000 and (said := _text(start)):
         raise ModelError(f"{name} holds no weights, but the words {said!r}. {AGAIN}")

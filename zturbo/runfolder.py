@@ -29,6 +29,7 @@ log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
 LORA, HEALTHY, TAUGHT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
 STOP, SAVE, LOCK = "stop", "save", "lock"
+BLANK = {RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, STOP, SAVE, LOCK}
 STEPS = "ss_steps"  # of a LoRA's metadata
 SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
 
@@ -77,16 +78,32 @@ class RunFolder:
         return not free
 
     @classmethod
-    def new(cls, parent: Path, recipe: recipes.Recipe) -> "RunFolder":
-        """`name`, or `name_2`, `name_3` … under `parent`. Raises ZTurboError when nothing can be written there."""
+    def new(cls, parent: Path, recipe: recipes.Recipe, taken: bool = False) -> "RunFolder":
+        """`name`, or `name_2`, `name_3` … under `parent`. taken: as `take` would, from its first moment on. Raises ZTurboError when nothing can be written there."""
         try:
             run = cls(_new_folder(parent, recipe.name))
-            files.write(run.path / RECIPE, recipes.to_toml(recipe).encode())
-            (run.path / PREVIEWS).mkdir()
-            run.checkpoints.mkdir()
+            while taken and not run.take():  # another process has found the empty folder and begun in it
+                run = cls(_new_folder(parent, recipe.name))
         except OSError as error:
             raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. {files.advice(error)}") from error
+        run.furnish(recipe)
         return run
+
+    def furnish(self, recipe: recipes.Recipe):
+        """Write into a new folder, or one that never came further, what stands in each. Raises ZTurboError when nothing can be written there."""
+        try:
+            files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
+            (self.path / PREVIEWS).mkdir(exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            self.give_up()
+            raise ZTurboError(f"The run folder {self.path} cannot be made: {error.strerror}. {files.advice(error)}") from error
+
+    def is_blank(self, source: str = "") -> bool:
+        """Has nothing begun in it? So a process that died between making it and its start event leaves it. source: of the checkpoint that it may be a copy of, by its stem."""
+        allowed = BLANK | ({f"{CHECKPOINTS}/{source}.safetensors", TAUGHT} if source else set())
+        there = {path.relative_to(self.path).as_posix().removesuffix(".part") for path in self.path.rglob("*")}
+        return there <= allowed and not read_events(self.events)
 
     def keep_recipe(self, recipe: recipes.Recipe):
         """Write down the settings of a run that is taken up: previews and saving may be others than before."""
@@ -120,14 +137,18 @@ class RunFolder:
         steps = {path: re.fullmatch("step_([0-9]{1,18})", path.stem) for path in self.checkpoints.glob("step_*.safetensors") if path.is_file()}
         return sorted((path for path, step in steps.items() if step), key=step_of, reverse=True)
 
-    def adopt(self, checkpoint_file: Path):
-        """Begin where another run's checkpoint ends: with a copy of it, and of that run's log. Raises ZTurboError."""
+    def adopt(self, checkpoint_file: Path, **start):
+        """Begin where another run's checkpoint ends: with a copy of it, and last of that run's log, with what this run was given (its start event) behind. Raises ZTurboError."""
+        source = checkpoint_file.parents[1]
         try:
             files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
-            for name in (EVENTS, TAUGHT):
-                there = checkpoint_file.parents[1] / name
-                if there.is_file():
-                    files.write(self.path / name, there.read_bytes())
+            if (source / TAUGHT).is_file():
+                files.write(self.taught, (source / TAUGHT).read_bytes())
+            begun = read_events(source / EVENTS)
+            if start:
+                way = newest_start(begun).get("way")
+                begun.append({"event": "start", **start} | ({"way": way} if way else {}))
+            files.write(self.events, _lines(begun))
         except OSError as error:
             raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
 
@@ -154,14 +175,26 @@ class RunFolder:
         """Forget what was logged after `step`: it will be done again, to the same bits."""
         kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") != "validation")]
         with contextlib.suppress(OSError):
-            files.write(self.events, "".join(json.dumps(event) + "\n" for event in kept).encode())
+            files.write(self.events, _lines(kept))
         self.save_now.unlink(missing_ok=True)
+
+    def begin(self, **start):
+        """Append the start event, in place of what `adopt` said of this beginning."""
+        events = read_events(self.events)
+        if events and events[-1].get("event") == "start" and "total" not in events[-1]:
+            with contextlib.suppress(OSError):
+                files.write(self.events, _lines([*events[:-1], {"event": "start", **start}]))
+                return
+        self.event(event="start", **start)
 
     def event(self, **values):
         """Append one event. A log that cannot be written is said once and never ends a run."""
         try:
-            with open(self.events, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+            with open(self.events, "a+b") as file:
+                size = file.tell()
+                file.seek(max(0, size - 1))
+                torn = size and file.read() != b"\n"  # a line that its process could not end
+                file.write((b"\n" if torn else b"") + json.dumps(values).encode() + b"\n")
         except OSError as error:
             if not self._log_failed:
                 log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
@@ -275,6 +308,10 @@ def read_events(path: Path) -> list[dict]:
         return []
     found = map(_event, path.read_bytes().split(b"\n"))
     return [event for event in found if event is not None]
+
+
+def _lines(events: list[dict]) -> bytes:
+    return "".join(json.dumps(event) + "\n" for event in events).encode()
 
 
 def _event(line: bytes) -> dict | None:

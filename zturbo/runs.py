@@ -137,15 +137,19 @@ class Given:
         return self.teaches == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
 
     def differs(self, start: dict) -> str:
-        """In words, what is another than a start event says."""
-        before, now = start.get("teaches") or {}, self.teaches
+        """In words, what a start event says that is another now, or that it does not say: `had other settings (steps)`."""
+        if not start.get("teaches") or not start.get("inputs"):
+            return "has no log of what it was given"
+        before, now = start["teaches"], self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        pictures = self.inputs.partition("-")[0] == (start.get("inputs") or "").partition("-")[0]
-        return f"other settings ({', '.join(names)})" if names else "another model or adapter, or the other host" if pictures else "other pictures or captions"
+        pictures = self.inputs.partition("-")[0] == start["inputs"].partition("-")[0]
+        return "had " + (f"other settings ({', '.join(names)})" if names else "another model or adapter, or the other host" if pictures else "other pictures or captions")
 
     def refusal(self, folder: Path) -> str:
         """Why a run cannot be taken up with this, and what to do."""
-        return f"it had {self.differs(runfolder.start_of(folder))}. Set them back, or train a new run that goes on from its newest checkpoint (with {folder.name} in resume)."
+        start = runfolder.start_of(folder)
+        back = "Set them back, or train" if start.get("teaches") and start.get("inputs") else "Train"
+        return f"it {self.differs(start)}. {back} a new run that goes on from its newest checkpoint (with {folder.name} in resume)."
 
 
 def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str | Path, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
@@ -167,7 +171,7 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
         raise
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
-    run.event(event="start", total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
+    run.begin(total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
     for sentence in filter(None, (note, host.warning(), dataset.doubt(), prompt_doubt(recipe))):
         trainer.tell(run, control, 0, sentence)
@@ -232,17 +236,42 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
     if whole:
         return whole[0], take_up(whole[0], recipe, isinstance(resume, Path))
     without = f"{lost[0].path.name} has no checkpoint to go on from. {lost[0].kept()}" if lost else ""
+    if unborn := blank(called[:1], given.source):
+        log.info("The run folder %s is of a run that was cut off before it began: it is taken up.", unborn.path)
+        unborn.stop.unlink(missing_ok=True)
+        unborn.furnish(recipe)
+        return begun(unborn, given, runs, resume), without and f"A new run begins: {without}"
     if isinstance(resume, Path):
         raise ZTurboError(f"The run {resume.name} cannot go on: {'it is being trained right now, by another process.' if live else without or given.refusal(resume)}")
     if given.source:
         checkpoint.read(runs.checkpoint(resume))  # before a folder is made
-    run = RunFolder.new(runs.root, recipe)
-    run.take()
-    if given.source:
-        run.adopt(runs.checkpoint(resume))
+    run = begun(RunFolder.new(runs.root, recipe, taken=True), given, runs, resume)
     if called and not alike and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") and not RunFolder(called[0]).is_live():
-        without = f"{called[0].name}, which was cut off, had {given.differs(runfolder.start_of(called[0]))}."
+        without = f"{called[0].name}, which was cut off, {given.differs(runfolder.start_of(called[0]))}."
     return run, without and f"A new run begins: {without}"
+
+
+def blank(newest: list[Path], source: str) -> RunFolder | None:
+    """The newest folder of a name, taken, where nothing has begun in it and no other process is about to."""
+    run = RunFolder(newest[0]) if newest else None
+    step = source.partition("/")[2]
+    if run is None or not run.is_blank(step) or not run.take():
+        return None
+    if run.is_blank(step):
+        return run
+    run.release()
+    return None
+
+
+def begun(run: RunFolder, given: Given, runs: Runs, resume: str | Path) -> RunFolder:
+    """A new run's folder with the checkpoint that it goes on from, where it does from one."""
+    if given.source and not isinstance(resume, Path):
+        try:
+            run.adopt(runs.checkpoint(resume), **vars(given))
+        except ZTurboError:
+            run.give_up()
+            raise
+    return run
 
 
 def take_up(run: RunFolder, recipe: Recipe, named: bool) -> str:

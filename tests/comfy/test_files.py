@@ -515,11 +515,13 @@ def test_one_file_of_several_is_named(place, names, slot, name, tensors):
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:2407613050b809ffdff18a4ac99af83ea6b95443ecebdf80e064a79c825574a6\nsize 12309866400\n"
 PAGE = b"<!DOCTYPE html>\n<html class=''>\n<head><title>Tongyi-MAI/Z-Image-Turbo - Hugging Face</title></head></html>"
 BROKEN = {
-    "a Git LFS pointer": ("m.safetensors", LFS, "m.safetensors is a Git LFS pointer: 136 bytes of text that stand for the model.*Run git lfs pull"),
+    "a Git LFS pointer": ("m.safetensors", LFS, "m.safetensors is a Git LFS pointer: 136 bytes of text that stand for the file.*Run git lfs pull"),
     "a web page": ("m.safetensors", PAGE, "m.safetensors is a web page.*Download it again"),
     "a server's answer": ("m.safetensors", b"Entry not found", "m.safetensors holds no weights, but the words 'Entry not found'. Download it again"),
     "nothing": ("m.safetensors", b"", "m.safetensors is empty. Download it again"),
-    "a pickle": ("m.safetensors", b"PK\x03\x04" + bytes(5000), "m.safetensors is a PyTorch file under the name of a safetensors file"),
+    "a pickle": ("m.safetensors", b"\x80\x04" + bytes(5000), "m.safetensors is a PyTorch file under the name of a safetensors file"),
+    "a zipped pickle": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"archive/data.pkl" + bytes(5000), "m.safetensors is a PyTorch file under the name of a safetensors file"),
+    "an archive": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"model.safetensors" + bytes(5000), "m.safetensors is a ZIP archive under the name of a safetensors file. Unpack it"),
     "noise": ("m.safetensors", b"\xff" * 5000, "m.safetensors cannot be read: it does not begin as a safetensors file does"),
     "GGUF": ("m.gguf", b"GGUF\x03\0\0\0" + bytes(5000), r"m.gguf is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader \(GGUF\) or CLIPLoader \(GGUF\)"),
     "GGUF, renamed": ("m.safetensors", b"GGUF\x03\0\0\0" + bytes(5000), "m.safetensors is a GGUF file"),

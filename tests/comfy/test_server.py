@@ -347,6 +347,22 @@ def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(serv
     assert "other settings (optimizer.learning_rate, steps)" in note
 
 
+@pytest.mark.parametrize("log", [None, "", '{"event": "start", "total": 4, "tea'])
+def test_the_folder_of_a_run_that_was_cut_off_before_its_first_step_is_taken_up(server, log):
+    """As a process leaves it that died there: nobody's settings have changed, and nothing says so."""
+    name = f"unborn_{'x' if log is None else len(log)}"
+    folder = server.base / "output" / "zturbo" / name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "recipe.toml.part").write_text('name = "unb')
+    if log is not None:
+        (folder / "events.jsonl").write_text(log)
+    server.run(prompts.training(name=name, steps=2, preview_prompts=""))
+    assert [path.name for path in folder.parent.glob(f"{name}*")] == [name]
+    assert [event["step"] for event in runfolder.read_events(folder / "events.jsonl") if "loss" in event] == [1, 2]
+    assert not [event for event in runfolder.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")]
+    assert recipe.read(folder / "recipe.toml").name == name and runfolder.how_ended(folder) == "finished"
+
+
 def test_a_continued_run_that_is_cut_off_goes_on_and_shows_its_own_total(server):
     settings = dict(preview_prompts="", learning_rate=1e-3)
     server.run(prompts.training(name="base", steps=6, **settings))
@@ -460,6 +476,6 @@ def test_wrong_files_get_a_sentence(server):
         return failure(server, graph)
 
     assert "big.safetensors does not fit this model: 0 of its 1 matrices do" in with_adapter("big.safetensors")
-    assert "cut.safetensors is not a whole safetensors file" in with_adapter("cut.safetensors")
+    assert "cut.safetensors cannot be read: it is cut off within its header" in with_adapter("cut.safetensors")
     assert "lora.safetensors is a LoRA or adapter" in with_model("lora.safetensors")
     assert "vae.safetensors is a VAE. Choose Z-Image-Turbo" in with_model("vae.safetensors")

@@ -351,3 +351,106 @@ def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
     code = "from zturbo.hosts import diffusers_load as d; print(d.__file__, d.bundled_tokenizer().decode(d.bundled_tokenizer().encode('zsmile')))"
     told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "there")}, check=True, capture_output=True, text=True).stdout
     assert str(tmp_path / "there") in told and told.endswith("zsmile\n")
+
+
+def killed_at(number: int, *arguments: str) -> bool:
+    """Train in a process of its own that is killed where it does the `number`th thing to its run folders (makes, opens to write, renames), if it comes that far without a step. Did it?"""
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    done = 0
+
+    def watch(event: str, given: tuple):
+        nonlocal done
+        if event in ("os.mkdir", "os.rename") or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_APPEND)):
+            done += "zturbo_runs" in str(given[0]) and ".cache" not in str(given[0])
+            if done > number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        run("train", "recipe.toml", *arguments)
+    finally:
+        os._exit(0)
+
+
+NEWS = ("A new run begins",)
+
+
+def what_was_said(path: Path) -> list[str]:
+    return [event["text"] for event in runfolder.read_events(path / "events.jsonl") if event.get("text", "").startswith(NEWS)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not")
+def test_a_run_that_is_killed_at_any_moment_before_its_first_step_is_taken_up_in_its_folder(folder):
+    """Also with other settings, as nothing was learnt: until its start event is written. The bits are those of a run that was never cut off."""
+    (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace("steps = 12", "steps = 1"))
+    assert run("train", "recipe.toml", "--set", "name=whole") == 0
+    moments, runs = 0, folder / "zturbo_runs"
+    while killed_at(moments):
+        left = {path.relative_to(runs).as_posix() for path in runs.rglob("*") if "cat" in path.parts}
+        begun = bool(runfolder.start_of(runs / "cat"))
+        assert run("train", "recipe.toml", *(("--set", "batch_size=1") if moments % 2 and not begun else ())) == 0
+        assert [path.name for path in runs.glob("cat*")] == ["cat"] and what_was_said(runs / "cat") == [], left
+        if not moments % 2 or begun:
+            assert losses(runs / "cat") == losses(runs / "whole")
+        shutil.rmtree(runs / "cat")
+        moments += 1
+        if begun:
+            break
+    assert moments >= 6  # the folder, the recipe twice, two folders in it, the lock, the log
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not")
+def test_a_run_from_a_checkpoint_that_is_killed_before_its_first_step_is_taken_up_from_there(folder):
+    assert run("train", "recipe.toml", "--set", "name=base", "--set", "steps=1") == 0
+    more = ("--set", "steps=2", "--resume", "base/step_000001")
+    assert run("train", "recipe.toml", "--set", "name=whole", *more) == 0
+    moments, runs = 0, folder / "zturbo_runs"
+    while killed_at(moments, *more):
+        begun = "total" in runfolder.start_of(runs / "cat") and runfolder.start_of(runs / "cat")["source"] == "base/step_000001"
+        assert run("train", "recipe.toml", *more) == 0
+        assert [path.name for path in runs.glob("cat*")] == ["cat"] and losses(runs / "cat") == losses(runs / "whole") and len(losses(runs / "cat")) == 2, moments
+        shutil.rmtree(runs / "cat")
+        moments += 2
+        if begun:
+            break
+    assert moments >= 8
+
+
+@pytest.mark.parametrize("left", ["nothing", "half a recipe", "an empty log", "half a start event", "a recipe and no more"])
+def test_what_a_run_leaves_that_never_began_is_taken_up_by_train_and_resume(folder, capsys, left):
+    cat = folder / "zturbo_runs" / "cat"
+    cat.mkdir(parents=True)
+    if left == "half a recipe":
+        (cat / "recipe.toml.part").write_text('name = "ca')
+    elif left != "nothing":
+        assert run("train", "recipe.toml", "--set", "name=other", "--set", "steps=1") == 0
+        shutil.copy(folder / "zturbo_runs" / "other" / "recipe.toml", cat)
+        (cat / "recipe.toml").write_text((cat / "recipe.toml").read_text().replace('"other"', '"cat"').replace("steps = 1", "steps = 4"))
+    if left in ("an empty log", "half a start event"):
+        (cat / "events.jsonl").write_text("" if left == "an empty log" else '{"event": "start", "total": 12, "tea')
+    if left in ("nothing", "half a recipe"):
+        assert run("resume", str(cat)) == 1 and "is no run folder" in lines(capsys)[-1]["error"]
+        assert run("train", "recipe.toml", "--set", "steps=4") == 0
+    else:
+        assert run("resume", str(cat)) == 0
+    assert len(losses(cat)) == 4 and runfolder.start_of(cat)["teaches"] and what_was_said(cat) == []
+    assert sorted(path.name for path in cat.parent.glob("cat*")) == ["cat"]
+
+
+def test_a_log_that_lost_its_beginning_is_said_to_have_and_what_was_learnt_stays(folder, capsys):
+    assert run("train", "recipe.toml", "--set", "steps=3") == 0
+    cat = folder / "zturbo_runs" / "cat"
+    log = (cat / "events.jsonl").read_text().splitlines(keepends=True)
+    (cat / "events.jsonl").write_text("".join(['{"event": "sta\n', *(line for line in log[1:] if '"end"' not in line)]))
+    before = (cat / "lora.safetensors").read_bytes()
+    assert run("train", "recipe.toml", "--set", "steps=3") == 0
+    (said,) = what_was_said(folder / "zturbo_runs" / "cat_2")
+    assert said == "A new run begins: cat, which was cut off, has no log of what it was given."
+    assert (cat / "lora.safetensors").read_bytes() == before
+    assert run("resume", str(cat)) == 1
+    assert "The run cat cannot go on: it has no log of what it was given. Train a new run that goes on from its newest checkpoint (with cat in resume)." in lines(capsys)[-1]["error"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
+from behind_a_path import proxied  # noqa: E402
 from conftest import ROOT, missing  # noqa: E402
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -32,10 +34,10 @@ def browser():
 class Canvas:
     """The ComfyUI frontend in a page, with what its console said about our files."""
 
-    def __init__(self, browser, server, vue: bool):
+    def __init__(self, browser, server, vue: bool, address: str = ""):
         self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
         self.page = self.context.new_page()
-        self.server, self.ours = server, []
+        self.address, self.ours = address or server.address, []
         self.page.on("console", lambda message: self.note(f"{message.type}: {message.text} {message.location.get('url', '')}", message.type))
         self.page.on("pageerror", lambda error: self.note(str(error.stack or error), "error"))
         server.post("/settings", {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": True})
@@ -46,7 +48,7 @@ class Canvas:
             self.ours.append(text)
 
     def open(self):
-        self.page.goto(self.server.address, wait_until="domcontentloaded")
+        self.page.goto(self.address, wait_until="domcontentloaded")
         self.page.wait_for_function("() => window.app?.graph && window.app?.extensionManager && !document.querySelector('#splash-loader')", timeout=READY)
         self.page.wait_for_function("() => window.app.canvas && window.app.extensions?.some((e) => e.name === 'zturbo.TrainPanel')", timeout=READY)
 
@@ -163,6 +165,32 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     step = int(canvas.status().split("at step ")[1].split()[0])
     assert 12 <= step < STEPS
     assert canvas.ours == []
+
+
+def test_the_panel_works_where_comfyui_lies_under_a_path(browser, server):
+    """Everything that it asks for goes through the proxy's path: its own modules, events, previews, and the wishes of its buttons."""
+    with proxied(server.address) as proxy:
+        canvas = Canvas(browser, server, False, proxy.address)
+        try:
+            canvas.drop(DEMO)
+            for widget, value in (("name", "under_a_path"), ("steps", STEPS), ("preview_every", 5)):
+                canvas.widget("ZTurboTrainLoRA", widget, value)
+            canvas.run()
+            canvas.wait_step(6)
+            canvas.wait_preview()
+            canvas.page.locator(".zturbo-save").first.evaluate("(button) => button.click()")
+            canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
+            canvas.open()
+            canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')", timeout=READY)
+            canvas.wait_step(7)
+            canvas.wait_preview()
+            canvas.page.locator(".zturbo-stop").first.evaluate("(button) => button.click()")
+            canvas.wait_status("Stopped, LoRA kept")
+            queue = server.get("/queue")["queue_running"]
+            assert not queue or server.wait(queue[0][1])["status"]["status_str"] == "success"
+        finally:
+            canvas.context.close()
+    assert canvas.ours == [] and not [path for path in proxy.strays if "zturbo" in path or "scripts" in path]
 
 
 def test_every_shipped_workflow_opens_with_no_missing_node(canvas):

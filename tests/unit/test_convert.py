@@ -98,7 +98,7 @@ def test_what_is_refused_and_what_it_says(tmp_path):
     write(path, {NAME: Factors(randn(4, 24) * 1e6, randn(18, 4))})
     with pytest.raises(LoraFileError, match="too large for fp16. Choose bf16"):
         convert.convert(path, 0, "fp16")
-    save_file({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": randn(2, 2)} | lorafile.state_dict({NAME: FORMS["lora"]}, torch.float32), path)
+    save_file({"lora_unet_down_blocks_0.lora_down.weight": randn(2, 2)} | lorafile.state_dict({NAME: FORMS["lora"]}, torch.float32), path)
     with pytest.raises(LoraFileError, match="1 matrices are understood, 1 keys are not"):
         convert.convert(path, 0, "bf16")
     (tmp_path / "l.pt").write_bytes(b"\x80\x02")

@@ -33,7 +33,7 @@ def halves(prefix="diffusion_model.", rank=2):
 @pytest.mark.parametrize(
     "state, said",
     [
-        (halves() | halves("transformer."), "twice, in two dialects"),
+        (halves() | {key: 2 * tensor for key, tensor in halves("transformer.").items()}, "twice, in two dialects"),
         ({f"diffusion_model.layers.0.attention.{n}.lora_{k}.weight": torch.ones(*s) for n, r in (("qkv", 6), ("to_q", 2)) for k, s in (("A", (1, 4)), ("B", (r, 1)))}, "by itself and in the fused qkv"),
         (halves() | {f"diffusion_model.{STEM}.lora_A.weight": torch.ones(2, 8, dtype=torch.int8)}, "holds torch.int8 numbers"),
         (halves() | {f"diffusion_model.{STEM}.lora_A.weight": torch.full((2, 8), float("nan"))}, "not finite"),
@@ -45,6 +45,12 @@ def halves(prefix="diffusion_model.", rank=2):
 def test_tensors_that_are_no_lora(state, said):
     with pytest.raises(LoraFileError, match=said):
         lorafile.parse(state)
+
+
+@pytest.mark.parametrize("again", [halves("transformer."), {key: tensor.double() for key, tensor in halves("lora_unet__").items()}, {f"{STEM}.alpha": torch.tensor(2)}])
+def test_the_same_numbers_twice_and_a_whole_number_for_alpha_are_read(again):
+    factors, leftover = lorafile.parse(halves() | {f"diffusion_model.{STEM}.alpha": torch.tensor(2.0)} | again)
+    assert not leftover and factors[STEM].delta().equal(torch.full((8, 8), 2.0))
 
 
 def test_a_lora_that_the_format_cannot_hold_leaves_the_old_file(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zturbo import lorafile
+from zturbo import lorafile, loranames
 from zturbo.errors import LoraFileError
 from zturbo.lowrank import Factors
 
@@ -21,6 +21,18 @@ DIALECTS = {
     "peft": ("base_model.model.layers.3.attention.to_q", ".lora_A.default.weight", ".lora_B.default.weight"),
     "kohya": ("lora_unet_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
     "lycoris": ("lycoris_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "two underscores": ("lora_unet__layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "a way in the name": ("lora_unet_model_diffusion_model_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "onetrainer": ("lora_transformer__layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "compiled": ("_orig_mod.layers.3._orig_mod.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "compiled, flat": ("lora_unet__orig_mod_layers_3__orig_mod_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "several cards": ("module.transformer.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "an adapter's name": ("base_model.model.layers.3.attention.to_q", ".lora_A.my_adapter.weight", ".lora_B.my_adapter.weight"),
+    "a number for a name": ("transformer.layers.3.attention.to_q", ".lora_A.default_0.weight", ".lora_B.default_0.weight"),
+    "old peft": ("unet.base_model.model.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
+    "mochi": ("dit.layers.3.attention.to_q", ".lora_A", ".lora_B"),
+    "old diffusers": ("net.layers.3.attention.to_q", "_lora.down.weight", "_lora.up.weight"),
+    "linear layer": ("unet.layers.3.attention.to_q", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
     "bare": ("layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
 }
 
@@ -35,6 +47,21 @@ def test_every_dialect_reads_to_the_same_lora(dialect, tmp_path):
     assert torch.equal(file.factors[NAME].A, A) and torch.equal(file.factors[NAME].B, B)
     assert file.factors[NAME].scale == 0.5  # alpha 1 at rank 2
     assert file.ranks == [2] and file.dtypes == ["float32"]
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "control_layers.3.attention.to_q",
+        "lora_unet_control_layers_3_attention_to_q",
+        "text_encoder.layers.3.attention.to_q",
+        "lora_te_layers_3_self_attn_q_proj",
+        "vae.layers.3.attention.to_q",
+        "layers.x.attention.to_q",
+    ],
+)
+def test_what_only_looks_like_a_layer_is_none(stem):
+    assert loranames.canonical(stem) is None
 
 
 def test_fused_qkv_is_three_loras_of_the_same_dense_difference():
@@ -65,10 +92,19 @@ def test_a_cut_off_file_gets_a_sentence(tmp_path):
     whole = tmp_path / "l.safetensors"
     save_file({"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.randn(4, 400)}, whole)
     data = whole.read_bytes()
-    for size in (0, 4, 40, len(data) // 2, len(data) - 1):
+    for size, sentence in (
+        (0, "is empty"),
+        (4, "cannot be read: it is cut off within its header"),
+        (40, "cut off within its header"),
+        (len(data) // 2, "is cut off: it has"),
+        (len(data) - 1, "is cut off: it has"),
+    ):
         whole.write_bytes(data[:size])
-        with pytest.raises(LoraFileError, match="l.safetensors is not a whole safetensors file"):
+        with pytest.raises(LoraFileError, match=f"l.safetensors .*{sentence}"):
             lorafile.read(whole)
+    whole.write_bytes(data + b"more")
+    with pytest.raises(LoraFileError, match="l.safetensors is not a whole safetensors file"):
+        lorafile.read(whole)
 
 
 def test_half_a_pair_and_wrong_shapes_and_strangers_are_named(tmp_path):

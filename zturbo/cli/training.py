@@ -69,7 +69,7 @@ def run_train(args) -> int:
 
 def run_resume(args) -> int:
     folder = args.folder.resolve()
-    if not all((folder / name).is_file() for name in (runfolder.RECIPE, runfolder.EVENTS)):
+    if not (folder / runfolder.RECIPE).is_file() or not ((folder / runfolder.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()):
         raise ZTurboError(f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it.")
     given = recipe.read(folder / runfolder.RECIPE)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)

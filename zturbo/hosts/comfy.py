@@ -23,7 +23,7 @@ from ..errors import ModelError
 from ..lowrank import Difference, Factors, Target
 from ..memory import Need
 from ..recipe import Recipe
-from . import comfy_adapter, comfy_cache, comfy_draw, comfy_forward, comfy_memory, devices, room
+from . import comfy_adapter, comfy_added, comfy_cache, comfy_draw, comfy_forward, comfy_memory, devices, room
 from .comfy_mode import core_mode, lent
 
 log = logging.getLogger("zturbo")
@@ -41,6 +41,8 @@ class ComfyHost:
         self.clip, self.vae = clip, vae
         self.others = [one.patcher for one in (clip, vae) if one is not None]
         self.dit = comfy_adapter.diffusion_model(model)
+        comfy_added.refuse(model, "training")
+        comfy_added.refuse_hooks(clip)
         self.device = model.load_device
         self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, self.device)
         self.places = comfy_adapter.targets(self.dit, ("",))  # where a LoRA can be drawn with; a run trains those of the layers
@@ -67,7 +69,7 @@ class ComfyHost:
 
     def warning(self) -> str:
         """What about the wiring is probably not meant, or nothing."""
-        return " ".join(filter(None, (self.dtype_note, self._wiring())))
+        return " ".join(filter(None, (self.dtype_note, self._wiring(), comfy_added.steering(self.given))))
 
     def _wiring(self) -> str:
         if self.straight:

@@ -15,6 +15,7 @@ from .. import lorafile
 from ..errors import LoraFileError, ModelError
 from ..lorafile import LoraFile
 from ..lowrank import Factors, Target
+from . import comfy_added
 
 TAG = "zturbo_adapter"
 BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
@@ -118,9 +119,9 @@ def clean(model):
 
 
 def alike(one, other) -> bool:
-    """Do two MODELs compute with the same module under the same patches?"""
+    """Do two MODELs compute with the same module under the same patches, and nothing but them?"""
     patches = [{key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()} for model in (one, other)]
-    return one.model is other.model and patches[0] == patches[1]
+    return one.model is other.model and patches[0] == patches[1] and comfy_added.unseen(one) == comfy_added.unseen(other) == []
 
 
 def without_adapter(model):

@@ -5,6 +5,7 @@ import hashlib
 import comfyui_version
 import torch
 
+from . import comfy_added
 from .comfy_mode import lent
 
 SAMPLES = 64  # numbers of each tensor
@@ -19,6 +20,8 @@ def of_clip(clip) -> str:
         clip.use_clip_schedule,
         id(clip.apply_hooks_to_conds) if clip.apply_hooks_to_conds else None,
     )
+    if clip.patcher.forced_hooks:
+        options += (id(clip.patcher.forced_hooks),)
     return fingerprint(clip.patcher, options)
 
 
@@ -36,6 +39,8 @@ def fingerprint(patcher, options: tuple) -> str:
             total.update(repr((str(key), strength)).encode())
             for number, part in enumerate(leaves(getattr(patch, "weights", patch))):
                 add(total, str(number), part)
+    for number, part in enumerate(leaves(tuple(comfy_added.injected(patcher)))):
+        add(total, str(number), part.bfloat16() if isinstance(part, torch.Tensor) else part)  # core casts them to the weights' dtype when they are first used
     return total.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from .. import words
 from ..errors import ZTurboError
 from ..pictureset import Picture, PictureSet, Plan, asked_wildcards, read_sizes
-from . import comfy_adapter, comfy_cache, comfy_draw, comfy_paths
+from . import comfy_adapter, comfy_added, comfy_cache, comfy_draw, comfy_paths
 
 log = logging.getLogger("zturbo")
 TOGETHER = 8  # pictures between two changes of model: prompts are encoded, then drawn, then decoded
@@ -40,7 +40,7 @@ def draw(model, clip, vae, asked: Plan, name: str, node_id: str) -> tuple[Pictur
     if tag is not None and tag.net != 0:
         raise ZTurboError(f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model.")
     comfy_adapter.diffusion_model(model)
-    models = "-".join(comfy_cache.fingerprint(patcher, ())[:16] for patcher in (model, clip.patcher, vae.patcher))
+    models = "-".join(comfy_cache.fingerprint(patcher, tuple(comfy_added.unseen(patcher)))[:16] for patcher in (model, clip.patcher, vae.patcher))
     made = PictureSet(comfy_paths.set_folder(name), replace(asked, models=models))
     todo = made.missing()
     bar = comfy.utils.ProgressBar(asked.count, node_id=node_id)

@@ -10,7 +10,7 @@ import torch
 from .. import flow, health, lorafile, plots, turbo
 from ..errors import ZTurboError
 from ..recipe import Compute, Recipe, Turbo
-from . import comfy_adapter, comfy_draw
+from . import comfy_adapter, comfy_added, comfy_draw
 from .comfy import ComfyHost, release
 
 log = logging.getLogger("zturbo")
@@ -30,15 +30,15 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     """Compare clean turbo with itself under a LoRA (a file, or its tensors), on prompts that have nothing to do with it. size: pixels."""
     if not prompts:
         raise ZTurboError("There are no prompts. Write some that have nothing to do with the LoRA, one a line.")
-    if isinstance(lora, Path):
-        lora = lorafile.state_dict(lorafile.read(lora).factors, torch.float32)
-    factors, leftover = lorafile.parse(lora, "The LoRA")
-    lorafile.need_all(factors, leftover, "The LoRA")
+    file = lorafile.read(lora, keep_fused=True) if isinstance(lora, Path) else lorafile.of_state(lora, "The LoRA", keep_fused=True)
+    state, _, lost = lorafile.whole_state(file, torch.float32, "The LoRA", lossy=True)
     if size < 64 or size % 16:
         raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
     clean = comfy_adapter.clean(model)
-    lorafile.check_fit(factors, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
-    worn = comfy_draw.with_lora(clean, lora)
+    comfy_added.refuse(clean, "the gauge")
+    parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}  # one that stayed whole is core's own
+    lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
+    worn = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
     side = size // 8
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
@@ -47,7 +47,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
             deviations = health.deviations(paths, velocity, host.device)
     before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
     gauge = health.gauge(health.high(deviations))
-    text = words(gauge, deviations, before, after)
+    text = words(gauge, deviations, before, after) + (f"\nLeft out of the LoRA are {lost}." if lost else "")
     log.info("%s", text)
     sigmas = flow.turbo_sigmas()[:8].tolist()
     curve = plots.curves({"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))}, f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)", "noise level")

@@ -14,7 +14,7 @@ from .. import extract, lorafile
 from ..convert import Weights
 from ..errors import ModelError
 from ..lowrank import Difference, Target
-from . import comfy_adapter
+from . import comfy_adapter, comfy_added
 from .comfy_mode import core_mode, lent
 
 
@@ -50,6 +50,8 @@ def weights(model, targets: list[Target], patched: bool = False) -> Callable[[st
 
 def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
     """The adapter that makes the one MODEL of the other, on the Linears of the layers. Raises ZTurboError."""
+    for model in (undistilled, turbo):
+        comfy_added.refuse(model, "an extraction")
     targets = [comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)]
     if targets[0] != targets[1]:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
