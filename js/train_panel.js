@@ -194,7 +194,7 @@ class Panel {
 const panels = new WeakMap(); // LiteGraph node -> Panel
 
 function runName(node) {
-  return node.widgets?.find((widget) => widget.name === "name")?.value;
+  return node.widgets?.find((widget) => widget.name === "name")?.value?.trim?.(); // as the node takes it
 }
 
 /** Every Train node of the open workflow, in subgraphs too. */

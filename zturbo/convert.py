@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import lorafile, loranames, network
+from . import lorafile, loranames, modelfile, network
 from .errors import LoraFileError
 from .lorafile import LoraFile, LoraState
 from .lowrank import Difference, Factors
@@ -46,7 +46,7 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     Raises LoraFileError for what is not understood as a whole, and for a DoRA to be resized.
     """
     path = Path(path)
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in modelfile.SUFFIXES:
         raise LoraFileError(f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it.")
     source = lorafile.read(path, keep_fused=rank > 0)
     beside = {key: word for key in source.leftover if (word := loranames.aside(key)[0])}

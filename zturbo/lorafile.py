@@ -8,6 +8,7 @@ ComfyUI, diffusers and the reference trainer all read. DoRA adds `.dora_scale`; 
 import base64
 import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ from .lycoris import LoHa, LoKr
 SCALES = {"alpha", "dora_scale"}
 THUMBNAIL = 256  # pixels on the longer side
 LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
+EMPTY = {"lora_A.weight", "lora_B.weight"}
+HEADER_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -88,17 +91,53 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     except ModelError as error:
         raise LoraFileError(str(error)) from error
     try:
-        tensors = load(raw)
+        plain = _plain(raw)
+        tensors = load(plain)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
-    metadata, names = tensorfile.header(raw).get("__metadata__") or {}, loranames.dialect(tensors)
+    metadata, names = tensorfile.header(plain).get("__metadata__") or {}, loranames.dialect(tensors)
     peft = loranames.is_peft(tensors)
     config = peft_config.find(path, metadata, peft)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
         raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
-    notes = (peft_config.MISSING,) if config is None and peft else ()
-    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, notes, _beside(tensors, leftover, path.name))
+    notes = [peft_config.MISSING] if config is None and peft else []
+    notes += [f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]})."] if (empty := empty_parts(tensors)) else []
+    notes += _doubts(tensors, factors, metadata)
+    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, tuple(notes), _beside(tensors, leftover, path.name))
+
+
+def _plain(raw: bytes) -> bytes:
+    """A file whose metadata has numbers in it, which the library refuses, with texts in their place; any other as it is."""
+    header = tensorfile.header(raw)
+    words = header.get("__metadata__")
+    if not isinstance(words, dict) or all(isinstance(value, str) for value in words.values()):
+        return raw
+    header["__metadata__"] = {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + raw[8 + int.from_bytes(raw[:8], "little") :]
+
+
+def empty_parts(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The parts whose matrices have rank 0, as resizers and pruners leave them."""
+    kinds = [(loranames.kind(key), tensor) for key, tensor in tensors.items()]
+    return sorted({name for (kind, stem), tensor in kinds if not tensor.numel() and kind in EMPTY and (name := loranames.canonical(stem))})
+
+
+def _doubts(tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference], metadata: dict) -> list[str]:
+    """Where the strength that the header tells is not the one that the tensors tell."""
+    alphas = [tensor for key, tensor in tensors.items() if loranames.kind(key)[0] == "alpha"]
+    if alphas and not any(alpha.any() for alpha in alphas):
+        return ["Every alpha is 0: this LoRA does nothing."]
+    ranks = {one.rank for one in factors.values()}
+    said = next((metadata[key] for key in HEADER_ALPHAS if key in metadata), "")
+    try:
+        alpha = float(said)
+    except ValueError:
+        return []
+    if alphas or len(ranks) != 1 or alpha in (0, rank := ranks.pop()):
+        return []
+    return [f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."]
 
 
 def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False) -> LoraFile:
@@ -152,6 +191,8 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
             scales.setdefault(name, []).append(key)
         if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
             raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them.")
+    for name in empty_parts(tensors):
+        found.pop(name, None)
     others = {name for key in leftover if (name := loranames.changes(key))}
     for name in [name for name, parts in found.items() if name in others and parts.keys() <= SCALES]:
         leftover += scales[name]  # of a form that is no LoRA

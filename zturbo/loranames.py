@@ -55,6 +55,7 @@ CHANGES = {
     ".rescale": ("OFT part", ""),
 } | {f".{name}.weight": ("GLoRA part", "") for name in ("a1", "a2", "b1", "b2")}
 TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)")
+BUNDLED = "bundle_emb."  # OneTrainer's embeddings, trained beside the LoRA
 OF_QWEN = re.compile(r"lora_te_layers_|text_encoders\.")  # names of those that core has a place for in Z-Image's text encoder
 PLURALS = {"whole matrix": "whole matrices", "bias": "biases", "matrix of q, k and v together": "matrices of q, k and v together"}
 
@@ -109,6 +110,8 @@ def is_peft(keys: Iterable[str]) -> bool:
 
 def aside(key: str) -> tuple[str, str]:
     """(what it is in a word, the name under which core reads it) of a key that is no LoRA of Z-Image but has a place beside one; nothing for any other. A text encoder's may have no name."""
+    if key.startswith(BUNDLED):
+        return "bundled embedding", ""
     if TEXT_ENCODER.match(key):
         return "text encoder part", key if OF_QWEN.match(key) else ""
     for ending, (matrix, norm) in CHANGES.items():

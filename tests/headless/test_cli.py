@@ -454,3 +454,56 @@ def test_a_log_that_lost_its_beginning_is_said_to_have_and_what_was_learnt_stays
     assert (cat / "lora.safetensors").read_bytes() == before
     assert run("resume", str(cat)) == 1
     assert "The run cat cannot go on: it has no log of what it was given. Train a new run that goes on from its newest checkpoint (with cat in resume)." in lines(capsys)[-1]["error"]
+
+
+def said_of(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "zturbo", *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True)
+
+
+def test_a_console_without_every_letter_is_no_fault(folder):
+    """As Windows' own, or its pipes."""
+    (folder / "cats").mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "cats" / "猫.png")
+    (folder / "cats" / "lost.txt").write_text("x")
+    told = said_of(folder, "plan", "recipe.toml", "--pictures", "cats", PYTHONIOENCODING="cp1252")
+    assert told.returncode == 0 and b"Traceback" not in told.stderr, told.stderr
+    save_file(
+        {"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.ones(1, 8), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.ones(8, 1)}, folder / "a.safetensors", {"猫": "猫"}
+    )
+    told = said_of(folder, "inspect", "a.safetensors", PYTHONIOENCODING="cp1252")
+    assert told.returncode == 0 and b"\\u732b" in told.stdout
+
+
+@pytest.mark.parametrize("pictures", ['"C:\\Users\\me\\pics"', '"D:\\new\\train"', '"\\\\server\\share"'])
+def test_a_windows_path_in_double_quotes_is_named_as_the_reason(folder, pictures):
+    (folder / "recipe.toml").write_text(f"[inputs]\npictures = {pictures}\n")
+    told = said_of(folder, "plan", "recipe.toml")
+    assert told.returncode == 1 and b"single quotes" in told.stderr, told.stderr
+
+
+def test_a_tilde_is_the_home_folder(folder):
+    shutil.copytree(diffusers_tiny.PICTURES, folder / "home" / "pics")
+    told = said_of(folder, "plan", "recipe.toml", "--pictures", "~/pics", HOME=str(folder / "home"), USERPROFILE=str(folder / "home"))
+    assert told.returncode == 0, told.stderr
+
+
+def test_comfyui_is_found_where_the_pack_is_a_link(tmp_path):
+    """custom_nodes/pack leads to another drive."""
+    (tmp_path / "ComfyUI" / "comfy").mkdir(parents=True)
+    for name in ("main.py", "comfy/sd.py"):
+        (tmp_path / "ComfyUI" / name).write_text("")
+    (tmp_path / "ComfyUI" / "custom_nodes").mkdir()
+    (tmp_path / "ComfyUI" / "custom_nodes" / "pack").symlink_to(ROOT, target_is_directory=True)
+    code = "from zturbo.cli import hosts; print(hosts.find_comfyui(None))"
+    variables = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**variables, "PYTHONPATH": str(tmp_path / "ComfyUI" / "custom_nodes" / "pack"), "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == str(tmp_path / "ComfyUI"), told.stderr
+
+
+@pytest.mark.parametrize("name", ["ผู้หญิง", "हिन्दी", "cafe\u0301"])
+def test_names_in_writings_whose_vowels_are_signs_of_their_own(name):
+    assert recipe.file_name(name) and not recipe.bad_name(name)
+    assert not recipe.file_name("\u0301cafe") and not recipe.file_name("a\u200bb")

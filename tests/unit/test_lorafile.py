@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zturbo import lorafile, loranames
+from zturbo import convert, lorafile, loranames
 from zturbo.errors import LoraFileError
 from zturbo.lowrank import Factors
 
@@ -145,3 +145,51 @@ def test_an_old_file_survives_a_write_that_fails(tmp_path, monkeypatch):
     with pytest.raises(LoraFileError, match="No space left"):
         lorafile.write(path, {"a": torch.ones(1)}, {})
     assert load_file(path)["a"].item() == 0 and [p.name for p in tmp_path.iterdir()] == ["l.safetensors"]
+
+
+# Files as trainers, resizers and bundlers leave them
+
+
+def whole(**more) -> dict[str, torch.Tensor]:
+    A, B = pair()
+    return {"diffusion_model.layers.3.attention.to_q.lora_A.weight": A, "diffusion_model.layers.3.attention.to_q.lora_B.weight": B, **more}
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(4), torch.tensor([4]), torch.tensor(4, dtype=torch.int32), torch.tensor(4.0, dtype=torch.bfloat16)])
+def test_an_alpha_of_any_number_type_is_read(tmp_path, alpha):
+    save_file(whole(**{"diffusion_model.layers.3.attention.to_q.alpha": alpha}), tmp_path / "a.safetensors")
+    assert lorafile.read(tmp_path / "a.safetensors").factors[NAME].scale == 2.0
+
+
+def test_parts_of_rank_zero_are_left_out_and_said(tmp_path):
+    stem = "diffusion_model.layers.4.attention.to_k"
+    save_file(whole(**{f"{stem}.lora_A.weight": torch.zeros(0, 8), f"{stem}.lora_B.weight": torch.zeros(8, 0), f"{stem}.alpha": torch.tensor(0.0)}), tmp_path / "a.safetensors")
+    found = lorafile.read(tmp_path / "a.safetensors")
+    assert list(found.factors) == [NAME] and found.leftover == ()
+    assert any("1 parts of rank 0 are nothing and were left out (for example layers.4.attention.to_k)" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("key, value, said", [("lora_alpha", "8", True), ("ss_network_alpha", "1.0", True), ("alpha", "2", False), ("lora_alpha", "auto", False), ("other", "8", False)])
+def test_a_strength_that_only_the_header_knows_is_told(tmp_path, key, value, said):
+    save_file(whole(), tmp_path / "a.safetensors", {key: value})
+    notes = lorafile.read(tmp_path / "a.safetensors").notes
+    assert any("The header says alpha" in note for note in notes) == said
+
+
+def test_a_lora_whose_every_alpha_is_zero_is_said_to_do_nothing(tmp_path):
+    save_file(whole(**{"diffusion_model.layers.3.attention.to_q.alpha": torch.tensor(0.0)}), tmp_path / "a.safetensors")
+    assert lorafile.read(tmp_path / "a.safetensors").notes == ("Every alpha is 0: this LoRA does nothing.",)
+
+
+def test_metadata_with_numbers_in_it_is_read(tmp_path):
+    save_file(whole(), tmp_path / "a.safetensors", {"steps": "500"})
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(raw.replace(b'"500"', b"500  "))
+    found = lorafile.read(tmp_path / "a.safetensors")
+    assert found.metadata["steps"] == "500" and list(found.factors) == [NAME]
+
+
+def test_what_is_bundled_with_a_lora_is_left_out_by_convert_and_said(tmp_path):
+    save_file(whole(**{"bundle_emb.zvk.qwen3_4b": torch.ones(1, 8)}), tmp_path / "a.sft")
+    made = convert.convert(tmp_path / "a.sft", 0, "fp32")
+    assert "Left out are 1 bundled embedding" in made.report and len(made.state) == 2
