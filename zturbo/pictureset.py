@@ -23,7 +23,8 @@ from .recipe import is_text
 
 SETTINGS, MANIFEST = "set.json", "pictures.jsonl"
 MOST = 100_000  # pictures
-CHOICE = re.compile(r"\{([^{}]*)\}")
+CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+FOREIGN = re.compile(r"\{\s*[\d.]+::|\|\s*[\d.]+::|\{\s*[\d-]+\$\$|\$\{|__[\w./ -]*\*[\w./* -]*__")  # weights, counts, variables and patterns of other programs
 WILDCARD = re.compile(r"__([\w./ -]+?)__")
 MOST_CHOICES = 1000  # made in one prompt
 LONGEST = 10_000  # characters of a prompt
@@ -64,6 +65,10 @@ class Plan:
         texts = [*self.prompts, *(line for lines in self.wildcards.values() for line in lines)]
         if broken := next((text for text in texts if not is_text(text) or "\0" in text), ""):
             raise ZTurboError(f"The prompt {broken[:100]!r} has a zero or half a character in it (a cut emoji). Write it anew.")
+        if other := next((found[0] for text in texts if (found := FOREIGN.search(text))), ""):
+            raise ZTurboError(
+                f"The prompts have {other!r} in them, another program's way of weights, counts, variables or patterns, which is not understood here: only {{a|b}} and __name__ are. Write it so."
+            )
         if missing := sorted(asked_wildcards(texts) - self.wildcards.keys()):
             no_wildcard(missing[0])
         for template in self.prompts:  # what is wrong with one is said before the first picture
@@ -86,7 +91,7 @@ def pick(count: int, random: torch.Generator) -> int:
 
 
 def expand(template: str, wildcards: Mapping[str, tuple[str, ...]], random: torch.Generator) -> str:
-    """A prompt: `{a|b}` becomes a or b, `__name__` a line of that wildcard, in which both may stand again. Raises ZTurboError."""
+    """A prompt: `{a|b}` becomes a or b, `__name__` a line of that wildcard, in which both may stand again. Braces without a choice stay. Raises ZTurboError."""
     text = template
     for _ in range(MOST_CHOICES):
         if found := CHOICE.search(text):

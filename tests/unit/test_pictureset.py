@@ -139,3 +139,14 @@ def test_a_link_in_the_place_of_a_picture_is_none(tmp_path):
 def test_a_plan_that_cannot_be_gets_a_sentence(changes):
     with pytest.raises(ZTurboError):
         replace(PLAN, **changes)
+
+
+@pytest.mark.parametrize("prompt", ["{2::red|blue} car", "{red|0.5::blue} car", "{2$$red|blue|green}", "{1-2$$red|blue}", "${c=red} car", "a __colors/*__ car"])
+def test_other_programs_way_of_choices_is_named(prompt):
+    with pytest.raises(ZTurboError, match="another program's way"):
+        Plan((prompt,), {}, ((64, 64),), 0, 1)
+
+
+def test_braces_without_a_choice_stay():
+    prompt = '{"subject": "a cat", "light": "soft"}'
+    assert Plan((prompt,), {}, ((64, 64),), 0, 1).picture(0).prompt == prompt
