@@ -1,6 +1,7 @@
 """Folders, names and links as people have them, through the nodes of a real server. What each kind of file becomes is in unit/test_folder."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def test_folders_as_people_paste_them(server, name):
 def test_names_that_lead_out_stay_refused(server, name):
     picture(server.base / "elsewhere" / "a.png")
     name = name.replace("ABSOLUTE", str(server.base / "elsewhere"))
-    assert "is not inside ComfyUI's input or output folder" in failure(server, {"data": prompts.dataset(name, "zvk", 64), "see": prompts.node("PreviewAny", source=["data", 1])})
+    said = failure(server, {"data": prompts.dataset(name, "zvk", 64), "see": prompts.node("PreviewAny", source=["data", 1])})
+    assert "is not inside ComfyUI's input or output folder" in said or (os.name != "nt" and "\\" in name and "does not exist" in said)
 
 
 def test_a_lora_is_saved_into_a_linked_sub_folder_and_drawn_with(server):
@@ -108,8 +110,8 @@ def test_a_lora_is_saved_into_a_linked_sub_folder_and_drawn_with(server):
     assert (server.base / "big" / "loras" / "mine.safetensors").is_file()
     server.run({"load": prompts.load(), "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name="big/mine.safetensors", strength_model=1.0),
                 "draw": prompts.sample(["lora", 0], steps=1), "save": prompts.save_image(["draw", 0])})  # fmt: skip
-    said = failure(server, {**graph, "save": prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../mine", dtype="bf16", overwrite=False)})
-    assert "'../mine' cannot be a LoRA file's" in said
+    server.wait(server.queue({**graph, "save": prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../mine", dtype="bf16", overwrite=False)}))  # core runs what is well in it
+    assert not (server.base / "models" / "mine.safetensors").exists()
 
 
 def test_pictures_of_cores_own_loader_are_one_dataset(server):
@@ -130,7 +132,6 @@ def test_pictures_of_cores_own_loader_are_one_dataset(server):
 
 
 def test_a_trigger_word_in_preview_prompts_and_what_is_drawn_as_words(server):
-    _, run = taught(server, "flags", prompts.dataset("bundled: smiley", "zsmile", 128), preview_prompts="")
     server.run(prompts.training(name="flags", steps=1, preview_prompts="a [Trigger] --w 832"))
     run = newest_run(server, "flags")
     assert "a zsmile --w 832" in (run / "recipe.toml").read_text(encoding="utf-8")
