@@ -14,6 +14,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 import prompts
 from test_server import failure, newest_run
 
+from zturbo import picturefile
+
 
 def picture(path: Path, color="red", size=(64, 48), **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,13 +38,57 @@ def taught(server, name: str, dataset: dict, **more) -> tuple[dict, Path]:
     return tags, run
 
 
+def heic(path: Path, kind: str):
+    picturefile.formats()  # registers the plug-ins
+    return picture(path, format=kind)
+
+
+ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
+    "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 pictures"),
+    "a-masklabel.png": (lambda home: [picture(home / name) for name in ("a.png", "a-masklabel.png")], "zvk", "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked."),
+    "a.MASK.PNG": (lambda home: [picture(home / name) for name in ("a.png", "a.MASK.PNG")], "zvk", "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked."),
+    "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 pictures"),
+    "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 pictures"),
+    "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 pictures"),
+    "AVIF": (lambda home: picture(home / "a.avif"), "zvk", "1 pictures"),
+    "AVIF called jpg": (lambda home: picture(home / "a.jpg", format="AVIF"), "zvk", "1 pictures"),
+    "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 pictures"),
+    "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 pictures"),
+    "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 pictures"),
+    "a caption in UTF-16": (lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("x".encode("utf-16")), "", "1 pictures"),
+    "a caption in cp1252": (lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("café".encode("cp1252")), "", "1 pictures"),
+    "a linked sub-folder": (lambda home: (home / "sub").symlink_to(picture(home.parent.parent / "drive2" / "a.png").parent, target_is_directory=True), "zvk", "1 pictures"),
+    "a snapshot of links": (lambda home: (home / "a.png").symlink_to(picture(home.parent.parent / "blobs2" / "0123", format="PNG")), "zvk", "1 pictures"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_by_itself(server, row):
+    lay, trigger, begins = ROWS[row]
+    home = server.base / "input" / f"row {list(ROWS).index(row)}"
+    home.mkdir()
+    lay(home)
+    assert report(server, folder=home.name, trigger=trigger, resolution=64).startswith(begins)
+
+
+def test_the_number_of_the_folder_itself_and_a_blank_trigger_word(server):
+    picture(server.base / "input" / "2024_alone" / "a.png")
+    assert report(server, folder="2024_alone", trigger="zvk", resolution=64).startswith("1 pictures, 1 an epoch.")
+    picture(server.base / "input" / "blank" / "a.png")
+    assert "no caption" in failure(server, {"data": prompts.dataset("blank", " ", 64), "see": prompts.node("PreviewAny", source=["data", 1])})
+
+
+def workflow() -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", json.dumps({"nodes": "x" * 3_000_000}), zip=True)
+    return info
+
+
 @pytest.fixture(scope="module")
 def holiday(server) -> str:
     """A folder of everything: its name in input/."""
     home = server.base / "input" / "2024_holiday"
-    workflow = PngImagePlugin.PngInfo()
-    workflow.add_text("workflow", json.dumps({"nodes": "x" * 3_000_000}), zip=True)
-    picture(home / "comfy.png", "red", pnginfo=workflow)
+    picture(home / "comfy.png", "red", pnginfo=workflow())
     picture(home / "IMG_1.JPG", "green").with_name("IMG_1.TXT").write_text("in capitals")
     picture(home / "a.png", "blue").with_suffix(".txt").write_bytes("sixteen bits".encode("utf-16"))
     picture(home / "a-masklabel.png", "white")
