@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..zturbo import dataset, plots
+from ..zturbo.errors import DatasetError
 from ..zturbo.hosts import comfy_paths
 from ..zturbo.recipe import MASKS, Data
 from . import screen
@@ -95,6 +96,8 @@ class ZTurboImageDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, images=None, captions=(), **given) -> io.NodeOutput:
+        if several := next((name for name, values in given.items() if len(values) > 1), ""):
+            raise DatasetError(f"{len(given[several])} values came in for {several}; one dataset has one. Lists are for images and captions.")
         return cls.make(images, list(captions), **{name: values[0] for name, values in given.items()})
 
     @classmethod
@@ -112,8 +115,9 @@ class ZTurboImageDataset(io.ComfyNode):
             arrays = [(image.cpu().clamp(0, 1) * 255).round().byte().numpy() for batch in images for image in batch]  # BHWC, 0..1
             texts = captions if len(captions) > 1 or len(arrays) == 1 else screen.lines("".join(captions))
             found = dataset.from_arrays(arrays, list(texts), sides, trigger, options)
-        screen.say(cls, found.report())
-        return io.NodeOutput(found, found.report(), ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
+        report = found.report()
+        screen.say(cls, report)
+        return io.NodeOutput(found, report, ui=ui.PreviewImage(plots.contact_sheet(found), cls=cls))
 
     @classmethod
     def fingerprint_inputs(cls, folder, regularisation_folder, **given):

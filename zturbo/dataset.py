@@ -39,7 +39,7 @@ class Item:
     regularisation: bool = False  # a picture of the kind at large, shown so that it is not forgotten
     dropout: float | None = None  # its own caption dropout, 0 to 1; None: the dataset's
     mask_file: Path | None = None  # white: what counts; the picture itself where its transparency is the mask
-    content: str = ""  # sha256 of the file: copies are held out together
+    content: str = ""  # sha256 of a file that may have copies: these are held out together
 
     def pixels(self) -> np.ndarray:
         """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket."""
@@ -77,12 +77,17 @@ class Dataset:
 
     def held_out(self) -> set[int]:
         """Numbers of the pictures that are only looked at: the validation share, at least one where there is a share, a function of the names. Copies of one picture stay together."""
-        content = {item.name: item.content or item.name for item in self.items if not item.regularisation}
-        count = min(max(1, round(self.options.validation * len(content))), len(content) - 1) if self.options.validation else 0
+        if not self.options.validation:
+            return set()
+        groups: dict[str, set[str]] = {}
+        for item in self.items:
+            if not item.regularisation:
+                groups.setdefault(item.content or item.name, set()).add(item.name)
+        total = sum(map(len, groups.values()))
+        count = min(max(1, round(self.options.validation * total)), total - 1)
         chosen: set[str] = set()
-        for name in sorted(content, key=lambda name: hashlib.sha256(name.encode()).digest()):
-            copies = {other for other in content if content[other] == content[name]}
-            if len(chosen) < count and len(chosen | copies) < len(content):
+        for copies in sorted(groups.values(), key=lambda copies: min(hashlib.sha256(name.encode()).digest() for name in copies)):
+            if len(chosen) < count and len(chosen) + len(copies) < total:
                 chosen |= copies
         return {number for number, item in enumerate(self.items) if item.name in chosen and not item.regularisation}
 
@@ -188,6 +193,14 @@ def cropped_share(width: int, height: int, size: tuple[int, int]) -> float:
     return 1 - min(have, want) / max(have, want)
 
 
+def contents(paths: list[Path]) -> dict[Path, str]:
+    """sha256 of the files whose size another has, too: of those that may be copies."""
+    by_size: dict[int, list[Path]] = {}
+    for path in paths:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for same in by_size.values() if len(same) > 1 for path in same}
+
+
 def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
     """Where the mask of a picture of this size is: a file, or the picture itself. Raises DatasetError for a mask of another shape."""
     if masks == "off":
@@ -238,20 +251,24 @@ def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger
 def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
     """Items and notes of a folder; what lies in `but` is left alone."""
     listing = look_through(folder, but)
-    firsts, items, faults = [], [], []
+    firsts, items, faults, from_json = [], [], [], []
+    copies = contents([picture.path for picture in listing.pictures])
     for picture in listing.pictures:
         try:
+            caption, is_json = picture.caption(listing.old)
+            if is_json and picture.json is not None:
+                from_json.append((picture.json, caption))
             size = load_picture(picture.path).size
             one = Item(
                 picture.name if not regularisation else f"{folder.name}/{picture.name}",
                 picture.path,
-                apply_trigger(picture.caption(listing.old), trigger) or picture.words,
+                apply_trigger(caption, trigger) or picture.words,
                 size,
                 repeats=picture.repeats,
                 regularisation=regularisation,
                 dropout=picture.row.caption_dropout,
                 mask_file=find_mask(picture, size, options.masks),
-                content=hashlib.sha256(picture.path.read_bytes()).hexdigest(),
+                content=copies.get(picture.path, ""),
             )
             firsts.append(one)
             items += _fitted(one, resolutions, options.upscale)
@@ -260,7 +277,9 @@ def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, optio
     if faults:
         raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
     seen: dict[str, str] = {}
-    listing.note((item.name for item in firsts if seen.setdefault(item.content, item.name) != item.name), "pictures are copies of another")
+    listing.note((item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name), "pictures are copies of another")
+    listing.note((path for path, caption in from_json if caption), "captions are from JSON files")
+    listing.note((path for path, caption in from_json if not caption), "JSON files hold no caption and are not used")
     listing.note((item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption)), "captions have ||| or {a|b} in them, which is trained as it stands")
     listing.note((one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""), "pictures have the words of their folder's name as caption")
     if options.masks == "off":

@@ -103,7 +103,7 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
         raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
     notes = [peft_config.MISSING] if config is None and peft else []
     notes += [f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]})."] if (empty := empty_parts(tensors)) else []
-    notes += _doubts(tensors, factors, metadata)
+    notes += _doubts(tensors, factors, leftover, metadata)
     return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, tuple(notes), _beside(tensors, leftover, path.name))
 
 
@@ -124,18 +124,18 @@ def empty_parts(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return sorted({name for (kind, stem), tensor in kinds if not tensor.numel() and kind in EMPTY and (name := loranames.canonical(stem))})
 
 
-def _doubts(tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference], metadata: dict) -> list[str]:
+def _doubts(tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference], leftover: list[str], metadata: dict) -> list[str]:
     """Where the strength that the header tells is not the one that the tensors tell."""
-    alphas = [tensor for key, tensor in tensors.items() if loranames.kind(key)[0] == "alpha"]
-    if alphas and not any(alpha.any() for alpha in alphas):
+    if not any(one.scale for one in factors.values()) and not any(loranames.aside(key)[1] for key in leftover):
         return ["Every alpha is 0: this LoRA does nothing."]
+    alphas = [key for key in tensors if loranames.kind(key)[0] == "alpha"]
     ranks = {one.rank for one in factors.values()}
     said = next((metadata[key] for key in HEADER_ALPHAS if key in metadata), "")
     try:
         alpha = float(said)
     except ValueError:
         return []
-    if alphas or len(ranks) != 1 or alpha in (0, rank := ranks.pop()):
+    if alphas or len(ranks) != 1 or not math.isfinite(alpha) or alpha in (0, rank := ranks.pop()):
         return []
     return [f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."]
 

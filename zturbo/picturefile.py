@@ -15,13 +15,19 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from .errors import DatasetError
 
 PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jxl")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows more, and runs programs for some (EPS)
-PLUGINS = {"HEIF": ("HEIC", "pillow_heif", "pillow-heif"), "JXL": ("JPEG XL", "pillow_jxl", "pillow-jxl-plugin")}  # Pillow's format -> its name, module, package
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow knows more, and runs programs for some (EPS)
+PLUGINS = {
+    "HEIF": ("HEIC", "pillow_heif", "pillow-heif"),
+    "JXL": ("JPEG XL", "pillow_jxl", "pillow-jxl-plugin"),
+    "AVIF": ("AVIF", "pillow_avif", "pillow-avif-plugin"),
+}  # Pillow's format -> its name, module, package; newer Pillows read AVIF themselves
 T = TypeVar("T")
+LABELS = 8  # gray: a mask that has no lighter one holds numbers of labels
 LARGEST = 120_000_000  # pixels of a picture
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that are no pixels
 UPRIGHT = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts that may say which side is up
+JXL_HEAD = 65536  # bytes in which the size of a JPEG XL stands
 LONGEST_TEXT = 1_000_000  # bytes of such a text, or of a colour profile: Pillow takes no more
 KINDS = (  # how a file begins -> what it is
     (PNG, "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
@@ -48,12 +54,12 @@ def inside(path: Path) -> str:
 
 
 def formats() -> tuple[str, ...]:
-    """What can be read here: Pillow's own, and those whose plug-in is installed."""
-    return FORMATS + tuple(kind for kind, (_, module, _) in PLUGINS.items() if _plugged(kind, module))
+    """What can be read here: of Pillow's own what this Pillow has, and those whose plug-in is installed."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN) + tuple(kind for kind, (_, module, _) in PLUGINS.items() if _plugged(kind, module))
 
 
 def _plugged(kind: str, module: str) -> bool:
-    Image.init()
     if kind not in Image.OPEN:
         with suppress(ImportError):
             plugin = importlib.import_module(module)  # pillow_jxl registers itself
@@ -80,18 +86,19 @@ def load_mask(path: Path, alpha: bool = False) -> Image.Image:
 
 
 def to_mask(image: Image.Image) -> Image.Image:
-    """Gray as it is; 16 bits scaled to 8; labels (0 and 1, or a palette of colours) to black and white; transparency where the colours say nothing."""
-    if transparent(image):
-        rgba = np.asarray(image.convert("RGBA"))
-        gray = (rgba[..., :1] == rgba[..., 1:3]).all()
-        if rgba[..., 3].min() < 255 and (not gray or rgba[..., 0].min() == rgba[..., 0].max()):
-            return Image.fromarray(rgba[..., 3])
+    """Gray as it is, on black where it is transparent; 16 bits scaled to 8; labels (0 and 1, or a palette of colours on its darkest) to black and white; transparency where the colours say nothing."""
+    if transparent(image) and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        gray, alpha = rgba[..., 0], rgba[..., 3]
+        is_gray = (rgba[..., :1] == rgba[..., 1:3])[alpha > 0].all()
+        return Image.fromarray((gray * alpha // 255 if is_gray and gray.min() < gray.max() else alpha).astype(np.uint8))
     if image.mode == "P":
-        colors = np.asarray(image.convert("RGB"))
-        if (colors[..., :1] != colors[..., 1:]).any():
+        colours = np.asarray(image.convert("RGB")).astype(int)
+        first = colours[np.asarray(image) == 0]
+        if (colours[..., :1] != colours[..., 1:]).any() and len(first) and first[0].sum() == colours.sum(-1).min():
             return Image.fromarray((np.asarray(image) > 0).astype(np.uint8) * 255)
-    values = np.asarray(to_rgb(image).convert("L"))
-    return Image.fromarray(values * 255 if values.max() == 1 else values)
+    values = np.asarray(flat(image).convert("RGB").convert("L"))
+    return Image.fromarray((values > 0).astype(np.uint8) * 255 if values.max() <= LABELS else values)
 
 
 def has_transparency(path: Path) -> bool:
@@ -117,11 +124,45 @@ def whole_only() -> Iterator[None]:
 def open_picture(path: Path) -> Image.Image:
     """The file's header, of a size that fits into memory. Raises ValueError, and what Pillow raises."""
     kind = inside(path)
-    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=formats() if kind in PLUGINS else FORMATS)
-    if opened.width * opened.height > LARGEST:
+    if kind == "JXL":
+        _refuse_large(*jxl_size(path))  # its plug-in makes the whole picture at once
+    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=formats())
+    try:
+        _refuse_large(*opened.size)
+    except ValueError:
         opened.close()
-        raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than {LARGEST:,}")
+        raise
     return opened
+
+
+def _refuse_large(width: int, height: int):
+    if width * height > LARGEST:
+        raise ValueError(f"it has {width}x{height} pixels, more than {LARGEST:,}")
+
+
+def jxl_size(path: Path) -> tuple[int, int]:
+    """(width, height) by the header of a JPEG XL file, bare or in a container (ISO/IEC 18181-1 and -2). Raises ValueError where there is none."""
+    with open(path, "rb") as file:
+        raw = file.read(JXL_HEAD)
+    if not raw.startswith(b"\xff\x0a"):
+        starts = [at + skip for name, skip in ((b"jxlc", 4), (b"jxlp", 8)) if (at := raw.find(name)) >= 0]  # a part begins with its number
+        raw = raw[min(starts) :] if starts else b""
+    if not raw.startswith(b"\xff\x0a"):
+        raise ValueError("its size is not at its beginning")
+    bits = int.from_bytes(raw[2:34], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    def side(small: int) -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    small = take(1)
+    height, ratio = side(small), take(3)
+    across, down = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    return (height * across // down if ratio else side(small)), height
 
 
 def without_words(path: Path) -> bytes:
@@ -177,15 +218,19 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16-bit gray
-        deep = np.asarray(image).astype(np.float32)
-        if not np.isfinite(deep).all():
-            raise ValueError("it holds numbers that are not finite")
-        top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
-        deep *= 255.0 / top
-        return Image.fromarray(deep.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    image = in_srgb(image)
-    return on_white(image.convert("RGBA")) if transparent(image) else image.convert("RGB")
+    image = in_srgb(image.convert("RGBA") if transparent(image) else flat(image))
+    return on_white(image) if image.mode == "RGBA" else image.convert("RGB")
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """Of 8 bits, and without a palette. Raises ValueError for numbers that are none."""
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB") if image.mode == "P" else image
+    deep = np.asarray(image).astype(np.float32)
+    if not np.isfinite(deep).all():
+        raise ValueError("it holds numbers that are not finite")
+    top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
+    return Image.fromarray((deep * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
 
 
 def on_white(image: Image.Image) -> Image.Image:

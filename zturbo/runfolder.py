@@ -144,6 +144,8 @@ class RunFolder:
             files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
             if (source / TAUGHT).is_file():
                 files.write(self.taught, (source / TAUGHT).read_bytes())
+            else:
+                self.taught.unlink(missing_ok=True)  # of a source that was given before
             begun = read_events(source / EVENTS)
             if start:
                 way = newest_start(begun).get("way")

@@ -2,6 +2,7 @@
 
 import codecs
 import re
+import unicodedata
 from pathlib import Path
 
 from .errors import DatasetError
@@ -10,7 +11,8 @@ LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 OLD = "cp1252"  # of Western Windows, for what is no UTF-8
 BLANKS = "\t\n\r\f\v"
-FOREIGN = re.compile(r"[^\x00-\x7f]{4}")  # no Western word: what another writing's code page looks like
+LETTER = "[^\\x00-\\x7f‘’“”‚„‹›«»–—…•·°©®™€£§¿¡\\u00a0]"  # beyond ASCII, and no sign of Western writing
+FOREIGN = re.compile(LETTER + "{4}")  # no Western word: what another writing's code page looks like
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # writing without spaces, or with endings grown on
 PLACE = re.compile(r"\[trigger\]", re.IGNORECASE)  # where the trigger word goes in a text
@@ -29,7 +31,12 @@ def filled(text: str, word: str) -> str:
     return PLACE.sub(lambda _: word, text) if word else text
 
 
-def read(path: Path, old: list[Path] | None = None) -> str:
+def fold(path: Path | str) -> str:
+    """One spelling for what people call the same name: letter case, and how an accent is composed (macOS takes it apart)."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def read(path: Path, old: dict[Path, None] | None = None) -> str:
     """A text file: UTF-8, or what its mark says (UTF-16, UTF-32), else Windows-1252. A file that was read as the last is added to `old`.
 
     Raises DatasetError for other code pages, and for what is no text (UTF-16 without a mark reads as UTF-8 full of zeros).
@@ -44,10 +51,10 @@ def read(path: Path, old: list[Path] | None = None) -> str:
         raise DatasetError(f"{path.name} cannot be read as text ({error}). Save it as UTF-8.") from error
     if "\0" in text or (is_old and any(c < " " and c not in BLANKS for c in text)):
         raise DatasetError(f"{path.name} is no text: it has {'zeros' if chr(0) in text else 'signs that no text has'} in it. Save it as UTF-8, or take it out of the folder.")
-    if is_old and (FOREIGN.search(text) or 2 * sum(c > "\x7f" for c in text) > max(6, len(text))):
-        raise DatasetError(f"{path.name} is no UTF-8, and in a code page that cannot be told (it may be GBK, Big5 or Shift-JIS). Save it as UTF-8.")
+    if is_old and (FOREIGN.search(text) or 2 * len(re.findall(LETTER, text)) > max(6, len(text))):
+        raise DatasetError(f"{path.name} is no UTF-8, and in a code page that cannot be told (GBK, Big5, Shift-JIS, a Central European or Cyrillic one?). Save it as UTF-8.")
     if is_old and old is not None:
-        old.append(path)
+        old[path] = None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

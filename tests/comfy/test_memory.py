@@ -108,7 +108,7 @@ def test_tokens_are_guessed_close_to_what_the_encoder_makes(tiny):
 def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, monkeypatch):
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     huge = replace(recipe(), batch_size=10_000_000)
-    with pytest.raises(ZTurboError, match=r"This run needs .* GB a step's activations of main memory beside the weights, and .* GB are free. .* a lower resolution"):
+    with pytest.raises(ZTurboError, match=r"This run needs .* GB a step's activations .* of main memory beside the weights, and .* GB are free. .* a lower resolution"):
         comfy_run.train(huge, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
     with pytest.raises(ZTurboError, match="GB the LoRA with its optimizer .* GB a preview while it is drawn"):
         room.check(CPU, [], [Need("the LoRA with its optimizer", 1e9), Need("a preview while it is drawn", 1e15)], 0)

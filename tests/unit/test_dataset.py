@@ -153,7 +153,7 @@ def test_sub_folders_with_repeats_and_metadata(tmp_path):
         ("plain/c.png", "from above", 1),
         ("3_x/deep/d.png", "deep", 3),
     }
-    assert "1 pictures of metadata.jsonl are not there: gone.png" in found.report() and "4 pictures, 24 an epoch" in found.report()
+    assert "1 rows of metadata name pictures that are not there: gone.png" in found.report() and "4 pictures, 24 an epoch" in found.report()
 
 
 @pytest.mark.parametrize("line", ["no json", '["a"]', '{"text": "x"}', '{"file_name": "a.png", "text": 3}'])

@@ -121,7 +121,30 @@ def phone_picture(kind: str) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize("kind, module, said", [("HEIF", "pillow_heif", "HEIC inside.*pip install pillow-heif"), ("JXL", "pillow_jxl", "JPEG XL inside.*pip install pillow-jxl-plugin")])
+@pytest.mark.parametrize("size", [(64, 48), (64, 64), (70, 31), (2000, 1500), (320, 200), (257, 9000)])
+def test_a_large_jpeg_xl_is_refused_by_its_header(tmp_path, monkeypatch, size):
+    picturefile.formats()
+    Image.new("RGB", size).save(tmp_path / "a.jxl", "JXL")
+    assert picturefile.jxl_size(tmp_path / "a.jxl") == size
+    raw = (tmp_path / "a.jxl").read_bytes()
+    if raw.startswith(b"\xff\x0a"):  # in a container, too
+        boxes = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl " + (len(raw) + 8).to_bytes(4, "big") + b"jxlc" + raw
+        (tmp_path / "a.jxl").write_bytes(boxes)
+        assert picturefile.jxl_size(tmp_path / "a.jxl") == size
+    monkeypatch.setattr(picturefile, "LARGEST", 1000)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(DatasetError, match=f"{size[0]}x{size[1]} pixels, more than"):
+        read(tmp_path, "zvk")
+
+
+@pytest.mark.parametrize(
+    "kind, module, said",
+    [
+        ("HEIF", "pillow_heif", "HEIC inside.*pip install pillow-heif"),
+        ("JXL", "pillow_jxl", "JPEG XL inside.*pip install pillow-jxl-plugin"),
+        ("AVIF", "pillow_avif", "AVIF inside.*pip install pillow-avif-plugin"),
+    ],
+)
 @pytest.mark.parametrize("name", ["a.heic", "a.jxl", "a.jpg"])
 def test_heic_and_jxl_with_and_without_their_plug_in(tmp_path, monkeypatch, kind, module, said, name):
     (tmp_path / name).write_bytes(phone_picture(kind))
@@ -193,11 +216,27 @@ def voc() -> Image.Image:
     return image
 
 
+def painted() -> Image.Image:
+    """White on a clear layer, in a palette."""
+    image = halves(1, 0, "P")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.info["transparency"] = 0
+    return image
+
+
+def tinted() -> Image.Image:
+    """A palette whose first colour is the light one."""
+    image = halves(0, 1, "P")
+    image.putpalette([255, 255, 250, 0, 0, 0])
+    return image
+
+
 @pytest.mark.parametrize(
     "mask",
     [
         halves(255, 0, "L"), halves(1, 0, "L"), halves(1, 0, "1"), voc(), halves((255, 255, 255, 255), (255, 255, 255, 0), "RGBA"), halves((0, 0, 0, 255), (0, 0, 0, 0), "RGBA"),
-        halves((90, 10, 20, 255), (1, 2, 3, 0), "RGBA"), halves((255, 255), (255, 0), "LA"), Image.fromarray(np.repeat([[65535] * 32 + [0] * 32], 48, 0).astype(np.uint16)),
+        halves((90, 10, 20, 255), (1, 2, 3, 0), "RGBA"), halves((255, 255, 255, 255), (0, 0, 0, 0), "RGBA"), halves((255, 255), (0, 0), "LA"), painted(), tinted(),
+        halves(2, 0, "L"), halves((255, 255), (255, 0), "LA"), Image.fromarray(np.repeat([[65535] * 32 + [0] * 32], 48, 0).astype(np.uint16)),
     ],
 )  # fmt: skip
 def test_masks_of_every_making_say_the_same(tmp_path, mask):
@@ -217,6 +256,36 @@ def test_a_mask_that_lets_nothing_count_is_refused(tmp_path):
     Image.new("RGBA", (64, 48)).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match="a.png is transparent all over"):
         read(tmp_path, "zvk", masks="files and alpha")
+
+
+def test_a_black_mask_with_a_whole_alpha_is_black(tmp_path):
+    with pytest.raises(DatasetError, match="black all over"):
+        masked(tmp_path, Image.new("RGBA", (64, 48), (0, 0, 0, 255)))
+
+
+def test_a_mask_is_of_one_picture_alone(tmp_path):
+    """Numbered files are the rule: what could be of several is said, and the exact place wins."""
+    named(tmp_path, "10_cat/001.png", "10_dog/001.png", "masks/001.png")
+    found = read(tmp_path, "zvk")
+    assert [item.mask_file for item in found.items] == [None, None] and "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
+    named(tmp_path, "001.png")
+    assert {item.name for item in read(tmp_path, "zvk").items if item.mask_file} == {"001.png"}
+
+
+def test_a_mask_folder_is_one_as_a_whole_and_said(tmp_path):
+    named(tmp_path, "images/1.png", "images/2.png", "masks/1.png", "masks/2_mask.png", "masks/3.png", "portrait.png", "portrait_mask.png")
+    found = read(tmp_path, "zvk")
+    assert {name: item.mask_file is not None for name, item in zip(captions(found), found.items)} == {"images/1.png": True, "images/2.png": True, "portrait.png": True}
+    assert "3 pictures are taken for masks by their names: portrait_mask.png, 1.png, 2_mask.png." in found.report() and "1 masks have no picture and are not used: 3.png." in found.report()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' disks know no letter case")
+def test_names_that_differ_in_letter_case_alone_are_told_apart(tmp_path):
+    named(tmp_path, "A.png", "a.png", "A.mask.png", "a.mask.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "A.png", "text": "large"}\n{"file_name": "a.png", "text": "small"}')
+    found = read(tmp_path)
+    assert {item.name: (item.caption, item.mask_file.name) for item in found.items} == {"A.png": ("large", "A.mask.png"), "a.png": ("small", "a.mask.png")}
+    assert "second one" not in found.report() and "another ending" not in found.report()
 
 
 @pytest.mark.parametrize("picture, mask", [("images/a.png", "masks/a.png"), ("images/x/a.jpg", "masks/x/a.png"), ("x/a.png", "x/mask/a.png"), ("10_cat/a.png", "Masks/a.png")])
@@ -342,6 +411,61 @@ def test_rows_as_other_trainers_write_them(tmp_path, name, content):
     assert captions(found) == {"a.png": "x"} and "not there" not in found.report()
 
 
+def test_rows_of_another_place_are_matched_by_their_end_only_where_it_is_clear(tmp_path):
+    named(tmp_path, "001.png", "002.png", "003.png")
+    rows = {"001.png": "right", "y/001.png": "of y", "x/002.png": "of x", "z/002.png": "of z", "far/003.png": "three"}
+    (tmp_path / "metadata.jsonl").write_text("\n".join(f'{{"file_name": "{name}", "text": "{text}"}}' for name, text in rows.items()))
+    found = read(tmp_path, "zvk")
+    assert captions(found) == {"001.png": "zvk, right", "002.png": "zvk", "003.png": "zvk, three"}
+    assert "3 rows of metadata name pictures that are not there" in found.report() and "1 rows of metadata name another place and were matched by the end of it: far/003.png" in found.report()
+
+
+@pytest.mark.parametrize(
+    "content, caption",
+    [
+        ('file_name,text\na.png,"first\nsecond"\n', "first\nsecond"),
+        ("file_name,text\na.png,x\u2028y\n", "x\u2028y"),
+        ("file_name, text\na.png, x\n", "x"),
+        ("file_name;text;caption_dropout\na.png;x;0,5\n", "x"),
+        ("image\tcaption\na.png\tx\n", "x"),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path, content, caption):
+    named(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text(content, encoding="utf-8", newline="")
+    assert captions(read(tmp_path)) == {"a.png": caption}
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("a.png,hello\n", "the first line names no"),
+        ("file_name,x\na.png,y\n", "the first line names no"),
+        ("file_name,text\na.png," + "x" * 140_000, "field larger"),
+        ("text,file_name\nx,\n", "names no picture"),
+    ],
+)
+def test_a_table_that_is_none_is_named(tmp_path, content, said):
+    named(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text(content)
+    with pytest.raises(DatasetError, match=f"of metadata.csv is not a row with file_name and text .*{said}"):
+        read(tmp_path, "zvk")
+
+
+def test_where_a_caption_came_from_is_said(tmp_path):
+    named(tmp_path, "a.png", "b.png", "c.png")
+    for name, text in {
+        "a.json": '{"prompt": "masterpiece"}',
+        "b.json": '{"prompt": {"x": 1}, "tags": "cat"}',
+        "c.json": '{"tags": {"cat": 0.9}}',
+        "metadata.jsonl": '{"file_name": "a.png", "text": "my own"}',
+    }.items():
+        (tmp_path / name).write_text(text)
+    found = read(tmp_path, "zvk")
+    assert captions(found) == {"a.png": "zvk, my own", "b.png": "zvk, cat", "c.png": "zvk"}
+    assert "1 captions are from JSON files: b.json." in found.report() and "1 JSON files hold no caption and are not used: c.json." in found.report()
+
+
 def test_what_is_trained_as_it_stands_is_said(tmp_path):
     named(tmp_path, "a.png", "b.png", "c.png")
     for name, text in {"a": "zvk ||| red", "b": "a {red|blue} cat", "c": "a {plain} cat"}.items():
@@ -432,6 +556,27 @@ def test_the_words_of_a_folder_are_the_caption_where_there_is_no_other(tmp_path)
 
 
 @links
+def test_of_two_ways_to_a_folder_the_folder_itself_counts(tmp_path):
+    named(tmp_path, "10_cat/a.png")
+    for name in ("01link", "0_all"):
+        (tmp_path / name).symlink_to(tmp_path / "10_cat", target_is_directory=True)
+    assert repeats(tmp_path) == {"10_cat/a.png": 10} and "2 folders are links to one that is read already and are left out: 01link, 0_all." in read(tmp_path, "zvk").report()
+
+
+def test_a_folder_that_cannot_be_opened_is_said(tmp_path, monkeypatch):
+    named(tmp_path, "a.png", "closed/b.png")
+    scandir = os.scandir
+
+    def refused(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert "1 folders cannot be opened and are left out: closed." in read(tmp_path, "zvk").report()
+
+
+@links
 def test_links_are_followed_and_end(tmp_path):
     """As a mounted drive, or a snapshot of Hugging Face, whose files are links."""
     named(tmp_path / "drive", "a.png", "b.png", "more/c.png")
@@ -445,6 +590,7 @@ def test_links_are_followed_and_end(tmp_path):
     (root / "gone.png").symlink_to(tmp_path / "nowhere.png")
     found = read(root, "zvk")
     assert captions(found) == {"a.png": "zvk, a caption there", "linked/c.png": "zvk"}
+    assert "3 links lead out of the folder and are followed: a.png, a.txt, linked." in found.report()
     assert "1 links lead to no file and are left out: gone.png." in found.report() and "1 folders are links to one that is read already and are left out: again." in found.report()
     (tmp_path / "whole").symlink_to(tmp_path / "drive", target_is_directory=True)
     assert len(read(tmp_path / "whole", "zvk").items) == 3
@@ -456,7 +602,7 @@ def test_every_file_that_is_left_out_is_said_one_line_each_kind(tmp_path):
     notes = read(tmp_path, "zvk").notes
     assert sorted(note.split(":")[0] for note in notes) == [
         "1 masks have no picture and are not used",
-        "1 pictures of metadata.jsonl are not there",
+        "1 rows of metadata name pictures that are not there",
         "2 captions have no picture and are not used",
         "2 files are not read",
     ]

@@ -270,9 +270,12 @@ class ComfyHost:
         adapter = 0 if self.tag is None or self.way == "merged" else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
         moment = memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)
         main = devices.shares_main_memory(self.device)
-        if main:  # a checkpoint is written while the next step begins, and is gone before that one's backward
-            moment = max(moment, memory.copy(self.recipe, numbers), key=lambda need: need.size)
+        if main:  # a checkpoint is written while the next step goes forward, and is gone before that one's backward
+            copy, forward = memory.copy(self.recipe, numbers), tokens * self.dit.dim * size * len(self.dit.layers)
+            moment = max(moment, Need(copy.what, copy.size + forward), key=lambda need: need.size)
         needs = [memory.lora(self.recipe, numbers), moment, Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", made * size)]
+        if main:
+            needs.append(Need("a run's code and threads", memory.OWN))
         if main and self.tag is not None and self.way == "merged":
             needs.append(Need("the clean weights, while the adapter is in the others", self._weights()))
         return needs

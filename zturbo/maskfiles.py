@@ -1,0 +1,121 @@
+"""Which pictures of a folder are masks, and whose: `cat.mask.png` and its kin beside `cat.jpg`, or `masks/cat.png`."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .words import fold
+
+ENDS = (".mask", "-masklabel")  # of a mask's name, before its ending
+LOOSE_ENDS = ("_mask", "-mask")  # the same, where the picture itself is there
+FOLDERS = ("mask", "masks")
+CONDITION = "-condlabel"  # a picture that another trainer shows beside its own
+ANY = "*"  # a folder in the place of `masks`
+
+
+@dataclass
+class Masks:
+    """of: picture -> its mask. left_out: masks, and what another trainer keeps beside. By what may be said of them: loose: taken for masks by a name that might be a picture's; lonely: without a picture; several: that fit pictures in several folders; second: of one picture; condition."""
+
+    of: dict[Path, Path] = field(default_factory=dict)
+    loose: list[Path] = field(default_factory=list)
+    lonely: list[Path] = field(default_factory=list)
+    several: list[Path] = field(default_factory=list)
+    second: list[Path] = field(default_factory=list)
+    condition: list[Path] = field(default_factory=list)
+    left_out: set[Path] = field(default_factory=set)
+
+    def take(self, mask: Path, owners: list[Path]):
+        self.left_out.add(mask)
+        if any(picture in self.of for picture in owners):
+            self.second.append(mask)
+        for picture in owners:
+            self.of.setdefault(picture, mask)
+
+
+class Names:
+    """Files by name, as it is spelled and else in any letter case."""
+
+    def __init__(self) -> None:
+        self.spelled: dict[str, list[Path]] = defaultdict(list)
+        self.folded: dict[str, list[Path]] = defaultdict(list)
+
+    def add(self, name: str, path: Path):
+        self.spelled[name].append(path)
+        self.folded[fold(name)].append(path)
+
+    def find(self, name: str) -> list[Path]:
+        return self.spelled.get(name) or self.folded.get(fold(name), [])
+
+
+def find(folder: Path, pictures: list[Path]) -> Masks:
+    """All masks among the pictures of a folder and its sub-folders."""
+    stems, beside, found = Names(), Names(), Masks()
+    for path in pictures:
+        stems.add(str(path.with_suffix("")), path)
+        if not _ways(folder, path):
+            parts = _parts(folder, path)
+            for n in range(len(parts) - 1):
+                beside.add("/".join((*parts[:n], ANY, *parts[n + 1 :])), path)
+    unclear: list[Path] = []
+    for path in pictures:
+        stem = str(path.with_suffix(""))
+        end = next((end for end in (*ENDS, *LOOSE_ENDS, CONDITION) if fold(stem).endswith(end)), "")
+        owners = [other for other in stems.find(stem[: len(stem) - len(end)]) if other != path] if end else []
+        if end == CONDITION and owners:
+            found.condition.append(path)
+            found.left_out.add(path)
+        elif owners:
+            found.take(path, owners)
+            found.loose += [path] if end in LOOSE_ENDS else []
+        elif _ways(folder, path):
+            unclear.append(path)
+        elif end in ENDS:
+            found.lonely.append(path)
+            found.left_out.add(path)
+    _in_folders(folder, unclear, stems, beside, found)
+    return found
+
+
+def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, found: Masks):
+    """What lies in a folder `masks` is a mask where a picture fits; and where none does, but one fits another in that folder."""
+    served, left = set(), []
+    for path in unclear:
+        exact = next((owners for way, _ in _ways(folder, path) if (owners := stems.find(str(folder / way)))), [])
+        others = next((owners for _, way in _ways(folder, path) if (owners := beside.find(way))), [])
+        owners = [other for other in exact or others if other != path]
+        if not exact and len({other.parent for other in owners}) > 1:
+            found.several.append(path)
+            found.left_out.add(path)
+        elif owners:
+            found.take(path, owners)
+            found.loose.append(path)
+            served.add(path.parent)
+        else:
+            left.append(path)
+    lonely = [path for path in left if path.parent in served or fold(path.stem).endswith(ENDS)]
+    found.lonely += lonely
+    found.left_out.update(lonely)
+
+
+def _parts(folder: Path, path: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).with_suffix("").parts
+
+
+def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
+    """Where the picture of a file in a folder `masks` would be: (its way without that folder, with any other in its stead). Nothing for a file in no such folder."""
+    parts = _parts(folder, path)
+    last = parts[-1]
+    names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]
+    places = [n for n, part in enumerate(parts[:-1]) if fold(part) in FOLDERS]
+    return [("/".join((*parts[:n], *parts[n + 1 : -1], name)), "/".join((*parts[:n], ANY, *parts[n + 1 : -1], name))) for n in places for name in names]
+
+
+def lines(masks: Masks) -> Iterator[tuple[list[Path], str]]:
+    """What a report says of them: (files, words)."""
+    yield masks.loose, "pictures are taken for masks by their names"
+    yield masks.lonely, "masks have no picture and are not used"
+    yield masks.several, "masks fit pictures in several folders and are not used"
+    yield masks.second, "masks are a second one for their picture and are not used"
+    yield masks.condition, f"pictures ({CONDITION}) are what another trainer shows beside the picture and are left out"
