@@ -1,7 +1,10 @@
 """Damaged captions and metadata.jsonl. Kinds for `bench fuzz`."""
 
+import codecs
 import json
+import posixpath
 import random
+from collections import Counter
 from pathlib import PurePosixPath
 
 from bench.fuzz_damage import STRINGS, damage, value
@@ -31,20 +34,12 @@ def caption_files(rng: random.Random, place: Place) -> Damaged:
     path.mkdir() if what == "folder" else path.write_bytes(raw)
     options = Data(shuffle_tags=rng.random() < 0.3, keep_tags=rng.randrange(3))
 
-    def readable(what: str) -> str:
-        if what in ("utf-16", "utf-32"):
-            return raw.decode(what)
-        try:
-            return raw.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return raw.decode("cp1252")
-
     def feed():
         good = what in ("as it is", "bom", "caption", "crlf") and "\x00" not in text and is_text(text)
         caption = (must if good else trained)(place, options).items[0].caption
         if what.startswith("damage"):
             return
-        wanted = "" if what == "folder" else readable(what).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
+        wanted = "" if what == "folder" else readable(raw).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
         assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), f"{caption[:60]!r} instead of {wanted[:60]!r}"
 
     return Damaged(f"{what}: {raw[:60]!r}", feed)
@@ -108,14 +103,49 @@ def metadata_lines(rng: random.Random, place: Place) -> Damaged:
     def feed():
         options = Data(shuffle_tags=rng.random() < 0.1)
         found = {item.name: item for item in trained(place, options).items}
-        wanted = {str(PurePosixPath(row["file_name"])): row for row in map(json.loads, filter(str.strip, raw.decode("utf-8-sig").split("\n")))}
+        if what.startswith("damage"):
+            return
+        wanted = meant([json.loads(line) for line in readable(raw).split("\n") if line.strip()])
         for name in ("a.png", "b.png"):
             said = wanted.get(name, {})
-            text = said.get("text", said.get("caption", "")).strip()
+            text = words_of(said)
             assert found[name].caption in (text, f"{TRIGGER}, {text}", TRIGGER), f"{found[name].caption[:60]!r} instead of {text[:60]!r}"
-            assert text in found[name].caption and found[name].dropout == said.get("caption_dropout") and not isinstance(found[name].dropout, bool)
+            assert text in found[name].caption and found[name].dropout == number(said.get("caption_dropout")) and not isinstance(found[name].dropout, bool)
 
     return Damaged(f"{what}: {raw[-100:]!r}", feed)
+
+
+def readable(raw: bytes) -> str:
+    """By its mark, else UTF-8, else Windows' old one."""
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16")):
+        if raw.startswith(mark):
+            return raw.decode(encoding)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252")
+
+
+def meant(rows: list[dict]) -> dict[str, dict]:
+    """The row of each picture: that with its very name, the last; else the only one whose path ends in it."""
+    ways = [(PurePosixPath(posixpath.normpath(row["file_name"].replace("\\", "/"))), row) for row in rows]
+    exact = {str(way).lower(): row for way, row in ways if len(way.parts) == 1}
+    ends = Counter(way.name.lower() for way, _ in ways if len(way.parts) > 1)
+    return {way.name.lower(): row for way, row in ways if ends[way.name.lower()] == 1} | exact
+
+
+def number(given) -> float | None:
+    """A dropout, which may be written as a text."""
+    return (float(given.replace(",", ".")) if given.strip() else None) if isinstance(given, str) else given
+
+
+def words_of(row: dict) -> str:
+    for key in ("text", "caption", "prompt", "tags"):
+        value = row.get(key)
+        text = ", ".join(value) if isinstance(value, list) and all(isinstance(word, str) for word in value) else value
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    return ""
 
 
 KINDS = [caption_files, metadata_lines]

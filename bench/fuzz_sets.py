@@ -34,7 +34,7 @@ def plan(templates: tuple[str, ...], sizes: str = "64x64, 96x64", count: int = 5
 def whole(made: Plan):
     """Every picture of a plan that was taken can be drawn and captioned."""
     for picture in (made.picture(number) for number in range(made.count)):
-        assert picture.prompt.strip() and is_text(picture.prompt) and not re.search(r"\{[^{}]*\}", picture.prompt) and "\0" not in picture.prompt, picture.prompt[:80]
+        assert picture.prompt.strip() and is_text(picture.prompt) and not re.search(r"\{[^{}]*\|[^{}]*\}", picture.prompt) and "\0" not in picture.prompt, picture.prompt[:80]
         assert picture.width % 16 == picture.height % 16 == 0 and 64 <= min(picture.width, picture.height) <= max(picture.width, picture.height) <= 4096
 
 

@@ -59,7 +59,7 @@ def recipe_bytes(rng: random.Random, place: Place) -> Damaged:
         assert isinstance(runs.name_of(run.path), str)
         given = recipe.read(path)
         survives(given)
-        same_values(given, tomllib.loads(raw.decode()))
+        same_values(given, tomllib.loads(path.read_text(encoding="utf-8-sig")))  # line ends as any system writes them
 
     return Damaged(f"{what}: {raw[:60]!r}", feed)
 

@@ -107,7 +107,9 @@ class Watch:
         self.place, self.found, self.open = place, [], False
         self.allowed = tuple(map(str, place.allowed))
         own = Path(__file__).resolve().parents[1]
-        self.code = tuple({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev") if path and os.path.isdir(path)})
+        self.code = tuple({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev") if path and os.path.isdir(path)}) + (
+            "/proc/meminfo",
+        )  # how much memory is free
         self.before = place.ring()
         sys.addaudithook(self._hook)  # stays for the life of the process, and sleeps when not open
 

@@ -29,8 +29,9 @@ def dataset_folder(name: str) -> Path:
     if not allowed:
         raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
     try:
+        os.path.realpath(allowed[0])  # raises for what no system takes
         return next((place for place in allowed if place.is_dir()), allowed[0])
-    except (OSError, ValueError) as error:  # too long, zeros
+    except (OSError, ValueError) as error:  # too long, zeros, half a character
         raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
 
 
