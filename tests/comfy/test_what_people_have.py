@@ -11,9 +11,11 @@ from safetensors import safe_open
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
+import model_files
 import prompts
 from test_server import failure, newest_run
 
+from bench import gpu_files
 from zturbo import picturefile
 
 
@@ -185,11 +187,17 @@ def test_a_trigger_word_in_preview_prompts_and_what_is_drawn_as_words(server):
 
 
 def test_parts_in_sub_folders_are_found(server):
-    """auto looks for the usual names wherever they lie; that they are not those models is said of the file that was found."""
-    for folder, name in {"text_encoders": "z-image/qwen_3_4b.safetensors", "vae": "flux/ae.safetensors", "diffusion_models": "z_image_turbo_bf16.safetensors"}.items():
-        path = server.base / "models" / folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    load = prompts.node("ZTurboLoadModel", diffusion_model="z_image_turbo_bf16.safetensors", text_encoder="auto", vae="auto")
-    said = failure(server, {"load": load, "draw": prompts.sample(["load", 0]), "save": prompts.save_image(["draw", 0])})
-    assert "There is no" not in said and "Git LFS" in said
+    """auto looks for the usual names wherever they lie; that this one is no text encoder is said of the file that was found."""
+    model, parts = server.base / "models" / "diffusion_models" / "z_image_turbo_bf16.safetensors", ("text_encoders/z-image/qwen_3_4b.safetensors", "vae/flux/ae.safetensors")
+    made = [model_files.write(model, model_files.holes(gpu_files.on_meta().diffusion_model, "BF16"))]
+    for name in parts:
+        made.append(server.base / "models" / name)
+        made[-1].parent.mkdir(parents=True, exist_ok=True)
+        made[-1].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    try:
+        load = prompts.node("ZTurboLoadModel", diffusion_model=model.name, text_encoder="auto", vae="auto")
+        said = failure(server, {"load": load, "draw": prompts.sample(["load", 0]), "save": prompts.save_image(["draw", 0])})
+    finally:  # the server is others' too
+        for path in made:
+            path.unlink()
+    assert "qwen_3_4b.safetensors is a Git LFS pointer" in said
