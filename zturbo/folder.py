@@ -11,7 +11,7 @@ from . import maskfiles, rows, words
 from .errors import DatasetError, readable
 from .picturefile import PICTURES
 from .rows import Row
-from .words import fold
+from .words import Names, fold
 
 CAPTIONS = (".txt", ".caption")
 JSON = ".json"
@@ -158,14 +158,14 @@ def _is(ask) -> bool:
 
 def _beside(files: list[Path], used: list[Path], found: Listing) -> dict[Path, tuple[tuple[Path, ...], Path | None]]:
     """Picture -> (the text files that may be its caption, the first first: cat.txt, cat.caption, cat.jpg.txt, cat.jpg.caption; its JSON file); in any letter case."""
-    there: dict[str, list[Path]] = defaultdict(list)
+    there = Names()
     for path in files:
         if path.suffix.lower() in (*CAPTIONS, JSON):
-            there[fold(path)].append(path)
+            there.add(f"{path.with_suffix('')}{path.suffix.lower()}", path)
 
     def of(picture: Path, endings: tuple[str, ...]) -> list[Path]:
-        names = [picture.with_suffix(ending) for ending in endings] + [Path(f"{picture}{ending}") for ending in endings]
-        return [next((path for path in there[fold(name)] if path.stem == name.stem), there[fold(name)][0]) for name in names if fold(name) in there]
+        names = [f"{stem}{ending}" for stem in (picture.with_suffix(""), picture) for ending in endings]
+        return [found[0] for name in names if (found := there.find(name))]
 
     beside = {picture: (tuple(of(picture, CAPTIONS)), next(iter(of(picture, (JSON,))), None)) for picture in used}
     taken = {path for texts, _ in beside.values() for path in texts}

@@ -1,11 +1,10 @@
 """Which pictures of a folder are masks, and whose: `cat.mask.png` and its kin beside `cat.jpg`, or `masks/cat.png`."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .words import fold
+from .words import Names, fold
 
 ENDS = (".mask", "-masklabel")  # of a mask's name, before its ending
 LOOSE_ENDS = ("_mask", "-mask")  # the same, where the picture itself is there
@@ -32,21 +31,6 @@ class Masks:
             self.second.append(mask)
         for picture in owners:
             self.of.setdefault(picture, mask)
-
-
-class Names:
-    """Files by name, as it is spelled and else in any letter case."""
-
-    def __init__(self) -> None:
-        self.spelled: dict[str, list[Path]] = defaultdict(list)
-        self.folded: dict[str, list[Path]] = defaultdict(list)
-
-    def add(self, name: str, path: Path):
-        self.spelled[name].append(path)
-        self.folded[fold(name)].append(path)
-
-    def find(self, name: str) -> list[Path]:
-        return self.spelled.get(name) or self.folded.get(fold(name), [])
 
 
 def find(folder: Path, pictures: list[Path]) -> Masks:

@@ -53,16 +53,12 @@ def inside(path: Path) -> str:
     return ""
 
 
-def formats() -> tuple[str, ...]:
-    """What can be read here: of Pillow's own what this Pillow has, and those whose plug-in is installed."""
+def can_read(kind: str) -> bool:
+    """Is this a format of Pillow's own here, or one whose plug-in is installed?"""
     Image.init()
-    return tuple(kind for kind in FORMATS if kind in Image.OPEN) + tuple(kind for kind, (_, module, _) in PLUGINS.items() if _plugged(kind, module))
-
-
-def _plugged(kind: str, module: str) -> bool:
-    if kind not in Image.OPEN:
+    if kind in PLUGINS and kind not in Image.OPEN:
         with suppress(ImportError):
-            plugin = importlib.import_module(module)  # pillow_jxl registers itself
+            plugin = importlib.import_module(PLUGINS[kind][1])  # pillow_jxl registers itself
             if hasattr(plugin, "register_heif_opener"):
                 plugin.register_heif_opener()
     return kind in Image.OPEN
@@ -126,7 +122,7 @@ def open_picture(path: Path) -> Image.Image:
     kind = inside(path)
     if kind == "JXL":
         _refuse_large(*jxl_size(path))  # its plug-in makes the whole picture at once
-    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=formats())
+    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=(*FORMATS, kind) if kind in PLUGINS and can_read(kind) else FORMATS)
     try:
         _refuse_large(*opened.size)
     except ValueError:
@@ -207,7 +203,7 @@ def _load(path: Path, called: str, convert: Callable[[Image.Image], T], pixels: 
 def _why(path: Path, error: Exception) -> str:
     """The rest of the sentence: what it is instead, or what Pillow said; and what to do."""
     kind = inside(path)
-    if kind in PLUGINS and kind not in formats():
+    if kind in PLUGINS and not can_read(kind):
         name, _, package = PLUGINS[kind]
         return f"it is {name} inside, which needs a package: run `python -m pip install {package}` with ComfyUI's Python and start ComfyUI anew, or save the picture as PNG or JPEG)."
     if kind and kind not in FORMATS and kind not in PLUGINS:

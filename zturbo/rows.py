@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import words
 from .errors import DatasetError
-from .words import fold
+from .words import Names
 
 NAMES = ("metadata.jsonl", "metadata.csv")
 FILES = ("file_name", "image_path", "image", "file", "path")  # what a row calls its picture, and
@@ -97,15 +97,13 @@ def _of_csv(text: str) -> Iterator[tuple[int, object]]:
 
 def by_picture(files: Iterable[Path], pictures: list[Path], old: dict[Path, None]) -> tuple[dict[Path, Row], list[str], list[str]]:
     """(picture -> its row, names that lead nowhere, names of another place that were matched by their end). Letter case counts only between pictures that differ in nothing else."""
-    spelled = {os.path.normpath(path): path for path in pictures}
-    folded: dict[str, list[Path]] = defaultdict(list)
-    for name, path in spelled.items():
-        folded[fold(name)].append(path)
+    names = Names()
+    for path in pictures:
+        names.add(os.path.normpath(path), path)
 
     def there(place: str) -> Path | None:
-        place = os.path.normpath(place)
-        alike = folded.get(fold(place), [])
-        return spelled.get(place) or (alike[0] if len(alike) == 1 else None)
+        alike = names.find(os.path.normpath(place))
+        return alike[0] if len(alike) == 1 else None
 
     found: dict[Path, Row] = {}
     rest: list[tuple[Path, Row]] = []

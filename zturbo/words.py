@@ -3,6 +3,7 @@
 import codecs
 import re
 import unicodedata
+from collections import defaultdict
 from pathlib import Path
 
 from .errors import DatasetError
@@ -34,6 +35,21 @@ def filled(text: str, word: str) -> str:
 def fold(path: Path | str) -> str:
     """One spelling for what people call the same name: letter case, and how an accent is composed (macOS takes it apart)."""
     return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+class Names:
+    """Files by name, as it is spelled and else in any letter case."""
+
+    def __init__(self) -> None:
+        self.spelled: dict[str, list[Path]] = defaultdict(list)
+        self.folded: dict[str, list[Path]] = defaultdict(list)
+
+    def add(self, name: str, path: Path):
+        self.spelled[name].append(path)
+        self.folded[fold(name)].append(path)
+
+    def find(self, name: str) -> list[Path]:
+        return self.spelled.get(name) or self.folded.get(fold(name), [])
 
 
 def read(path: Path, old: dict[Path, None] | None = None) -> str:

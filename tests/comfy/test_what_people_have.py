@@ -41,7 +41,7 @@ def taught(server, name: str, dataset: dict, **more) -> tuple[dict, Path]:
 
 
 def heic(path: Path, kind: str):
-    picturefile.formats()  # registers the plug-ins
+    assert picturefile.can_read(kind)
     return picture(path, format=kind)
 
 
