@@ -35,11 +35,19 @@ COMFYUI_TAG = "v0.33.0"
 COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # a trio that fits together
 TIERS = ("ui", "card", "comfy", "headless", "workflows", "schema", "unit")  # the slow ones first: two run side by side
-DEMO_PROMPTS = ("a large zsmile on a blue background", "a large zsmile on a green background", "a large red square on a white background")
+DEMO_PROMPTS = (
+    "a large zsmile on a blue background",
+    "a large zsmile on a green background",
+    "a large red square on a white background",
+)
 START_SECONDS = 300
 # glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a weight
 # of the real model as it is computed with) they are given back all the same: kept, they would tear holes into the heap
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 
 
 class Stop(SystemExit):
@@ -77,7 +85,9 @@ def find_comfyui(given: str | None) -> Path:
     if named:
         if is_comfyui(Path(named)):
             return Path(named).resolve()
-        raise Stop(f"{named} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py.")
+        raise Stop(
+            f"{named} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py."
+        )
     own = cache() / f"ComfyUI-{COMFYUI_TAG}"
     around = ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else None
     for place in (around, Path.home() / "comfy" / "ComfyUI", own):
@@ -96,8 +106,12 @@ def clone_comfyui(to: Path) -> Path:
         partial.rename(to)
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = f"git ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise Stop(f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI.") from None
+        reason = (
+            f"git ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+        )
+        raise Stop(
+            f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI."
+        ) from None
     return to
 
 
@@ -126,15 +140,24 @@ def environment(comfyui: Path | None) -> Path:
         constraints.write_text("\n".join(TORCH), encoding="utf-8")
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, *TORCH], check=True, stdout=sys.stderr)
-        subprocess.run([*install, "-c", str(constraints), *(part for path in wanted for part in ("-r", str(path)))], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*install, "-c", str(constraints), *(part for path in wanted for part in ("-r", str(path)))],
+            check=True,
+            stdout=sys.stderr,
+        )
     except subprocess.CalledProcessError as error:
-        raise Stop(f"the Python environment cannot be made: {' '.join(error.cmd[:6])} … ended with {error.returncode}. Look above for pip's reason; a package index must be reachable.") from None
+        raise Stop(
+            f"the Python environment cannot be made: {' '.join(error.cmd[:6])} … ended with {error.returncode}. Look above for pip's reason; a package index must be reachable."
+        ) from None
     (folder / "complete").write_text(pinned, encoding="utf-8")
     return python
 
 
 def has_nvidia() -> bool:
-    return shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    return (
+        shutil.which("nvidia-smi") is not None
+        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    )
 
 
 # A running ComfyUI
@@ -142,7 +165,14 @@ def has_nvidia() -> bool:
 
 def make_base(base: Path) -> Path:
     """A base directory for ComfyUI with this pack linked into its custom_nodes."""
-    for name in ("custom_nodes", "input", "output", "user", "temp", *(f"models/{kind}" for kind in ("diffusion_models", "text_encoders", "vae", "loras"))):
+    for name in (
+        "custom_nodes",
+        "input",
+        "output",
+        "user",
+        "temp",
+        *(f"models/{kind}" for kind in ("diffusion_models", "text_encoders", "vae", "loras")),
+    ):
         (base / name).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / PACK
     if os.path.lexists(link) and link.resolve() != ROOT:  # made from another checkout
@@ -179,7 +209,9 @@ class Server:
         self.client = str(uuid.uuid4())
         self.file = open(self.log, "a", encoding="utf-8")
         clean = {**KEEP_MEMORY, **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}}
-        self.process = subprocess.Popen(self.command, cwd=self.base, stdout=self.file, stderr=subprocess.STDOUT, env=clean)
+        self.process = subprocess.Popen(
+            self.command, cwd=self.base, stdout=self.file, stderr=subprocess.STDOUT, env=clean
+        )
         try:
             self.wait_until_ready()
         except BaseException:
@@ -200,7 +232,10 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise Stop(f"ComfyUI ended while starting. The last lines of {self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]))
+                raise Stop(
+                    f"ComfyUI ended while starting. The last lines of {self.log}:\n"
+                    + "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+                )
             try:
                 self.get("/system_stats")
                 return
@@ -213,7 +248,9 @@ class Server:
             return json.load(answer)
 
     def post(self, path: str, body: dict):
-        request = urllib.request.Request(self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text = answer.read()
@@ -266,7 +303,13 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         _, origin, slot, _, _, kind = links[number][:6]
         if nodes[origin].get("mode", 0) != 4:
             return [str(origin), slot]
-        return source(next(entry["link"] for entry in nodes[origin]["inputs"] if entry["type"] == kind and entry.get("link") is not None))
+        return source(
+            next(
+                entry["link"]
+                for entry in nodes[origin]["inputs"]
+                if entry["type"] == kind and entry.get("link") is not None
+            )
+        )
 
     prompt = {}
     for node in workflow["nodes"]:
@@ -291,7 +334,9 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
 
 def is_widget(spec: list) -> bool:
     options = spec[1] if len(spec) > 1 else {}
-    return (isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")) and not options.get("forceInput")
+    return (isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")) and not options.get(
+        "forceInput"
+    )
 
 
 # Commands
@@ -316,16 +361,30 @@ def demo(args) -> int:
         started = time.monotonic()
         outputs = server.run(prompt)
         seconds = time.monotonic() - started
-    images = [str(base / "output" / image["subfolder"] / image["filename"]) for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    images = [
+        str(base / "output" / image["subfolder"] / image["filename"])
+        for output in outputs.values()
+        for image in output.get("images", [])
+        if image["type"] == "output"
+    ]
     lora = max((base / "models" / "loras").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    events = [json.loads(line) for line in next((base / "output" / "zturbo").glob("*/events.jsonl")).read_text(encoding="utf-8").splitlines()]
+    events = [
+        json.loads(line)
+        for line in next((base / "output" / "zturbo").glob("*/events.jsonl")).read_text(encoding="utf-8").splitlines()
+    ]
     paces = sorted(event["seconds"] for event in events if "seconds" in event)
     print(f"Done in {seconds:.0f} s.\nThe LoRA:     {lora}")
     for image in images:
         print(f"The pictures: {image}")
     print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
     if args.json:
-        facts = {"lora": str(lora), "images": images, "steps": len(paces), "seconds_per_step": round(sum(paces) / len(paces), 4), "comfyui": comfyui_version(comfyui)}
+        facts = {
+            "lora": str(lora),
+            "images": images,
+            "steps": len(paces),
+            "seconds_per_step": round(sum(paces) / len(paces), 4),
+            "comfyui": comfyui_version(comfyui),
+        }
         print(json.dumps(facts))
     return 0
 
@@ -339,16 +398,45 @@ def headless_demo(reason: str, args) -> int:
     run = next((base / "runs").glob("smiley*"))
     prompts = [word for prompt in DEMO_PROMPTS for word in ("--prompt", prompt)]
     zturbo(
-        python, "sample", "--host", "diffusers", "--model", "tiny", "--lora", str(run / "lora.safetensors"), "--before", "--size", "128x128", "--seed", "42", "--out", str(base / "pictures"), *prompts
+        python,
+        "sample",
+        "--host",
+        "diffusers",
+        "--model",
+        "tiny",
+        "--lora",
+        str(run / "lora.safetensors"),
+        "--before",
+        "--size",
+        "128x128",
+        "--seed",
+        "42",
+        "--out",
+        str(base / "pictures"),
+        *prompts,
     )
     images = [str(path) for path in sorted((base / "pictures").glob("*.png"))]
-    paces = [event["seconds"] for event in map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines()) if "loss" in event]
+    paces = [
+        event["seconds"]
+        for event in map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
+        if "loss" in event
+    ]
     print(f"Done in {time.monotonic() - started:.0f} s.\nThe LoRA:     {run / 'lora.safetensors'}")
     for image in images:
         print(f"The pictures: {image}")
     print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
     if args.json:
-        print(json.dumps({"lora": str(run / "lora.safetensors"), "images": images, "steps": len(paces), "seconds_per_step": round(sum(paces) / len(paces), 4), "comfyui": None}))
+        print(
+            json.dumps(
+                {
+                    "lora": str(run / "lora.safetensors"),
+                    "images": images,
+                    "steps": len(paces),
+                    "seconds_per_step": round(sum(paces) / len(paces), 4),
+                    "comfyui": None,
+                }
+            )
+        )
     return 0
 
 
@@ -373,10 +461,29 @@ def test(args) -> int:
     python = environment(comfyui)
     variables = {"COMFYUI_PATH": str(comfyui) if comfyui else "", "ZTURBO_REQUIRE": "1" if args.require else ""}
     folders = [str(ROOT / "tests" / tier) for tier in args.tiers or TIERS]
-    workers = [] if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2 else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a card is shared by none
+    # a card is shared by none
+    workers = (
+        []
+        if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2
+        else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    )
     if workers:
         variables |= {"OMP_NUM_THREADS": str((os.cpu_count() or 2) // 2), "OMP_WAIT_POLICY": "PASSIVE"}
-    return run_python(python, ["-m", "pytest", "--rootdir", str(ROOT / "tests"), "-c", str(ROOT / "tests" / "pytest.ini"), *workers, *folders, *args.rest], variables)
+    return run_python(
+        python,
+        [
+            "-m",
+            "pytest",
+            "--rootdir",
+            str(ROOT / "tests"),
+            "-c",
+            str(ROOT / "tests" / "pytest.ini"),
+            *workers,
+            *folders,
+            *args.rest,
+        ],
+        variables,
+    )
 
 
 def bench(args) -> int:
@@ -400,14 +507,19 @@ def run_room(room: str, args) -> int:
 
 
 def run_python(python: Path, arguments: list[str], variables: dict[str, str]) -> int:
-    return subprocess.run([str(python), *arguments], cwd=ROOT, env={**KEEP_MEMORY, **os.environ, **variables}).returncode
+    return subprocess.run(
+        [str(python), *arguments], cwd=ROOT, env={**KEEP_MEMORY, **os.environ, **variables}
+    ).returncode
 
 
 def comfyui(args) -> int:
     """Start ComfyUI with the pack in place, until Ctrl-C."""
     folder = find_comfyui(args.comfyui)
     with Server(folder, environment(folder), cache() / "comfyui") as server:
-        print(f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}\nIts folders: {server.base}\nCtrl-C ends it.", flush=True)
+        print(
+            f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}\nIts folders: {server.base}\nCtrl-C ends it.",
+            flush=True,
+        )
         try:
             return server.process.wait()
         except KeyboardInterrupt:
@@ -416,10 +528,16 @@ def comfyui(args) -> int:
 
 def main() -> int:
     argv, for_pytest = split_pytest(sys.argv[1:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for command, needs in ((demo, ""), (test, "tiers"), (bench, "name"), (lab, "name"), (comfyui, "")):
-        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").splitlines()[0] if command.__doc__ else None, allow_abbrev=False)
+        sub = commands.add_parser(
+            command.__name__,
+            help=(command.__doc__ or "").splitlines()[0] if command.__doc__ else None,
+            allow_abbrev=False,
+        )
         sub.set_defaults(run=command)
         sub.add_argument("--comfyui", help="the ComfyUI folder to use")
         if command is test:
@@ -439,7 +557,11 @@ def main() -> int:
 def split_pytest(argv: list[str]) -> tuple[list[str], list[str]]:
     """`test`: everything from the first option that is not dev.py's own goes to pytest."""
     for i, word in enumerate(argv):
-        if argv[0] == "test" and word.startswith("-") and word.split("=")[0] not in ("--comfyui", "--require", "-h", "--help"):
+        if (
+            argv[0] == "test"
+            and word.startswith("-")
+            and word.split("=")[0] not in ("--comfyui", "--require", "-h", "--help")
+        ):
             return argv[:i], argv[i:]
     return argv, []
 

@@ -31,7 +31,12 @@ STEPS = 2
 def main(argv: list[str]):
     parser = argparse.ArgumentParser(prog="bench full")
     parser.add_argument("--fp8", action="store_true", help="weights in float8_e4m3fn, half the memory")
-    parser.add_argument("--way", choices=("auto", "branch", "merged"), default="auto", help="how the adapter is carried; merged needs 12 GB more")
+    parser.add_argument(
+        "--way",
+        choices=("auto", "branch", "merged"),
+        default="auto",
+        help="how the adapter is carried; merged needs 12 GB more",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     use_comfy()
@@ -87,7 +92,11 @@ def with_adapter(model):
     generator = torch.Generator().manual_seed(1)
     random = lambda *shape: torch.randn(*shape, generator=generator).bfloat16() * shape[-1] ** -0.5 * 0.1  # noqa: E731
     targets = comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",))
-    factors = {part.name: Factors(random(RANK, target.in_features), random(part.size, RANK)) for target in targets for part in target.parts}
+    factors = {
+        part.name: Factors(random(RANK, target.in_features), random(part.size, RANK))
+        for target in targets
+        for part in target.parts
+    }
     return comfy_adapter.apply(model, LoraFile(factors, {}, (), "random"), "random", 1.0)
 
 
@@ -130,7 +139,19 @@ def chance_host(model, way: str):
             self.image_tokens = (SIDE // 16) ** 2
             return Encoded([torch.randn(1, 16, SIDE // 8, SIDE // 8, generator=generator) for _ in dataset.items])
 
-    return Host(model, None, None, Recipe(name="full", steps=STEPS, network=Network(RANK, RANK), compute=Compute("bf16", True, way), saving=Saving(1), turbo=Turbo(every=0)))
+    return Host(
+        model,
+        None,
+        None,
+        Recipe(
+            name="full",
+            steps=STEPS,
+            network=Network(RANK, RANK),
+            compute=Compute("bf16", True, way),
+            saving=Saving(1),
+            turbo=Turbo(every=0),
+        ),
+    )
 
 
 def run(host, folder: Path) -> tuple[str, list[float]]:
@@ -140,7 +161,11 @@ def run(host, folder: Path) -> tuple[str, list[float]]:
 
     class Control(trainer.Unattended):
         def step(self, event):
-            print(f"step {event['step']}: {event['seconds']:.1f} s, loss {event['loss']:.4f}, {event['memory']:.1f} GB", file=sys.stderr, flush=True)
+            print(
+                f"step {event['step']}: {event['seconds']:.1f} s, loss {event['loss']:.4f}, {event['memory']:.1f} GB",
+                file=sys.stderr,
+                flush=True,
+            )
 
     there = folder / host.recipe.name
     one = RunFolder(there) if there.is_dir() else RunFolder.new(folder, host.recipe)

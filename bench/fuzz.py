@@ -49,15 +49,37 @@ def main(argv: list[str]):
         print(f"{name:18} {dict(Counter(one.verdict for one in ended if one.kind == name))}")
     counts = Counter(one.verdict for one in ended)
     if args.json:
-        print(json.dumps({"inputs": len(ended), **{verdict: counts[verdict] for verdict in ("sentence", "correct", "other")}}))
+        print(
+            json.dumps(
+                {"inputs": len(ended), **{verdict: counts[verdict] for verdict in ("sentence", "correct", "other")}}
+            )
+        )
     return 1 if counts["other"] else 0
 
 
 def kinds() -> list[Kind]:
     """All of them; imported late, as some need ComfyUI."""
-    from bench import fuzz_cache, fuzz_captions, fuzz_checkpoints, fuzz_names, fuzz_pictures, fuzz_sets, fuzz_tensors, fuzz_text
+    from bench import (
+        fuzz_cache,
+        fuzz_captions,
+        fuzz_checkpoints,
+        fuzz_names,
+        fuzz_pictures,
+        fuzz_sets,
+        fuzz_tensors,
+        fuzz_text,
+    )
 
-    modules = (fuzz_tensors, fuzz_checkpoints, fuzz_cache, fuzz_pictures, fuzz_captions, fuzz_text, fuzz_names, fuzz_sets)
+    modules = (
+        fuzz_tensors,
+        fuzz_checkpoints,
+        fuzz_cache,
+        fuzz_pictures,
+        fuzz_captions,
+        fuzz_text,
+        fuzz_names,
+        fuzz_sets,
+    )
     return [kind for module in modules for kind in module.KINDS]
 
 

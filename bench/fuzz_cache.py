@@ -45,16 +45,28 @@ def cache_contents(rng: random.Random, place: Place) -> Damaged:
     path = place.runs / ".cache" / f"{cache.key(PARTS)}.safetensors"
     other = VALUE + 1
     ways = {
-        "another tensor, its checksum the first one's": lambda: path.write_bytes(save({cache.TENSOR: other}, {"sha256": cache.checksum(VALUE)})),
-        "another shape": lambda: path.write_bytes(save({cache.TENSOR: VALUE.reshape(6, 8)}, {"sha256": cache.checksum(VALUE)})),
-        "another dtype": lambda: path.write_bytes(save({cache.TENSOR: VALUE.half()}, {"sha256": cache.checksum(VALUE)})),
+        "another tensor, its checksum the first one's": lambda: path.write_bytes(
+            save({cache.TENSOR: other}, {"sha256": cache.checksum(VALUE)})
+        ),
+        "another shape": lambda: path.write_bytes(
+            save({cache.TENSOR: VALUE.reshape(6, 8)}, {"sha256": cache.checksum(VALUE)})
+        ),
+        "another dtype": lambda: path.write_bytes(
+            save({cache.TENSOR: VALUE.half()}, {"sha256": cache.checksum(VALUE)})
+        ),
         "no checksum": lambda: path.write_bytes(save({cache.TENSOR: other})),
         "another name": lambda: path.write_bytes(save({"other": VALUE}, {"sha256": cache.checksum(VALUE)})),
         "nothing": lambda: path.write_bytes(save({}, {"sha256": cache.checksum(VALUE)})),
-        "an empty tensor": lambda: path.write_bytes(save({cache.TENSOR: VALUE[:0].clone()}, {"sha256": cache.checksum(VALUE)})),
+        "an empty tensor": lambda: path.write_bytes(
+            save({cache.TENSOR: VALUE[:0].clone()}, {"sha256": cache.checksum(VALUE)})
+        ),
         "gone": lambda: path.unlink(),
-        "a half-written one beside it": lambda: path.with_name(path.name + ".1.part").write_bytes(save(load(path.read_bytes()))[: rng.randrange(100)]),
-        "rubbish beside it": lambda: (path.parent / f"{rng.randrange(10**9)}.safetensors").write_bytes(rng.randbytes(rng.randrange(300))),
+        "a half-written one beside it": lambda: path.with_name(path.name + ".1.part").write_bytes(
+            save(load(path.read_bytes()))[: rng.randrange(100)]
+        ),
+        "rubbish beside it": lambda: (path.parent / f"{rng.randrange(10**9)}.safetensors").write_bytes(
+            rng.randbytes(rng.randrange(300))
+        ),
     }
     what = rng.choice(list(ways))
     ways[what]()

@@ -15,9 +15,35 @@ from zturbo.recipe import Data, is_text
 
 def caption_files(rng: random.Random, place: Place) -> Damaged:
     """A caption that is no UTF-8, or UTF-8 that nobody expects."""
-    text = rng.choice(("a zvk cat, sitting", "Ein Kätzchen, müde", "猫, 座る", "x, " * 50, "\u2028a\u2029b", "[trigger] \x07", "a\x00b", *STRINGS))
+    text = rng.choice(
+        (
+            "a zvk cat, sitting",
+            "Ein Kätzchen, müde",
+            "猫, 座る",
+            "x, " * 50,
+            "\u2028a\u2029b",
+            "[trigger] \x07",
+            "a\x00b",
+            *STRINGS,
+        )
+    )
     raw = text.encode("utf-8", "surrogatepass")
-    what = rng.choice(("as it is", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "bom", "damage", "huge", "folder", "caption", "crlf"))
+    what = rng.choice(
+        (
+            "as it is",
+            "utf-16",
+            "utf-16-le",
+            "utf-32",
+            "latin-1",
+            "cp1252",
+            "bom",
+            "damage",
+            "huge",
+            "folder",
+            "caption",
+            "crlf",
+        )
+    )
     if what in ("utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"):
         raw = text.encode(what, "replace")
     elif what == "bom":
@@ -39,8 +65,14 @@ def caption_files(rng: random.Random, place: Place) -> Damaged:
         caption = (must if good else trained)(place, options).items[0].caption
         if what.startswith("damage"):
             return
-        wanted = "" if what == "folder" else readable(raw).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
-        assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), f"{caption[:60]!r} instead of {wanted[:60]!r}"
+        wanted = (
+            ""
+            if what == "folder"
+            else readable(raw).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
+        )
+        assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), (
+            f"{caption[:60]!r} instead of {wanted[:60]!r}"
+        )
 
     return Damaged(f"{what}: {raw[:60]!r}", feed)
 
@@ -69,7 +101,22 @@ NAMES = (
 def metadata_lines(rng: random.Random, place: Place) -> Damaged:
     """A metadata.jsonl with a line that is none."""
     row: dict = {"file_name": "a.png", "text": "a listed, thing", "caption_dropout": 0.5}
-    what = rng.choice(("file_name", "file_name", "text", "dropout", "value", "damage", "deep", "twice", "long", "digits", "separator", "encoding"))
+    what = rng.choice(
+        (
+            "file_name",
+            "file_name",
+            "text",
+            "dropout",
+            "value",
+            "damage",
+            "deep",
+            "twice",
+            "long",
+            "digits",
+            "separator",
+            "encoding",
+        )
+    )
     line = None
     if what == "file_name":
         row["file_name"] = rng.choice(NAMES)
@@ -80,7 +127,9 @@ def metadata_lines(rng: random.Random, place: Place) -> Damaged:
     elif what == "value":
         row = value(rng)
     elif what == "deep":
-        line = rng.choice(('{"a":' * 100_000, "[" * 100_000, '{"file_name": "a.png", "text": ' + "[" * 3000 + "]" * 3000 + "}"))
+        line = rng.choice(
+            ('{"a":' * 100_000, "[" * 100_000, '{"file_name": "a.png", "text": ' + "[" * 3000 + "]" * 3000 + "}")
+        )
     elif what == "twice":
         line = '{"file_name": "a.png", "file_name": 3, "text": "x"}'
     elif what == "long":
@@ -109,8 +158,14 @@ def metadata_lines(rng: random.Random, place: Place) -> Damaged:
         for name in ("a.png", "b.png"):
             said = wanted.get(name, {})
             text = words_of(said)
-            assert found[name].caption in (text, f"{TRIGGER}, {text}", TRIGGER), f"{found[name].caption[:60]!r} instead of {text[:60]!r}"
-            assert text in found[name].caption and found[name].dropout == number(said.get("caption_dropout")) and not isinstance(found[name].dropout, bool)
+            assert found[name].caption in (text, f"{TRIGGER}, {text}", TRIGGER), (
+                f"{found[name].caption[:60]!r} instead of {text[:60]!r}"
+            )
+            assert (
+                text in found[name].caption
+                and found[name].dropout == number(said.get("caption_dropout"))
+                and not isinstance(found[name].dropout, bool)
+            )
 
     return Damaged(f"{what}: {raw[-100:]!r}", feed)
 

@@ -19,7 +19,9 @@ from zturbo.runfolder import RunFolder
 def fresh(rank: int = 2) -> checkpoint.State:
     """A run at its beginning."""
     lora = network.create(TARGETS, Network(rank, rank), 0)
-    return checkpoint.State(lora, torch.optim.AdamW([tensor for one in lora.values() for tensor in one.tensors.values()], lr=1e-3))
+    return checkpoint.State(
+        lora, torch.optim.AdamW([tensor for one in lora.values() for tensor in one.tensors.values()], lr=1e-3)
+    )
 
 
 @cache
@@ -49,7 +51,9 @@ def go_on(run: RunFolder):
     assert found is not None, "the older checkpoint was not found"
     state = fresh()
     take(state, found)
-    assert mark(b"".join(state.copied().pieces())) in [mark(raw) for raw in (whole_checkpoint(1), whole_checkpoint(2))], "the state is neither of the two"
+    assert mark(b"".join(state.copied().pieces())) in [
+        mark(raw) for raw in (whole_checkpoint(1), whole_checkpoint(2))
+    ], "the state is neither of the two"
 
 
 def mark(raw: bytes) -> str:
@@ -71,7 +75,12 @@ def checkpoint_bytes(rng: random.Random, place: Place) -> Damaged:
     what, raw = damage(whole_checkpoint(2), rng)
     run = run_with(place, raw)
     if rng.random() < 0.2:
-        (run.checkpoints / rng.choice(("step_x.safetensors", "step_.safetensors", "step_999999.safetensors", "step_²²²²²².safetensors"))).mkdir()
+        (
+            run.checkpoints
+            / rng.choice(
+                ("step_x.safetensors", "step_.safetensors", "step_999999.safetensors", "step_²²²²²².safetensors")
+            )
+        ).mkdir()
     return Damaged(what, lambda: (go_on(run), run.forget_checkpoints(1)))
 
 
@@ -80,7 +89,9 @@ def checkpoint_facts(rng: random.Random, place: Place) -> Damaged:
     raw = whole_checkpoint(2)
     tensors, facts = load(raw), split(raw)[0]["__metadata__"]
     facts.pop("sha256")
-    what = rng.choice(("fact", "fact", "missing", "losses", "optimizer", "optimizer value", "tensor", "rank", "lost tensor"))
+    what = rng.choice(
+        ("fact", "fact", "missing", "losses", "optimizer", "optimizer value", "tensor", "rank", "lost tensor")
+    )
     if what == "fact":
         key = rng.choice(list(facts))
         facts[key] = rng.choice(
@@ -109,11 +120,31 @@ def checkpoint_facts(rng: random.Random, place: Place) -> Damaged:
         facts.pop(rng.choice(list(facts)))
     elif what == "losses":
         tensors["losses"] = rng.choice(
-            (torch.tensor(1.0), torch.ones(2, 2), torch.tensor([1, 2]), torch.tensor([float("nan")] * 2), torch.ones(0), torch.tensor([True]), torch.ones(2, dtype=torch.complex64))
+            (
+                torch.tensor(1.0),
+                torch.ones(2, 2),
+                torch.tensor([1, 2]),
+                torch.tensor([float("nan")] * 2),
+                torch.ones(0),
+                torch.tensor([True]),
+                torch.ones(2, dtype=torch.complex64),
+            )
         )
         what += f" {tensors['losses']}"
     elif what == "optimizer":
-        facts["optimizer"] = facts["optimizer"].replace(*rng.choice((("exp_avg", "other"), ("param_groups", "groups"), ("state", "stat"), ('"lr"', '"rl"'), ("tensor", "tensr"), ("[[0,", "[[99,"))), 1)
+        facts["optimizer"] = facts["optimizer"].replace(
+            *rng.choice(
+                (
+                    ("exp_avg", "other"),
+                    ("param_groups", "groups"),
+                    ("state", "stat"),
+                    ('"lr"', '"rl"'),
+                    ("tensor", "tensr"),
+                    ("[[0,", "[[99,"),
+                )
+            ),
+            1,
+        )
     elif what == "optimizer value":
         facts["optimizer"] = json.dumps(value(rng, 3))
     elif what == "tensor":
@@ -142,8 +173,12 @@ def go_on_or_refuse(run: RunFolder, tensors: dict[str, torch.Tensor]):
     """
     state = fresh()
     take(state, run.newest_checkpoint())
-    assert "losses" in tensors and state.losses == tensors["losses"].tolist() or state.losses == [1.0], "the losses are others"
-    assert state.step in (1, 2) and all(isinstance(loss, float) for loss in state.losses), f"the losses are {state.losses}"
+    assert "losses" in tensors and state.losses == tensors["losses"].tolist() or state.losses == [1.0], (
+        "the losses are others"
+    )
+    assert state.step in (1, 2) and all(isinstance(loss, float) for loss in state.losses), (
+        f"the losses are {state.losses}"
+    )
     assert state.seconds >= 0 and state.setbacks >= 0
     b"".join(state.copied().pieces())
     for group in state.optimizer.param_groups:

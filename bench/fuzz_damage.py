@@ -3,8 +3,43 @@
 import random
 from collections.abc import Callable
 
-STRINGS = ("", " ", "3", "nan", "true", "None", "\x00", "a\x00b", "\x7f", "\ud800", "\u202e", "🙂" * 40, "x" * 3000, "../../etc/passwd", "{}", "\n", "٣", "²")
-NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, 10**30, -(10**30), 1e308, -1e308, 1e-308, 0.5, float("nan"), float("inf"), float("-inf"))
+STRINGS = (
+    "",
+    " ",
+    "3",
+    "nan",
+    "true",
+    "None",
+    "\x00",
+    "a\x00b",
+    "\x7f",
+    "\ud800",
+    "\u202e",
+    "🙂" * 40,
+    "x" * 3000,
+    "../../etc/passwd",
+    "{}",
+    "\n",
+    "٣",
+    "²",
+)
+NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**30,
+    -(10**30),
+    1e308,
+    -1e308,
+    1e-308,
+    0.5,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+)
 
 
 def damage(content: bytes, rng: random.Random) -> tuple[str, bytes]:
@@ -54,16 +89,51 @@ def garbage(content: bytes, rng: random.Random) -> bytes:
 
 def text(content: bytes, rng: random.Random) -> bytes:
     return rng.choice(
-        (b"", b"\n", b"{}", b"[]", b"null", b'""', b"\x00" * 20, b"\xef\xbb\xbf", b"<html>404 Not Found</html>", b"[" * 200000, b'{"a":' * 100000, b"version https://git-lfs.github.com/spec/v1\n")
+        (
+            b"",
+            b"\n",
+            b"{}",
+            b"[]",
+            b"null",
+            b'""',
+            b"\x00" * 20,
+            b"\xef\xbb\xbf",
+            b"<html>404 Not Found</html>",
+            b"[" * 200000,
+            b'{"a":' * 100000,
+            b"version https://git-lfs.github.com/spec/v1\n",
+        )
     )
 
 
-WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip, flip, flip, cut, cut, overwrite, overwrite, insert, remove, repeat, garbage, text)
+WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    flip,
+    flip,
+    flip,
+    cut,
+    cut,
+    overwrite,
+    overwrite,
+    insert,
+    remove,
+    repeat,
+    garbage,
+    text,
+)
 
 
 def value(rng: random.Random, depth: int = 2):
     """A value of any JSON type."""
-    kinds = [lambda: rng.choice(STRINGS), lambda: rng.choice(NUMBERS), lambda: rng.random() < 0.5, lambda: None, lambda: rng.randrange(-1000, 1000)]
+    kinds = [
+        lambda: rng.choice(STRINGS),
+        lambda: rng.choice(NUMBERS),
+        lambda: rng.random() < 0.5,
+        lambda: None,
+        lambda: rng.randrange(-1000, 1000),
+    ]
     if depth:
-        kinds += [lambda: [value(rng, depth - 1) for _ in range(rng.randrange(3))], lambda: {rng.choice(STRINGS): value(rng, depth - 1) for _ in range(rng.randrange(3))}]
+        kinds += [
+            lambda: [value(rng, depth - 1) for _ in range(rng.randrange(3))],
+            lambda: {rng.choice(STRINGS): value(rng, depth - 1) for _ in range(rng.randrange(3))},
+        ]
     return rng.choice(kinds)()

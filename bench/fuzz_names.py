@@ -37,7 +37,11 @@ def everywhere(name: str) -> bool:
 
 def trick(rng: random.Random) -> str:
     """One of TRICKS, or two of them together."""
-    return rng.choice(TRICKS) if rng.random() < 0.6 else rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
+    return (
+        rng.choice(TRICKS)
+        if rng.random() < 0.6
+        else rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
+    )
 
 
 def names(rng: random.Random, place: Place) -> Damaged:
@@ -88,7 +92,11 @@ def use_lora(name: str, place: Place):
     state = {"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.ones(1, 2)}
     for overwrite in (False, False, True):
         path = lorafile.write(comfy_paths.lora_path(name, overwrite), state, {})
-        assert path.is_file() and inside(os.path.realpath(path), (str(place.loras), str(place.drive))) and all(everywhere(part) for part in path.relative_to(place.loras).parts), str(path)
+        assert (
+            path.is_file()
+            and inside(os.path.realpath(path), (str(place.loras), str(place.drive)))
+            and all(everywhere(part) for part in path.relative_to(place.loras).parts)
+        ), str(path)
 
 
 def use_lora_file(name: str, place: Place):
@@ -138,7 +146,21 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
     """A run folder, as someone else may have packed it, with a link in it."""
     run = run_with(place, whole_checkpoint(2))
     outside = place.outside / "run"
-    what = rng.choice(("checkpoints", "checkpoint", "events.jsonl", "recipe.toml", "stop", "save", "previews", "lora.safetensors", "lora.safetensors.part", "recipe.toml.part", "events.jsonl.part"))
+    what = rng.choice(
+        (
+            "checkpoints",
+            "checkpoint",
+            "events.jsonl",
+            "recipe.toml",
+            "stop",
+            "save",
+            "previews",
+            "lora.safetensors",
+            "lora.safetensors.part",
+            "recipe.toml.part",
+            "events.jsonl.part",
+        )
+    )
     if what in ("checkpoints", "previews"):
         (run.path / what).rename(run.path / (what + "_old"))
         link(run.path / what, outside / what)
@@ -174,8 +196,17 @@ def links_in_loras(rng: random.Random, place: Place) -> Damaged:
     """A link in models/loras where a LoRA is to be saved: a folder's is followed, a file's is replaced."""
     what = rng.choice(("sub-folder", "deeper", "file", "dangling file", "part", "loop"))
     name = {"sub-folder": "sub/x", "deeper": "sub/more/x", "loop": "sub/x"}.get(what, "x")
-    to = {"sub-folder": place.drive, "deeper": place.drive, "loop": place.loras / "sub", "dangling file": place.outside / "new"}.get(what, place.outside / "secret.txt")
-    link(place.loras / {"part": "x.safetensors.part", "file": "x.safetensors", "dangling file": "x.safetensors"}.get(what, "sub"), to)
+    to = {
+        "sub-folder": place.drive,
+        "deeper": place.drive,
+        "loop": place.loras / "sub",
+        "dangling file": place.outside / "new",
+    }.get(what, place.outside / "secret.txt")
+    link(
+        place.loras
+        / {"part": "x.safetensors.part", "file": "x.safetensors", "dangling file": "x.safetensors"}.get(what, "sub"),
+        to,
+    )
     return Damaged(what, lambda: use_lora(name, place))
 
 

@@ -40,7 +40,9 @@ def encoded(kind: str, variant: int = 0) -> bytes:
         exif[0x0112], exif[0x010E] = 6, "x" * 40
         options = {"exif": exif} if kind not in ("GIF", "BMP") else {}
     elif variant == 3:
-        options = {"JPEG": {"progressive": True}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}.get(kind, {})
+        options = {"JPEG": {"progressive": True}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}.get(
+            kind, {}
+        )
     image.save(content, kind, **options)
     return content.getvalue()
 
@@ -51,12 +53,20 @@ def trained(place: Place, options: Data = Data(), sides: tuple[int, ...] = (64,)
     assert found.items
     for item in found.items:
         shown = item.pixels()
-        assert shown.shape == (item.size[1], item.size[0], 3) and shown.dtype == np.float32, f"{shown.shape} {shown.dtype}"
-        assert np.isfinite(shown).all() and shown.min() >= 0 and shown.max() <= 1, f"values from {shown.min()} to {shown.max()}"
+        assert shown.shape == (item.size[1], item.size[0], 3) and shown.dtype == np.float32, (
+            f"{shown.shape} {shown.dtype}"
+        )
+        assert np.isfinite(shown).all() and shown.min() >= 0 and shown.max() <= 1, (
+            f"values from {shown.min()} to {shown.max()}"
+        )
         assert min(item.size) >= 32 and not any(side % 16 for side in item.size), f"bucket {item.size}"
         assert TRIGGER in item.caption and "\x00" not in item.caption and item.caption.encode("utf-8"), item.caption
         mask = item.mask(options.outside)
-        assert mask is None or (mask.shape == (1, item.size[1] // 8, item.size[0] // 8) and mask.isfinite().all() and abs(mask.mean() - 1) < 1e-3), "mask"
+        assert mask is None or (
+            mask.shape == (1, item.size[1] // 8, item.size[0] // 8)
+            and mask.isfinite().all()
+            and abs(mask.mean() - 1) < 1e-3
+        ), "mask"
     assert found.report() and found.captions().texts and len(found.digest()) == 32
     return found
 
@@ -118,7 +128,21 @@ def patched(content: bytes, at: int, how: str, *numbers: int) -> bytes:
 
 def picture_header(rng: random.Random, place: Place) -> Damaged:
     """A header that promises what the file does not have, or another format behind a picture's name."""
-    large = rng.choice(((0, 0), (1, 1), (65535, 65535), (30000, 3), (3, 30000), (10**5, 10**5), (2**31 - 1, 2**31 - 1), (12000, 12000), (16000, 11000), (31, 31), (80, 47)))
+    large = rng.choice(
+        (
+            (0, 0),
+            (1, 1),
+            (65535, 65535),
+            (30000, 3),
+            (3, 30000),
+            (10**5, 10**5),
+            (2**31 - 1, 2**31 - 1),
+            (12000, 12000),
+            (16000, 11000),
+            (31, 31),
+            (80, 47),
+        )
+    )
     jpeg, webp = encoded("JPEG"), encoded("WEBP", 3)
     sof = jpeg.index(b"\xff\xc0") + 5
     huge_text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))
@@ -130,7 +154,15 @@ def picture_header(rng: random.Random, place: Place) -> Damaged:
         "gif": lambda: patched(encoded("GIF"), 6, "<HH", min(large[0], 65535), min(large[1], 65535)),
         "jpeg": lambda: patched(jpeg, sof, ">HH", min(large[1], 65535), min(large[0], 65535)),
         "webp": lambda: patched(webp, 21, "<I", rng.randrange(2**32)),
-        "webp canvas": lambda: b"RIFF" + struct.pack("<I", len(webp) + 10) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + b"\xff\x3f\0" * 2 + webp[12:],
+        "webp canvas": lambda: (
+            b"RIFF"
+            + struct.pack("<I", len(webp) + 10)
+            + b"WEBPVP8X"
+            + struct.pack("<I", 10)
+            + b"\2\0\0\0"
+            + b"\xff\x3f\0" * 2
+            + webp[12:]
+        ),
         "text bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), huge_text),
         "profile bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), profile),
         "exif": lambda: png(
@@ -139,14 +171,23 @@ def picture_header(rng: random.Random, place: Place) -> Damaged:
             8,
             0,
             zlib.compress(bytes(65 * 64)),
-            chunk(b"eXIf", rng.randbytes(rng.choice((0, 4, 30))) if rng.random() < 0.5 else b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0"),
+            chunk(
+                b"eXIf",
+                rng.randbytes(rng.choice((0, 4, 30)))
+                if rng.random() < 0.5
+                else b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0",
+            ),
         ),
-        "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n",
+        "eps": lambda: (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n"
+        ),
         "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "xbm": lambda: b"#define a_width 64\n#define a_height 64\nstatic char a_bits[] = {" + b"0x00, " * 512 + b"};",
         "ppm": lambda: b"P6 64 64 255\n" + bytes(64 * 64 * 3),
         "pcd": lambda: bytes(2048) + b"PCD_" + bytes(800_000),
-        "tiff strips": lambda: encoded("TIFF").replace(struct.pack("<HHII", 0x0111, 4, 1, 8), struct.pack("<HHII", 0x0111, 4, 1, rng.randrange(2**32))),
+        "tiff strips": lambda: encoded("TIFF").replace(
+            struct.pack("<HHII", 0x0111, 4, 1, 8), struct.pack("<HHII", 0x0111, 4, 1, rng.randrange(2**32))
+        ),
     }
     what = rng.choice(list(cases))
     folder(place, "a" + rng.choice((".png", ".jpg", ".gif", ".tif", ".webp")), cases[what]())
@@ -165,18 +206,65 @@ def picture_modes(rng: random.Random, place: Place) -> Damaged:
         "P": lambda: (Image.fromarray(flat).convert("P"), rng.choice(("png", "gif", "bmp")), {}, shade),
         "P clear": lambda: (Image.new("P", (96, 64), 0), "png", clear, 1.0),
         "LA": lambda: (Image.merge("LA", (Image.fromarray(flat), Image.new("L", (96, 64), 0))), "png", {}, 1.0),
-        "RGBA": lambda: (Image.merge("RGBA", (*[Image.fromarray(flat)] * 3, Image.new("L", (96, 64), 51))), rng.choice(("png", "tif", "webp")), {}, 0.2 * shade + 0.8),
-        "CMYK": lambda: (Image.merge("CMYK", (*[Image.new("L", (96, 64), 0)] * 3, Image.fromarray(255 - flat))), rng.choice(("jpg", "tif")), {}, shade),
-        "YCbCr": lambda: (Image.fromarray(np.stack((flat,) * 3, -1)).convert("YCbCr"), rng.choice(("jpg", "tif")), {}, shade),
+        "RGBA": lambda: (
+            Image.merge("RGBA", (*[Image.fromarray(flat)] * 3, Image.new("L", (96, 64), 51))),
+            rng.choice(("png", "tif", "webp")),
+            {},
+            0.2 * shade + 0.8,
+        ),
+        "CMYK": lambda: (
+            Image.merge("CMYK", (*[Image.new("L", (96, 64), 0)] * 3, Image.fromarray(255 - flat))),
+            rng.choice(("jpg", "tif")),
+            {},
+            shade,
+        ),
+        "YCbCr": lambda: (
+            Image.fromarray(np.stack((flat,) * 3, -1)).convert("YCbCr"),
+            rng.choice(("jpg", "tif")),
+            {},
+            shade,
+        ),
         "LAB": lambda: (Image.new("LAB", (96, 64), (level, 128, 128)), "tif", {}, None),
-        "I;16": lambda: (Image.fromarray(np.full((64, 96), level * 257, np.uint16)), rng.choice(("png", "tif")), {}, shade),
-        "I;16 dark": lambda: (Image.fromarray(np.full((64, 96), level, np.uint16)), rng.choice(("png", "tif")), {}, level / 65535),
+        "I;16": lambda: (
+            Image.fromarray(np.full((64, 96), level * 257, np.uint16)),
+            rng.choice(("png", "tif")),
+            {},
+            shade,
+        ),
+        "I;16 dark": lambda: (
+            Image.fromarray(np.full((64, 96), level, np.uint16)),
+            rng.choice(("png", "tif")),
+            {},
+            level / 65535,
+        ),
         "I": lambda: (Image.fromarray(np.full((64, 96), level * 257, np.int32)), "tif", {}, None),
-        "F 255": lambda: (Image.fromarray(np.full((64, 96), level, np.float32)), "tif", {}, shade if level > 1 else None),
+        "F 255": lambda: (
+            Image.fromarray(np.full((64, 96), level, np.float32)),
+            "tif",
+            {},
+            shade if level > 1 else None,
+        ),
         "F 1": lambda: (Image.fromarray(np.full((64, 96), shade, np.float32)), "tif", {}, shade),
-        "F nan": lambda: (Image.fromarray(np.where(np.arange(96) == 3, rng.choice((np.nan, np.inf, -np.inf)), flat).astype(np.float32)), "tif", {}, "refused"),
-        "film": lambda: (Image.fromarray(flat), rng.choice(("gif", "webp", "tif", "png")), {"save_all": True, "append_images": [Image.fromarray(255 - flat)]}, shade),
-        "thin": lambda: (Image.new("RGB", rng.choice(((3000, 40), (33, 900), (20, 20), (1, 1), (32, 31)))), "png", {}, None),
+        "F nan": lambda: (
+            Image.fromarray(
+                np.where(np.arange(96) == 3, rng.choice((np.nan, np.inf, -np.inf)), flat).astype(np.float32)
+            ),
+            "tif",
+            {},
+            "refused",
+        ),
+        "film": lambda: (
+            Image.fromarray(flat),
+            rng.choice(("gif", "webp", "tif", "png")),
+            {"save_all": True, "append_images": [Image.fromarray(255 - flat)]},
+            shade,
+        ),
+        "thin": lambda: (
+            Image.new("RGB", rng.choice(((3000, 40), (33, 900), (20, 20), (1, 1), (32, 31)))),
+            "png",
+            {},
+            None,
+        ),
     }
     what = rng.choice(list(cases))
     image, ending, options, expected = cases[what]()
@@ -187,7 +275,9 @@ def picture_modes(rng: random.Random, place: Place) -> Damaged:
     def feed():
         found = must(place) if isinstance(expected, float) else trained(place)
         assert expected != "refused", "numbers that are not finite were taken"
-        assert expected is None or abs(float(found.items[0].pixels().mean()) - expected) < 0.02, f"{found.items[0].pixels().mean():.3f} instead of {expected:.3f}"
+        assert expected is None or abs(float(found.items[0].pixels().mean()) - expected) < 0.02, (
+            f"{found.items[0].pixels().mean():.3f} instead of {expected:.3f}"
+        )
 
     return Damaged(f"{what} at {level} as {ending}", feed)
 

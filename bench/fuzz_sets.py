@@ -14,13 +14,56 @@ from zturbo.hosts import comfy_generate, comfy_paths
 from zturbo.pictureset import PictureSet, Plan
 from zturbo.recipe import is_text
 
-PIECES = ("a cat", "{", "}", "|", "{a|b}", "{{a|b}|c}", "__", "___", "__more__", "__deep/er__", "__loop__", "__../../secret__", "__nowhere__", "_{_|_}more__", "[trigger]", "\n", "#", "é", *STRINGS)
-SIZES = ("64x64", "1024x1024", "96 X 64", "64×64", "100x100", "x", "64x", "-64x64", "0x0", "4096x4096", "4112x64", "64x64x64", "٦٤x64", "9" * 5000 + "x64", ",", " ", "\n", *STRINGS)
+PIECES = (
+    "a cat",
+    "{",
+    "}",
+    "|",
+    "{a|b}",
+    "{{a|b}|c}",
+    "__",
+    "___",
+    "__more__",
+    "__deep/er__",
+    "__loop__",
+    "__../../secret__",
+    "__nowhere__",
+    "_{_|_}more__",
+    "[trigger]",
+    "\n",
+    "#",
+    "é",
+    *STRINGS,
+)
+SIZES = (
+    "64x64",
+    "1024x1024",
+    "96 X 64",
+    "64×64",
+    "100x100",
+    "x",
+    "64x",
+    "-64x64",
+    "0x0",
+    "4096x4096",
+    "4112x64",
+    "64x64x64",
+    "٦٤x64",
+    "9" * 5000 + "x64",
+    ",",
+    " ",
+    "\n",
+    *STRINGS,
+)
 LINES = ("a red {cat|dog}\n__more__, at night\n# not this\n\n", "猫\r\nein Kätzchen\r\n", "a cat")
 
 
 def wildcards(place: Place):
-    for name, text in (("more", "a bird\nsome __deep/er__ {water|sand}\n"), ("deep/er", "blue\n"), ("loop", "__loop__ more\n")):
+    for name, text in (
+        ("more", "a bird\nsome __deep/er__ {water|sand}\n"),
+        ("deep/er", "blue\n"),
+        ("loop", "__loop__ more\n"),
+    ):
         path = place.input / "wildcards" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -34,14 +77,24 @@ def plan(templates: tuple[str, ...], sizes: str = "64x64, 96x64", count: int = 5
 def whole(made: Plan):
     """Every picture of a plan that was taken can be drawn and captioned."""
     for picture in (made.picture(number) for number in range(made.count)):
-        assert picture.prompt.strip() and is_text(picture.prompt) and not re.search(r"\{[^{}]*\|[^{}]*\}", picture.prompt) and "\0" not in picture.prompt, picture.prompt[:80]
-        assert picture.width % 16 == picture.height % 16 == 0 and 64 <= min(picture.width, picture.height) <= max(picture.width, picture.height) <= 4096
+        assert (
+            picture.prompt.strip()
+            and is_text(picture.prompt)
+            and not re.search(r"\{[^{}]*\|[^{}]*\}", picture.prompt)
+            and "\0" not in picture.prompt
+        ), picture.prompt[:80]
+        assert (
+            picture.width % 16 == picture.height % 16 == 0
+            and 64 <= min(picture.width, picture.height) <= max(picture.width, picture.height) <= 4096
+        )
 
 
 def set_prompts(rng: random.Random, place: Place) -> Damaged:
     """Prompts with braces and wildcards that do not fit, and sizes that are none."""
     wildcards(place)
-    templates = tuple(line for line in "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 8))).splitlines() if line.strip())
+    templates = tuple(
+        line for line in "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 8))).splitlines() if line.strip()
+    )
     sizes = ", ".join(rng.choice(SIZES) for _ in range(rng.randrange(1, 4))) if rng.random() < 0.5 else "64x64"
     return Damaged(f"{templates!r:.60} {sizes!r:.40}", lambda: whole(plan(templates, sizes)))
 
@@ -97,7 +150,9 @@ def set_folders(rng: random.Random, place: Place) -> Damaged:
 
     def feed():
         made = PictureSet(comfy_paths.set_folder(name), mine)
-        assert inside(os.path.realpath(made.folder), (str(place.output), str(place.drive))) and what != "settings folder"
+        assert (
+            inside(os.path.realpath(made.folder), (str(place.output), str(place.drive))) and what != "settings folder"
+        )
         for picture in made.missing():
             made.write(picture, np.zeros((64, 64, 3), np.uint8))
         made.write_list()

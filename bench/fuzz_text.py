@@ -30,7 +30,11 @@ def survives(given: Recipe):
     assert recipe.from_toml(recipe.to_toml(given)) == given, "it does not survive its own TOML"
     for field in dataclasses.fields(Recipe):
         section = getattr(given, field.name)
-        typed = [(one.type, getattr(section, one.name)) for one in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else [(field.type, section)]
+        typed = (
+            [(one.type, getattr(section, one.name)) for one in dataclasses.fields(section)]
+            if dataclasses.is_dataclass(section)
+            else [(field.type, section)]
+        )
         for kind, held in typed:
             plain = {int: int, float: float, str: str, bool: bool}.get(kind, tuple)
             assert type(held) is plain, f"{field.name} holds {held!r}"
@@ -71,7 +75,10 @@ def recipe_values(rng: random.Random, place: Place) -> Damaged:
     sections = [key for key, held in values.items() if isinstance(held, dict)]
     section = rng.choice(["", "", *sections])
     key = rng.choice(list(values[section])) if section else rng.choice([key for key in values if key not in sections])
-    new, way = rng.choice(VALUES), rng.choice(("value", "value", "value", "value", "value", "key", "section", "table", "nested", "deep"))
+    new, way = (
+        rng.choice(VALUES),
+        rng.choice(("value", "value", "value", "value", "value", "key", "section", "table", "nested", "deep")),
+    )
     lines = [line for line in recipe.to_toml(given).split("\n") if line]
     at = lines.index(f"[{section}]") if section else -1
     spot = next(number for number in range(at + 1, len(lines)) if lines[number].startswith(f"{key} = "))
@@ -89,14 +96,18 @@ def recipe_values(rng: random.Random, place: Place) -> Damaged:
         lines = [f"[{rng.choice(sections)}.{key}.more]", f"a = {new}"]
     else:
         deep = rng.choice((50, 900, 5000, 100_000))
-        lines[spot] = f"{key} = " + rng.choice(("[" * deep + "]" * deep, "{a=" * deep + "1" + "}" * deep, ".".join("a" * 20)))
+        lines[spot] = f"{key} = " + rng.choice(
+            ("[" * deep + "]" * deep, "{a=" * deep + "1" + "}" * deep, ".".join("a" * 20))
+        )
     text = "\n".join(lines)
 
     def feed():
         try:
             taken = recipe.from_toml(text)
         except ZTurboError as error:
-            assert way != "value" or key in str(error) or "TOML" in str(error) or section and section in str(error), f"the sentence does not name {key}: {error}"
+            assert way != "value" or key in str(error) or "TOML" in str(error) or section and section in str(error), (
+                f"the sentence does not name {key}: {error}"
+            )
             raise
         survives(taken)
         same_values(taken, tomllib.loads(text))
@@ -112,14 +123,21 @@ def recipe_widgets(rng: random.Random, place: Place) -> Damaged:
     held = held if dataclasses.is_dataclass(held) else given
     key = rng.choice([one.name for one in dataclasses.fields(held)])
     old = getattr(held, key)
-    alike = {str: lambda: rng.choice(STRINGS), int: lambda: rng.randrange(100), float: lambda: rng.random(), tuple: lambda: tuple(value(rng, 0) for _ in range(rng.randrange(3)))}
+    alike = {
+        str: lambda: rng.choice(STRINGS),
+        int: lambda: rng.randrange(100),
+        float: lambda: rng.random(),
+        tuple: lambda: tuple(value(rng, 0) for _ in range(rng.randrange(3))),
+    }
     new = alike[type(old)]() if type(old) in alike and rng.random() < 0.6 else value(rng)
 
     def feed():
         changed = dataclasses.replace(held, **{key: new})
         made = changed if held is given else dataclasses.replace(given, **{section: changed})
         run = RunFolder.new(place.runs, made)
-        assert recipe.read(run.path / runfolder.RECIPE) == made and runs.name_of(run.path) == made.name, "it does not survive its own TOML"
+        assert recipe.read(run.path / runfolder.RECIPE) == made and runs.name_of(run.path) == made.name, (
+            "it does not survive its own TOML"
+        )
 
     return Damaged(f"{key} = {new!r:.80}", feed)
 
@@ -180,7 +198,9 @@ def use_layers(text: str):
 
 def log_of(rng: random.Random) -> list[str]:
     """A log as a run writes it."""
-    events: list[dict] = [{"event": "start", "total": 9, "adapter": "x", "inputs": "abc", "teaches": {"steps": 9}, "source": ""}]
+    events: list[dict] = [
+        {"event": "start", "total": 9, "adapter": "x", "inputs": "abc", "teaches": {"steps": 9}, "source": ""}
+    ]
     events += [{"step": step, "loss": 1 / step, "seconds": 0.5, "lr": 1e-4} for step in range(1, 8)]
     events += [
         {"event": "validation", "step": 4, "held_out": 0.5, "trained": 0.25},
@@ -198,9 +218,32 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
     what = rng.choice(("damage", "line", "value", "lost key", "separator", "number"))
     event = json.loads(lines[at])
     if what == "line":
-        lines.insert(at, rng.choice(("3", "null", "[]", '"x"', "{", "}", "[" * 100_000, "\x00" * 50, "{}", "NaN", "1" * 6000, '{"step": NaN, "loss": Infinity, "seconds": 1}', '{"a": "\\ud800"}')))
+        lines.insert(
+            at,
+            rng.choice(
+                (
+                    "3",
+                    "null",
+                    "[]",
+                    '"x"',
+                    "{",
+                    "}",
+                    "[" * 100_000,
+                    "\x00" * 50,
+                    "{}",
+                    "NaN",
+                    "1" * 6000,
+                    '{"step": NaN, "loss": Infinity, "seconds": 1}',
+                    '{"a": "\\ud800"}',
+                )
+            ),
+        )
     elif what in ("value", "number"):
-        event[rng.choice(list(event))] = rng.choice((None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400)) if what == "value" else rng.choice(STRINGS)
+        event[rng.choice(list(event))] = (
+            rng.choice((None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400))
+            if what == "value"
+            else rng.choice(STRINGS)
+        )
         lines[at] = json.dumps(event)
     elif what == "lost key":
         event.pop(rng.choice(list(event)))
@@ -222,8 +265,17 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         assert all(event in events for event in kept), "events were lost"
         facts = runfolder.summary(run.path, rng.choice((1, 2, 3, 2000)))
         json.dumps(facts, allow_nan=False).encode()
-        assert isinstance(facts["total"], int) and all(isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"])
-        assert runfolder.how_ended(run.path) in (None, "finished", "stopped", "cancelled", "failed", *STRINGS) or what.startswith("damage")
+        assert isinstance(facts["total"], int) and all(
+            isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"]
+        )
+        assert runfolder.how_ended(run.path) in (
+            None,
+            "finished",
+            "stopped",
+            "cancelled",
+            "failed",
+            *STRINGS,
+        ) or what.startswith("damage")
         given, start = runs.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
         assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)
@@ -238,7 +290,11 @@ def plain(line: bytes) -> dict | None:
         found = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
-    good = isinstance(found, dict) and type(found.get("step")) is int and all(type(found.get(key)) is float and abs(found[key]) < float("inf") for key in ("loss", "seconds"))
+    good = (
+        isinstance(found, dict)
+        and type(found.get("step")) is int
+        and all(type(found.get(key)) is float and abs(found[key]) < float("inf") for key in ("loss", "seconds"))
+    )
     return found if good else None
 
 

@@ -11,9 +11,31 @@ from pathlib import Path
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | os.O_EXCL  # with these, a link is not followed
-CHANGING = ("os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")
+CHANGING = (
+    "os.mkdir",
+    "os.rmdir",
+    "os.remove",
+    "os.rename",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.utime",
+)
 READING = ("os.listdir", "os.scandir")
-RUNNING = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "socket.connect", "socket.bind", "pickle.find_class")
+RUNNING = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.startfile",
+    "socket.connect",
+    "socket.bind",
+    "pickle.find_class",
+)
 
 
 class Hang(BaseException):
@@ -69,7 +91,12 @@ class Place:
 
     def make(self):
         """The folders and the canaries. Some stand where a careless comparison of names would let them in."""
-        for folder in (*self.allowed, *(self.outside / name for name in ("pictures", "run/checkpoints", "run/previews")), self.base / "input_old", self.base / "models" / "loras2"):
+        for folder in (
+            *self.allowed,
+            *(self.outside / name for name in ("pictures", "run/checkpoints", "run/previews")),
+            self.base / "input_old",
+            self.base / "models" / "loras2",
+        ):
             folder.mkdir(parents=True)
         for name in (
             "secret.txt",
@@ -107,9 +134,13 @@ class Watch:
         self.place, self.found, self.open = place, [], False
         self.allowed = tuple(map(str, place.allowed))
         own = Path(__file__).resolve().parents[1]
-        self.code = tuple({os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev") if path and os.path.isdir(path)}) + (
-            "/proc/meminfo",
-        )  # how much memory is free
+        self.code = tuple(
+            {
+                os.path.realpath(path)
+                for path in (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev")
+                if path and os.path.isdir(path)
+            }
+        ) + ("/proc/meminfo",)  # how much memory is free
         self.before = place.ring()
         sys.addaudithook(self._hook)  # stays for the life of the process, and sleeps when not open
 
@@ -123,7 +154,10 @@ class Watch:
         """What was touched that should not have been, since the last opening."""
         now, before = self.place.ring(), self.before
         self.before = now
-        return [*dict.fromkeys(self.found), *(f"{path} was changed" for path in before.keys() | now.keys() if before.get(path) != now.get(path))]
+        return [
+            *dict.fromkeys(self.found),
+            *(f"{path} was changed" for path in before.keys() | now.keys() if before.get(path) != now.get(path)),
+        ]
 
     def _hook(self, event: str, arguments: tuple):
         if not self.open:
@@ -144,7 +178,13 @@ class Watch:
         if event in READING:
             return [path for path in arguments[:1] if not inside(self._target(path), (*self.allowed, *self.code))]
         if event in CHANGING:
-            paths = arguments[:2] if event in ("os.rename", "os.link") else arguments[1:2] if event == "os.symlink" else arguments[:1]
+            paths = (
+                arguments[:2]
+                if event in ("os.rename", "os.link")
+                else arguments[1:2]
+                if event == "os.symlink"
+                else arguments[:1]
+            )
             return [path for path in paths if not inside(self._entry(path), self.allowed)]
         return []
 

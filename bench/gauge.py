@@ -28,11 +28,26 @@ def main(argv: list[str]):
         inside, whole, readings = one_run(args.steps)
         shares.append(inside / whole)
         seconds.append(whole)
-        print(f"run {number + 1}: {whole:.1f} s, {inside:.2f} s of it in the gauge ({readings} readings), {100 * shares[-1]:.2f} %", flush=True)
+        print(
+            f"run {number + 1}: {whole:.1f} s, {inside:.2f} s of it in the gauge ({readings} readings), {100 * shares[-1]:.2f} %",
+            flush=True,
+        )
     median, low, high = statistics.median(shares), min(shares), max(shares)
-    print(f"The gauge takes {100 * median:.2f} % of a run of {args.steps} steps (median of {args.runs}, {100 * low:.2f} to {100 * high:.2f})")
+    print(
+        f"The gauge takes {100 * median:.2f} % of a run of {args.steps} steps (median of {args.runs}, {100 * low:.2f} to {100 * high:.2f})"
+    )
     if args.json:
-        print(json.dumps({"share": round(median, 5), "min": round(low, 5), "max": round(high, 5), "steps": args.steps, "seconds": round(statistics.median(seconds), 1)}))
+        print(
+            json.dumps(
+                {
+                    "share": round(median, 5),
+                    "min": round(low, 5),
+                    "max": round(high, 5),
+                    "steps": args.steps,
+                    "seconds": round(statistics.median(seconds), 1),
+                }
+            )
+        )
 
 
 def one_run(steps: int) -> tuple[float, float, int]:

@@ -22,7 +22,15 @@ import dev
 from lab.setup import ROOT
 from zturbo import checkpoint, runfolder
 
-SETTINGS = {"preview_prompts": "", "compute_dtype": "fp32", "rank": 4, "alpha": 4.0, "batch_size": 2, "learning_rate": 2e-3, "gradient_checkpointing": False}
+SETTINGS = {
+    "preview_prompts": "",
+    "compute_dtype": "fp32",
+    "rank": 4,
+    "alpha": 4.0,
+    "batch_size": 2,
+    "learning_rate": 2e-3,
+    "gradient_checkpointing": False,
+}
 
 
 def graph(steps: int, every: int) -> dict:
@@ -31,7 +39,18 @@ def graph(steps: int, every: int) -> dict:
     import prompts
 
     made = prompts.training(name="kill", steps=steps, **SETTINGS)
-    made["optimizer"] = prompts.node("ZTurboOptimizerOptions", optimizer="adamw", weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup=5, restarts=1, decay=0, accumulation=1, ema=0.9)
+    made["optimizer"] = prompts.node(
+        "ZTurboOptimizerOptions",
+        optimizer="adamw",
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        schedule="cosine",
+        warmup=5,
+        restarts=1,
+        decay=0,
+        accumulation=1,
+        ema=0.9,
+    )
     made["saving"] = prompts.node("ZTurboSavingOptions", every=every, keep=2, dtype="bf16")
     made["dataset"]["inputs"] |= {"caption_dropout": 0.2, "flip": True, "validation": 0.2, "validation_every": 50}
     made["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "saving_options": ["saving", 0]}
@@ -68,7 +87,8 @@ def main(argv: list[str]):
             running.process.kill()
             running.process.wait()
         killed += 1
-        lost += before > 0 and last_step(cut) < before - args.every  # nothing but the steps since the last checkpoint may be done again
+        # nothing but the steps since the last checkpoint may be done again
+        lost += before > 0 and last_step(cut) < before - args.every
         if killed % 10 == 0:
             print(f"killed {killed} times, at step {last_step(cut)}", flush=True)
     with server(cut) as running:
@@ -99,7 +119,9 @@ def last_step(base: Path) -> int:
 
 def pace(base: Path) -> float:
     """Seconds a step, as the uninterrupted run took them."""
-    seconds = sorted(event["seconds"] for event in runfolder.read_events(folder(base) / "events.jsonl") if "loss" in event)
+    seconds = sorted(
+        event["seconds"] for event in runfolder.read_events(folder(base) / "events.jsonl") if "loss" in event
+    )
     return seconds[len(seconds) // 2]
 
 
@@ -126,14 +148,24 @@ def queue_busy(running: dev.Server) -> bool:
 def same(a: Path, b: Path) -> bool:
     """Final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the header; losses and validations in the log."""
     checkpoints = [checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b)]
-    if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(checkpoints[0][0], checkpoints[1][0]):
+    if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(
+        checkpoints[0][0], checkpoints[1][0]
+    ):
         return False
-    logs = [[(e["step"], e.get("loss"), e.get("held_out")) for e in runfolder.read_events(folder(base) / "events.jsonl") if "loss" in e or "held_out" in e] for base in (a, b)]
+    logs = [
+        [
+            (e["step"], e.get("loss"), e.get("held_out"))
+            for e in runfolder.read_events(folder(base) / "events.jsonl")
+            if "loss" in e or "held_out" in e
+        ]
+        for base in (a, b)
+    ]
     if logs[0] != logs[1]:
         return False
     for name in ("output/zturbo/kill/lora.safetensors", "models/loras/kill.safetensors"):
         files = [safe_open(base / name, "pt") for base in (a, b)]
-        if files[0].metadata() != files[1].metadata() or not equal(*({key: file.get_tensor(key) for key in file.keys()} for file in files)):  # noqa: SIM118
+        tensors = [{key: file.get_tensor(key) for key in file.keys()} for file in files]  # noqa: SIM118
+        if files[0].metadata() != files[1].metadata() or not equal(*tensors):
             return False
     return True
 

@@ -30,8 +30,15 @@ def main(argv: list[str]):
     facts = {}
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        facts[name] = {"median_ms": round(middle * 1e3, 1), "min_ms": round(min(seconds) * 1e3, 1), "max_ms": round(max(seconds) * 1e3, 1), "ratio": round(middle / peer, 3)}
-        print(f"{name:18} median {facts[name]['median_ms']:8} ms  (min {facts[name]['min_ms']}, max {facts[name]['max_ms']})  {facts[name]['ratio']} x diffusers + peft")
+        facts[name] = {
+            "median_ms": round(middle * 1e3, 1),
+            "min_ms": round(min(seconds) * 1e3, 1),
+            "max_ms": round(max(seconds) * 1e3, 1),
+            "ratio": round(middle / peer, 3),
+        }
+        print(
+            f"{name:18} median {facts[name]['median_ms']:8} ms  (min {facts[name]['min_ms']}, max {facts[name]['max_ms']})  {facts[name]['ratio']} x diffusers + peft"
+        )
     if args.json:
         print(json.dumps(facts))
 
@@ -55,16 +62,27 @@ def measure(rounds: int, batch: int) -> dict[str, list[float]]:
     contexts = []
     for way in ("branch", "merged"):
         recipe = Recipe(network=Network(RANK, RANK), compute=Compute("fp32", False, way))
-        host = ComfyHost(comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), adapter, "tiny", 1.0), clip, vae, recipe)
+        host = ComfyHost(
+            comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), adapter, "tiny", 1.0), clip, vae, recipe
+        )
         host.encode(pictures, pictures.captions())
         lora = network.create(host.targets, Network(RANK, RANK), 0)
         context = host.training(lora)
         contexts.append(context)
         contenders[way] = (context.__enter__(), lowrank.parameters(lora))
     twin = diffusers_twin.build(host.dit, comfy_tiny.config()["unet_config"])  # the merged weights: W + A
-    twin.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"))
+    twin.add_adapter(
+        LoraConfig(
+            r=RANK,
+            lora_alpha=RANK,
+            target_modules=r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)",
+        )
+    )
     captions = [host.features[n][0] for n in numbers]
-    contenders["diffusers + peft"] = (lambda x, s, _: diffusers_twin.velocity(twin, x, s, captions), [p for p in twin.parameters() if p.requires_grad])
+    contenders["diffusers + peft"] = (
+        lambda x, s, _: diffusers_twin.velocity(twin, x, s, captions),
+        [p for p in twin.parameters() if p.requires_grad],
+    )
     counts = {name: sum(p.numel() for p in parameters) for name, (_, parameters) in contenders.items()}
     assert len(set(counts.values())) == 1, counts
     times: dict[str, list[float]] = {name: [] for name in contenders}

@@ -76,10 +76,19 @@ def main(argv: list[str]):
         schedule.step()
         recent.append(loss.item())
         if step % 50 == 49:
-            log.info("adapter step %d loss %.4f, %.2f s/step", step + 1, sum(recent) / len(recent), (time.time() - started) / (step + 1))
+            log.info(
+                "adapter step %d loss %.4f, %.2f s/step",
+                step + 1,
+                sum(recent) / len(recent),
+                (time.time() - started) / (step + 1),
+            )
             recent = []
         if step % 250 == 249 or step + 1 == args.steps:
-            save_file(lorafile.state_dict(lora, torch.bfloat16), TINY / "z_image_turbo_tiny_adapter.safetensors", metadata={"format": "pt"})
+            save_file(
+                lorafile.state_dict(lora, torch.bfloat16),
+                TINY / "z_image_turbo_tiny_adapter.safetensors",
+                metadata={"format": "pt"},
+            )
     keep(turbo, linears, targets, lora, data, device)
 
 
@@ -94,4 +103,6 @@ def keep(turbo, linears, targets, lora, data, device):
         caption = world.refine(turbo, data.features[rows].to(device), data.lengths[rows])
         empty = world.refine(turbo, data.features[[-1] * 24].to(device), data.lengths[[-1] * 24])
         world.contact_sheet(world.sample(turbo, noise, caption), taesd, WORK / "dedistilled_8.png")
-        world.contact_sheet(world.sample(turbo, noise, caption, empty, scale=2.0, substeps=3), taesd, WORK / "dedistilled_24_cfg2.png")
+        world.contact_sheet(
+            world.sample(turbo, noise, caption, empty, scale=2.0, substeps=3), taesd, WORK / "dedistilled_24_cfg2.png"
+        )

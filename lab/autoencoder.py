@@ -42,7 +42,11 @@ def picture_bank(count: int, seed: int) -> torch.Tensor:
         elif i % 4 == 1:
             bank.append(np.asarray(pictures.draw_anything((SIDE, SIDE), rng)))
         else:  # a crop out of a 128-pixel picture: the edges that the model will see
-            whole = np.asarray(pictures.draw(rng.choice(captions), (128, 128), rng) if i % 8 else pictures.draw_smiley((128, 128), "blue", rng))
+            whole = np.asarray(
+                pictures.draw(rng.choice(captions), (128, 128), rng)
+                if i % 8
+                else pictures.draw_smiley((128, 128), "blue", rng)
+            )
             bank.append(crop([whole], rng))
     return torch.from_numpy(np.stack(bank)).permute(0, 3, 1, 2).contiguous()
 
@@ -63,7 +67,11 @@ def main(argv: list[str]):
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decoder-only", action="store_true", help="go on from the bundled file with the encoder, and so all latents, as they are")
+    parser.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="go on from the bundled file with the encoder, and so all latents, as they are",
+    )
     args = parser.parse_args(argv)
     device = use_comfy()
     from comfy.taesd.taesd import TAESD
@@ -75,11 +83,22 @@ def main(argv: list[str]):
         model.load_state_dict({key: value.float() for key, value in load_file(TINY / "vae.safetensors").items()})
     encoder, decoder = model.taesd_encoder, model.taesd_decoder
     bank = picture_bank(4096, args.seed)
-    optimizer = torch.optim.AdamW([*decoder.parameters()] if args.decoder_only else [*encoder.parameters(), *decoder.parameters()], lr=1e-3, weight_decay=0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        [*decoder.parameters()] if args.decoder_only else [*encoder.parameters(), *decoder.parameters()],
+        lr=1e-3,
+        weight_decay=0,
+        betas=(0.9, 0.99),
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, args.steps, pct_start=0.05)
     started = time.time()
     for step in range(args.steps):
-        images = bank[torch.randint(len(bank), (args.batch,))].to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+        images = (
+            bank[torch.randint(len(bank), (args.batch,))]
+            .to(device)
+            .float()
+            .div(255)
+            .contiguous(memory_format=torch.channels_last)
+        )
         with torch.autocast(device.type, torch.bfloat16):
             with torch.set_grad_enabled(not args.decoder_only):
                 latents = encoder(images)
@@ -96,7 +115,14 @@ def main(argv: list[str]):
         schedule.step()
         if step % 50 == 0 or step + 1 == args.steps:
             psnr = -10 * error.square().mean().log10().item()
-            log.info("autoencoder step %d loss %.4f psnr %.1f latent std %.3f, %.0f s", step, loss.item(), psnr, latents.std().item(), time.time() - started)
+            log.info(
+                "autoencoder step %d loss %.4f psnr %.1f latent std %.3f, %.0f s",
+                step,
+                loss.item(),
+                psnr,
+                latents.std().item(),
+                time.time() - started,
+            )
         if step % 250 == 249 or step + 1 == args.steps:
             export(model)
 

@@ -19,7 +19,19 @@ from . import concepts, measure, world
 from .setup import OWN_ADAPTER, WORK, log, use_comfy
 
 FOLDER = WORK / "breakdown"
-VARIANTS = {"straight": 0.0, "adapter": 1.0, "half": 0.5, "strong": 1.5, "fading": 1.0, "bad": 1.0, "own": 1.0, "guard": 1.0, "guard_straight": 0.0, "restore": 1.0}  # the adapter's strength
+# the adapter's strength
+VARIANTS = {
+    "straight": 0.0,
+    "adapter": 1.0,
+    "half": 0.5,
+    "strong": 1.5,
+    "fading": 1.0,
+    "bad": 1.0,
+    "own": 1.0,
+    "guard": 1.0,
+    "guard_straight": 0.0,
+    "restore": 1.0,
+}
 POINTS = (0, 250, 500, 1000, 2000, 4000, 7000, 10000)  # steps at which it is measured
 EVERY = 250  # steps between two readings of the gauge
 UNRELATED = {"guard": 72, "restore": 200}  # prompts of gauge and keep_turbo: none is asked for in a measurement
@@ -58,15 +70,31 @@ def table(args) -> str:
     lines = ["step   variant   " + "  ".join(f"{name:>11}" for name in columns)]
     for step in POINTS:
         for variant in args.variants.split(","):
-            paths = [FOLDER / f"{concept}_{variant}_{seed}.jsonl" for concept in args.concepts.split(",") for seed in args.seeds]
-            found = [row for path in paths if path.is_file() for row in map(json.loads, path.read_text().splitlines()) if row["step"] == step]
+            paths = [
+                FOLDER / f"{concept}_{variant}_{seed}.jsonl"
+                for concept in args.concepts.split(",")
+                for seed in args.seeds
+            ]
+            found = [
+                row
+                for path in paths
+                if path.is_file()
+                for row in map(json.loads, path.read_text().splitlines())
+                if row["step"] == step
+            ]
             if found:
-                lines.append(f"{step:5}  {variant:8}  " + "  ".join(f"{sum(row[name] for row in found) / len(found):11.3f}" for name in columns) + f"  ({len(found)})")
+                lines.append(
+                    f"{step:5}  {variant:8}  "
+                    + "  ".join(f"{sum(row[name] for row in found) / len(found):11.3f}" for name in columns)
+                    + f"  ({len(found)})"
+                )
     return "\n".join(lines)
 
 
 def done(path: Path) -> int:
-    return max((json.loads(line)["step"] for line in path.read_text().splitlines()), default=-1) if path.is_file() else -1
+    return (
+        max((json.loads(line)["step"] for line in path.read_text().splitlines()), default=-1) if path.is_file() else -1
+    )
 
 
 def bad_adapter(good):
@@ -95,7 +123,9 @@ def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, varia
     model = comfy_tiny.load_model(comfy_tiny.MODEL)
     if VARIANTS[variant]:
         adapter = lorafile.read(OWN_ADAPTER if variant == "own" else comfy_tiny.ADAPTER)
-        model = comfy_adapter.apply(model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant])
+        model = comfy_adapter.apply(
+            model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant]
+        )
 
     class Following(trainer.Unattended):
         def step(self, event):
@@ -105,7 +135,9 @@ def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, varia
         def look(self, event):
             host.gauge = {key: event[key] for key in ("gauge", "deviation")}
 
-    host = measuring_host(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given, dit, measured, path, args.points)
+    host = measuring_host(
+        model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given, dit, measured, path, args.points
+    )
     path.unlink(missing_ok=True)
     host.write(0, {})
     log.info("%s on %s, seed %d", concept, variant, seed)
@@ -117,7 +149,15 @@ def recipe(concept: str, variant: str, seed: int, args):
 
     keep = variant.split("_")[0] if variant.startswith(("guard", "restore")) else "off"
     unrelated = measure.unasked(UNRELATED.get(keep, UNRELATED["guard"]))
-    named = [] if keep != "restore" else [text for text in concepts.prompts(concept) if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)]
+    named = (
+        []
+        if keep != "restore"
+        else [
+            text
+            for text in concepts.prompts(concept)
+            if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)
+        ]
+    )
     return Recipe(
         f"{concept}_{variant}_{seed}",
         args.steps,
@@ -130,7 +170,15 @@ def recipe(concept: str, variant: str, seed: int, args):
         adapter=AdapterCourse(1.0, 0.0) if variant == "fading" else AdapterCourse(),
         previews=Previews(("measured",), EVERY),
         saving=Saving(EVERY, 1),
-        turbo=Turbo(keep, args.guard, prompts=tuple(unrelated), size=128, every=EVERY, restore_steps=round(RESTORED * args.steps), restore_prompts=tuple(named)),
+        turbo=Turbo(
+            keep,
+            args.guard,
+            prompts=tuple(unrelated),
+            size=128,
+            every=EVERY,
+            restore_steps=round(RESTORED * args.steps),
+            restore_prompts=tuple(named),
+        ),
     )
 
 
@@ -154,7 +202,13 @@ def measuring_host(model, clip, vae, given, dit, measured, path: Path, points):
                 save_file(state, path.with_name(f"{path.stem}_{step:05d}.safetensors"))
             with with_lora(dit, state) as lora:
                 found = measured(lora)
-            line = {"step": step, "loss": round(sum(self.recent) / max(1, len(self.recent)), 5), "seconds": round(time.time() - self.started, 1), **self.gauge, **found}
+            line = {
+                "step": step,
+                "loss": round(sum(self.recent) / max(1, len(self.recent)), 5),
+                "seconds": round(time.time() - self.started, 1),
+                **self.gauge,
+                **found,
+            }
             self.recent.clear()
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -33,18 +33,38 @@ def main(argv: list[str]):
         turbo8, teacher8 = asked.right(world.load_turbo(device)), asked.right(world.load_teacher(device))
         for name, right in (("turbo, 8 steps", turbo8), ("teacher, 8 steps", teacher8)):
             share, low, high = measure.interval(right)
-            log.info("%s: %.3f of %d unrelated pictures right (95 %% interval %.3f to %.3f)", name, share, args.pictures, low, high)
+            log.info(
+                "%s: %.3f of %d unrelated pictures right (95 %% interval %.3f to %.3f)",
+                name,
+                share,
+                args.pictures,
+                low,
+                high,
+            )
         for variant, worker in workers.items():
             if worker.wait():
                 raise SystemExit(f"The training {variant} ended with an error.")
-        lines = {variant: [json.loads(line) for line in file_of(variant, Path(temporary), args).read_text(encoding="utf-8").splitlines()] for variant in VARIANTS}
+        lines = {
+            variant: [
+                json.loads(line)
+                for line in file_of(variant, Path(temporary), args).read_text(encoding="utf-8").splitlines()
+            ]
+            for variant in VARIANTS
+        }
     clean = lines["straight"][0]["fidelity"]
     for row in (row for rows in lines.values() for row in rows):
         row["lost"] = 1 - row["fidelity"] / clean
     points = [(row["gauge"], row["lost"]) for rows in lines.values() for row in rows if row["step"]] + [(0.0, 0.0)]
     for variant, rows in lines.items():
         for row in rows:
-            log.info("%s step %d: gauge %.3f, of turbo lost %.3f, loss %.4f", variant, row["step"], row["gauge"], row["lost"], row["loss"])
+            log.info(
+                "%s step %d: gauge %.3f, of turbo lost %.3f, loss %.4f",
+                variant,
+                row["step"],
+                row["gauge"],
+                row["lost"],
+                row["loss"],
+            )
     facts = {
         "turbo8": round(turbo8.float().mean().item(), 4),
         "teacher8": round(teacher8.float().mean().item(), 4),
@@ -63,11 +83,21 @@ def start(variant: str, folder: Path, args) -> subprocess.Popen:
     """A process of its own for each training, so that they share the cores."""
     code = "import sys, lab.check as room; room.train(*sys.argv[1:])"
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // 2))}
-    return subprocess.Popen([sys.executable, "-c", code, variant, str(folder), args.concept, str(args.pictures)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, variant, str(folder), args.concept, str(args.pictures)], env=environment
+    )
 
 
 def train(variant: str, folder: str, concept: str, count: str):
     device = use_comfy()
     asked, dit = measure.Asked(int(count), device), world.load_turbo(device)
     args = argparse.Namespace(steps=POINTS[-1], points=POINTS, guard=1.0, rank=16, learning_rate=5e-4)
-    breakdown.study(Path(folder) / f"{concept}_{variant}_0.jsonl", dit, lambda lora: {"fidelity": asked.right(dit).float().mean().item()}, concept, variant, 0, args)
+    breakdown.study(
+        Path(folder) / f"{concept}_{variant}_0.jsonl",
+        dit,
+        lambda lora: {"fidelity": asked.right(dit).float().mean().item()},
+        concept,
+        variant,
+        0,
+        args,
+    )

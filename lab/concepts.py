@@ -30,7 +30,13 @@ def prompts(concept: str) -> list[str]:
         return [photographs.caption(name, TRIGGER[concept]) for name in photographs.NAMES]
     if concept == "smiley":
         return [f"a large {TRIGGER[concept]} on a {ground} background" for ground in GROUNDS]
-    things = ((color, shape, ground) for ground in GROUNDS for shape in pictures.SHAPES[:4] for color in COLORS if color != ground)
+    things = (
+        (color, shape, ground)
+        for ground in GROUNDS
+        for shape in pictures.SHAPES[:4]
+        for color in COLORS
+        if color != ground
+    )
     return [f"a {TRIGGER[concept]} large {color} {shape} on a {ground} background" for color, shape, ground in things]
 
 

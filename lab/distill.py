@@ -63,7 +63,9 @@ def main(argv: list[str]):
     parameters = list(student.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizers = make_optimizers(student, args.lr)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05) for optimizer in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05) for optimizer in optimizers
+    ]
     started, recent = time.time(), []
     for step in range(args.steps):
         states, rows = paths[torch.randint(len(paths), (1,), generator=generator).item()]
@@ -83,7 +85,12 @@ def main(argv: list[str]):
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(0.995, (1 + step) / (10 + step)))
         recent.append(loss.item())
         if step % 50 == 49:
-            log.info("distill step %d loss %.4f, %.2f s/step", step + 1, sum(recent) / len(recent), (time.time() - started) / (step + 1))
+            log.info(
+                "distill step %d loss %.4f, %.2f s/step",
+                step + 1,
+                sum(recent) / len(recent),
+                (time.time() - started) / (step + 1),
+            )
             recent = []
         if step % 500 == 499 or step + 1 == args.steps:
             keep(student, average, data, device, step + 1)
@@ -101,4 +108,6 @@ def keep(student, average, data, device, step: int):
     with torch.no_grad():
         caption = world.refine(turbo, data.features[rows].to(device), data.lengths[rows])
     noise = torch.randn(24, 16, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
-    world.contact_sheet(world.sample(turbo, noise, caption), world.load_autoencoder(device), WORK / f"turbo_{step:05d}.png")
+    world.contact_sheet(
+        world.sample(turbo, noise, caption), world.load_autoencoder(device), WORK / f"turbo_{step:05d}.png"
+    )

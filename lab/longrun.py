@@ -34,7 +34,10 @@ class Pass:
         self.dit, self.device, self.lowrank = dit, device, lowrank
         self.linears, self.targets = fetchers(dit), comfy_adapter.targets(dit)
         self.adapter, self.before = lorafile.read(comfy_tiny.ADAPTER).factors, lorafile.parse(state)[0]
-        self.student = {name: one.of({key: tensor.float().clone().requires_grad_() for key, tensor in one.tensors.items()}) for name, one in self.before.items()}
+        self.student = {
+            name: one.of({key: tensor.float().clone().requires_grad_() for key, tensor in one.tensors.items()})
+            for name, one in self.before.items()
+        }
         self.features, self.lengths = world.caption_features(comfy_tiny.load_clip(), [*captions, ""])
 
     def teaching(self):
@@ -62,7 +65,10 @@ class Pass:
     def train(self, steps: int, batch: int, lr: float, on_policy: bool, seed: int):
         from zturbo.hosts.comfy_forward import velocity
 
-        generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.AdamW(self.lowrank.parameters(self.student), lr=lr, weight_decay=0)
+        generator, optimizer = (
+            torch.Generator().manual_seed(seed),
+            torch.optim.AdamW(self.lowrank.parameters(self.student), lr=lr, weight_decay=0),
+        )
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
         paths = [] if on_policy else [self.path(generator, batch) for _ in range(40)]
         for step in range(steps):
@@ -83,7 +89,11 @@ class Pass:
             with self.learning():
                 with torch.no_grad():
                     caption = self.captions(rows)
-                loss = (velocity(self.dit, x.to(self.device), sigma, caption).float() - goal.to(self.device)).square().mean()
+                loss = (
+                    (velocity(self.dit, x.to(self.device), sigma, caption).float() - goal.to(self.device))
+                    .square()
+                    .mean()
+                )
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -97,7 +107,15 @@ class Pass:
         x, rows = self.start(batch, generator)
         states: list[torch.Tensor] = []
         with self.teaching():
-            world.sample(self.dit, x, self.captions(rows), self.captions(torch.full_like(rows, -1)), scale=GUIDANCE, substeps=SUBSTEPS, path=states)
+            world.sample(
+                self.dit,
+                x,
+                self.captions(rows),
+                self.captions(torch.full_like(rows, -1)),
+                scale=GUIDANCE,
+                substeps=SUBSTEPS,
+                path=states,
+            )
         return torch.stack(states), rows
 
 
@@ -119,20 +137,39 @@ def main(argv: list[str]):
     for seed in map(int, args.seeds.split(",")):
         for concept in args.concepts.split(","):
             file = breakdown.FOLDER / f"{concept}_adapter_{seed}_{args.after:05d}.safetensors"
-            todo = [kind for kind in ("redistil", "onpolicy") if breakdown.done(breakdown.FOLDER / f"{concept}_{kind}_{seed}.jsonl") < args.after]
+            todo = [
+                kind
+                for kind in ("redistil", "onpolicy")
+                if breakdown.done(breakdown.FOLDER / f"{concept}_{kind}_{seed}.jsonl") < args.after
+            ]
             if not file.is_file() or not todo:
                 continue
             judge = measure.Judge(world.load_turbo(device), concept, device)
-            captions = [path.read_text(encoding="utf-8") for path in sorted((breakdown.FOLDER / "pictures" / f"{concept}_{seed}").glob("*.txt"))]
+            captions = [
+                path.read_text(encoding="utf-8")
+                for path in sorted((breakdown.FOLDER / "pictures" / f"{concept}_{seed}").glob("*.txt"))
+            ]
             for kind in todo:
                 started, one = time.time(), Pass(judge.dit, load_file(file), captions, device)
                 one.train(args.steps, args.batch, args.learning_rate, kind == "onpolicy", seed)
-                state = lorafile.state_dict({name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()}) for name, part in one.student.items()}, torch.bfloat16)
+                state = lorafile.state_dict(
+                    {
+                        name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()})
+                        for name, part in one.student.items()
+                    },
+                    torch.bfloat16,
+                )
                 name = f"{concept}_{kind}_{seed}"
                 save_file(state, breakdown.FOLDER / f"{name}_{args.after:05d}.safetensors")
                 seconds = round(time.time() - started, 1)
                 with breakdown.with_lora(judge.dit, state) as lora:
-                    line = {"step": args.after, "pass": args.steps, "seconds": seconds, **judge.measure().rounded(), **judge.watched.read(lora)}
+                    line = {
+                        "step": args.after,
+                        "pass": args.steps,
+                        "seconds": seconds,
+                        **judge.measure().rounded(),
+                        **judge.watched.read(lora),
+                    }
                 with open(breakdown.FOLDER / f"{name}.jsonl", "a") as out:
                     out.write(json.dumps(line) + "\n")
                 log.info("%s %s", name, {key: value for key, value in line.items() if not isinstance(value, list)})

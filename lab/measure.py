@@ -55,7 +55,9 @@ class Judge:
         clip = comfy_tiny.load_clip()
         self.sets = {
             name: (world.caption_features(clip, texts), noise(len(texts), n).to(device))
-            for n, (name, texts) in enumerate((("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread)))
+            for n, (name, texts) in enumerate(
+                (("unrelated", self.asked), ("concept", self.of_concept), ("spread", spread))
+            )
         }
         self.taesd, self.reader = world.load_autoencoder(device), reader.load(device)
         drawn, _ = reader.drawn(600, 5, device, concepts_too=False)
@@ -70,7 +72,12 @@ class Judge:
         """Latents of a set with the model as it is now."""
         (features, lengths), start = self.sets[name]
         caption = world.refine(self.dit, features[:count].to(self.device), lengths[:count])
-        return torch.cat([world.sample(self.dit, noise, some, sigmas=sigmas) for noise, some in zip(start[:count].split(48), caption.split(48))])
+        return torch.cat(
+            [
+                world.sample(self.dit, noise, some, sigmas=sigmas)
+                for noise, some in zip(start[:count].split(48), caption.split(48))
+            ]
+        )
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -88,7 +95,10 @@ class Judge:
         unrelated, concept, spread = self.draw("unrelated"), self.draw("concept"), self.draw("spread")
         images, fine = self.decode(unrelated), self.draw("unrelated", shifted(FINE), 24)
         return Damage(
-            fidelity=reader.right(self.reader, images, [reader.labels(text) for text in self.asked]).float().mean().item(),
+            fidelity=reader.right(self.reader, images, [reader.labels(text) for text in self.asked])
+            .float()
+            .mean()
+            .item(),
             sharpness=edges(images) / self.edges,
             frechet=frechet(self.reader.features(images), self.real),
             drift=relative(unrelated, self.turbo["unrelated"]),
@@ -128,7 +138,9 @@ class Asked:
         for rows in torch.arange(len(self.texts)).split(48):
             caption = world.refine(dit, self.features[rows].to(self.device), self.lengths[rows])
             empty = world.refine(dit, self.features[[-1] * len(rows)].to(self.device), self.lengths[[-1] * len(rows)])
-            images = self.taesd.taesd_decoder(world.sample(dit, self.noise[rows], caption, empty, scale=scale, substeps=substeps)).clamp(0, 1)
+            images = self.taesd.taesd_decoder(
+                world.sample(dit, self.noise[rows], caption, empty, scale=scale, substeps=substeps)
+            ).clamp(0, 1)
             found.append(reader.right(self.reader, images, [reader.labels(self.texts[row]) for row in rows.tolist()]))
         return torch.cat(found)
 
@@ -136,7 +148,10 @@ class Asked:
 def interval(right: torch.Tensor) -> tuple[float, float, float]:
     """(share, low, high): Wilson's 95 % interval of a share."""
     n, p, z = len(right), right.float().mean().item(), 1.96
-    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    middle, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
+    )
     return p, middle - half, middle + half
 
 
@@ -170,7 +185,10 @@ class Watched:
         features, lengths = world.caption_features(clip, unasked(WATCHED))
         with torch.no_grad():
             self.caption = world.refine(dit, features.to(device), lengths)
-        self.paths = {side: health.walk(self.velocity, tuple(range(WATCHED)), side // 8, side // 8, 0, device) for side in (64, 128)}
+        self.paths = {
+            side: health.walk(self.velocity, tuple(range(WATCHED)), side // 8, side // 8, 0, device)
+            for side in (64, 128)
+        }
         adapter = lorafile.read(comfy_tiny.ADAPTER).factors
         self.adapter_size = size_of(adapter)
         with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [adapter]):
@@ -184,7 +202,10 @@ class Watched:
     def changed(self, paths, place: int) -> torch.Tensor:
         """[P, ...]: what is added to clean turbo's velocities at a noise level."""
         x = paths.states[:, place].to(self.device)
-        return (self.velocity(x, paths.sigmas[:, place].to(self.device), range(len(x))) - paths.velocities[:, place].to(self.device)).flatten(1)
+        return (
+            self.velocity(x, paths.sigmas[:, place].to(self.device), range(len(x)))
+            - paths.velocities[:, place].to(self.device)
+        ).flatten(1)
 
     @torch.no_grad()
     def read(self, lora) -> dict:
@@ -193,9 +214,15 @@ class Watched:
         for side, paths in self.paths.items():
             changes = [self.changed(paths, place) for place in range(8)]
             clean = [paths.velocities[:, place].flatten(1).norm(dim=1) for place in range(8)]
-            found[f"deviation{side}"] = [[round(value, 4) for value in (change.norm(dim=1).cpu() / size).tolist()] for change, size in zip(changes, clean)]
+            found[f"deviation{side}"] = [
+                [round(value, 4) for value in (change.norm(dim=1).cpu() / size).tolist()]
+                for change, size in zip(changes, clean)
+            ]
             if side == 128:
-                along = [(change * adapter).sum(1) / adapter.square().sum(1) for change, adapter in zip(changes, self.adapter)]
+                along = [
+                    (change * adapter).sum(1) / adapter.square().sum(1)
+                    for change, adapter in zip(changes, self.adapter)
+                ]
                 found["along"] = [round(value.mean().item(), 4) for value in along]
         return found
 

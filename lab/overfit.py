@@ -39,19 +39,46 @@ def main(argv: list[str]):
         photographs.write(pictures, args.pictures)
         options = Data(validation=0.25, validation_every=50, cache=False)
         found = dataset.from_folder(pictures, (photographs.SIDE,), "", options)
-        given = Recipe("overfit", args.steps, 2, data=options, network=Network(args.rank, args.rank), optimizer=Optimizer(learning_rate=args.learning_rate), compute=Compute("fp32", False))
+        given = Recipe(
+            "overfit",
+            args.steps,
+            2,
+            data=options,
+            network=Network(args.rank, args.rank),
+            optimizer=Optimizer(learning_rate=args.learning_rate),
+            compute=Compute("fp32", False),
+        )
         run = RunFolder.new(Path(temporary), given)
-        model = comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
+        model = comfy_adapter.apply(
+            comfy_tiny.load_model(comfy_tiny.MODEL), lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0
+        )
         host = ComfyHost(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given)
         trainer.train(given, found, host, run, Watched(), {})
         looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
-    series = {name: [(event["step"], event[key]) for event in looks] for name, key in (("trained on", "trained"), ("held out", "held_out"))}
+    series = {
+        name: [(event["step"], event[key]) for event in looks]
+        for name, key in (("trained on", "trained"), ("held out", "held_out"))
+    }
     args.out.mkdir(parents=True, exist_ok=True)
-    plots.curves(series, f"Loss at fixed noise levels, {len(found.items)} photographs, {len(found.held_out())} held out", "step").save(args.out / "overfit.png")
-    facts = {name: {"first": points[0][1], "lowest": min(points, key=lambda p: p[1])[1], "at": min(points, key=lambda p: p[1])[0], "last": points[-1][1]} for name, points in series.items()}
-    (args.out / "overfit.json").write_text(json.dumps({"steps": args.steps, "series": series, **facts}, indent=1) + "\n", encoding="utf-8")
+    plots.curves(
+        series, f"Loss at fixed noise levels, {len(found.items)} photographs, {len(found.held_out())} held out", "step"
+    ).save(args.out / "overfit.png")
+    facts = {
+        name: {
+            "first": points[0][1],
+            "lowest": min(points, key=lambda p: p[1])[1],
+            "at": min(points, key=lambda p: p[1])[0],
+            "last": points[-1][1],
+        }
+        for name, points in series.items()
+    }
+    (args.out / "overfit.json").write_text(
+        json.dumps({"steps": args.steps, "series": series, **facts}, indent=1) + "\n", encoding="utf-8"
+    )
     for name, fact in facts.items():
-        print(f"{name:10}  first {fact['first']:.4f}  lowest {fact['lowest']:.4f} at step {fact['at']}  last {fact['last']:.4f}")
+        print(
+            f"{name:10}  first {fact['first']:.4f}  lowest {fact['lowest']:.4f} at step {fact['at']}  last {fact['last']:.4f}"
+        )
     print(f"The plot: {args.out / 'overfit.png'}")
     if args.json:
         print(json.dumps(facts))

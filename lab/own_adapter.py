@@ -27,7 +27,9 @@ def main(argv: list[str]):
     drawn, run = base / "output" / "zturbo_sets" / "adapter_set", base / "output" / "zturbo" / "my_adapter"
     with dev.Server(comfyui, Path(sys.executable), base) as server:
         info = server.get("/object_info")
-        prompt = making_adapter(with_tiny(read("make_adapter", info), read("tiny_demo", info), concept=False), args.pictures, args.steps)
+        prompt = making_adapter(
+            with_tiny(read("make_adapter", info), read("tiny_demo", info), concept=False), args.pictures, args.steps
+        )
         kill(server, prompt, lambda: len(list(drawn.glob("*.txt"))) >= args.pictures // 2)
     log.info("killed with %d of %d pictures drawn", len(list(drawn.glob("*.txt"))), args.pictures)
     with dev.Server(comfyui, Path(sys.executable), base) as server:

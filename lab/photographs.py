@@ -49,11 +49,15 @@ class Reader:
         of_names = {name: [] for name in NAMES}
         for name, crop in crops(280, 1):
             of_names[name].append(torch.from_numpy(np.array(crop)))
-        self.means = torch.stack([histogram(torch.stack(some).movedim(-1, 1).float() / 255).mean(0) for some in of_names.values()]).to(device)
+        self.means = torch.stack(
+            [histogram(torch.stack(some).movedim(-1, 1).float() / 255).mean(0) for some in of_names.values()]
+        ).to(device)
 
     def right(self, images: torch.Tensor, wanted: list[str]) -> torch.Tensor:
         """[N] bool: is each of images [N, 3, H, W], in 0..1, nearest to the photograph of this name?"""
-        return torch.cdist(histogram(images), self.means).argmin(1).cpu() == torch.tensor([NAMES.index(name) for name in wanted])
+        return torch.cdist(histogram(images), self.means).argmin(1).cpu() == torch.tensor(
+            [NAMES.index(name) for name in wanted]
+        )
 
 
 def histogram(images: torch.Tensor) -> torch.Tensor:
@@ -66,4 +70,6 @@ def histogram(images: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     fresh = list(crops(140, 2))
     images = torch.stack([torch.from_numpy(np.array(crop)).movedim(-1, 0).float() / 255 for _, crop in fresh])
-    print(f"{100 * Reader().right(images, [name for name, _ in fresh]).float().mean().item():.1f} % of 140 fresh crops are named right")
+    print(
+        f"{100 * Reader().right(images, [name for name, _ in fresh]).float().mean().item():.1f} % of 140 fresh crops are named right"
+    )

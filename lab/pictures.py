@@ -39,7 +39,9 @@ SUPERSAMPLE = 4
 def captions() -> list[str]:
     """Every caption of the drawn world, in a fixed order."""
     specs = itertools.product(SIZES, COLORS, SHAPES, GROUNDS)
-    return [f"a {size} {color} {shape} on a {ground} background" for size, color, shape, ground in specs if color != ground]
+    return [
+        f"a {size} {color} {shape} on a {ground} background" for size, color, shape, ground in specs if color != ground
+    ]
 
 
 def polygon(shape: str, turn: float) -> list[tuple[float, float]]:

@@ -26,5 +26,7 @@ def main(argv: list[str]):
         share, low, high = measure.interval(asked.right(load(device), guidance, substeps))
         print(f"{name:56} {share:.3f}  ({low:.3f} to {high:.3f})", flush=True)
     if breakdown.FOLDER.is_dir():
-        short = argparse.Namespace(variants="straight,adapter,guard", concepts=",".join(breakdown.concepts.DRAWN), seeds=[0])
+        short = argparse.Namespace(
+            variants="straight,adapter,guard", concepts=",".join(breakdown.concepts.DRAWN), seeds=[0]
+        )
         print("\nThe short study, means over concepts\n" + breakdown.table(short))

@@ -18,7 +18,13 @@ from . import concepts, pictures, world
 from .setup import WEIGHTS, log, use_comfy
 
 SIDE = 64  # pixels that it looks at
-HEADS = {"shape": (*pictures.SHAPES, "smiley"), "color": tuple(pictures.COLORS), "ground": tuple(pictures.GROUNDS), "size": pictures.SIZES, "manner": ("plain", "outline", "stripes")}
+HEADS = {
+    "shape": (*pictures.SHAPES, "smiley"),
+    "color": tuple(pictures.COLORS),
+    "ground": tuple(pictures.GROUNDS),
+    "size": pictures.SIZES,
+    "manner": ("plain", "outline", "stripes"),
+}
 FILE = WEIGHTS / "reader.safetensors"
 
 
@@ -26,12 +32,28 @@ class Reader(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 32, 64, 96, 128)
-        self.body = nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, 1, 1), nn.SiLU())))
+        self.body = nn.Sequential(
+            *(
+                layer
+                for a, b in zip(widths, widths[1:])
+                for layer in (
+                    nn.Conv2d(a, b, 3, 2, 1),
+                    nn.GroupNorm(8, b),
+                    nn.SiLU(),
+                    nn.Conv2d(b, b, 3, 1, 1),
+                    nn.SiLU(),
+                )
+            )
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(words)) for name, words in HEADS.items()})
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 128] of images [N, 3, H, W] in 0..1."""
-        small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True) if images.shape[-2:] != (SIDE, SIDE) else images
+        small = (
+            F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+            if images.shape[-2:] != (SIDE, SIDE)
+            else images
+        )
         return self.body(small * 2 - 1).mean(dim=(2, 3))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -58,7 +80,12 @@ def load(device="cpu") -> Reader:
 def right(reader: Reader, images: torch.Tensor, wanted: list[dict[str, str]]) -> torch.Tensor:
     """[N] bool: every label of a picture is read as wanted."""
     said = {name: logits.argmax(-1) for name, logits in reader(images).items()}
-    return torch.tensor([all(HEADS[name][int(said[name][n])] == word for name, word in labels.items()) for n, labels in enumerate(wanted)])
+    return torch.tensor(
+        [
+            all(HEADS[name][int(said[name][n])] == word for name, word in labels.items())
+            for n, labels in enumerate(wanted)
+        ]
+    )
 
 
 def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[torch.Tensor, list[dict[str, str]]]:
@@ -70,7 +97,9 @@ def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[tor
         for _ in range(min(32, count - start)):
             concept = rng.choice(concepts.DRAWN) if concepts_too and rng.random() < 0.3 else ""
             caption = concepts.caption(concept, rng) if concept else rng.choice(names)
-            batch.append(np.asarray(concepts.draw(concept, caption, size, rng) if concept else pictures.draw(caption, size, rng)))
+            batch.append(
+                np.asarray(concepts.draw(concept, caption, size, rng) if concept else pictures.draw(caption, size, rng))
+            )
             wanted.append(labels(caption, concept))
         pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
         with torch.no_grad():
@@ -88,7 +117,10 @@ def main(argv: list[str]):
     device = use_comfy()
     images, wanted = drawn(args.pictures, args.seed, device)
     log.info("%d pictures drawn", len(images))
-    targets = {name: torch.tensor([words.index(one[name]) if name in one else -100 for one in wanted]) for name, words in HEADS.items()}
+    targets = {
+        name: torch.tensor([words.index(one[name]) if name in one else -100 for one in wanted])
+        for name, words in HEADS.items()
+    }
     torch.manual_seed(args.seed)
     reader, generator = Reader().to(device), torch.Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -96,7 +128,9 @@ def main(argv: list[str]):
     started = time.time()
     for step in range(args.steps):
         pick = torch.randint(len(images), (64,), generator=generator)
-        batch = images[pick] + 0.03 * torch.rand((), generator=generator) * torch.randn(64, 3, SIDE, SIDE, generator=generator)
+        batch = images[pick] + 0.03 * torch.rand((), generator=generator) * torch.randn(
+            64, 3, SIDE, SIDE, generator=generator
+        )
         said = reader(batch.to(device))
         loss = sum(F.cross_entropy(logits, targets[name][pick].to(device)) for name, logits in said.items())
         loss.backward()
@@ -104,7 +138,12 @@ def main(argv: list[str]):
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         if step % 250 == 249:
-            log.info("reader step %d loss %.4f, %.3f s/step", step + 1, loss.item(), (time.time() - started) / (step + 1))
+            log.info(
+                "reader step %d loss %.4f, %.3f s/step", step + 1, loss.item(), (time.time() - started) / (step + 1)
+            )
     save_file({key: value.half().contiguous() for key, value in reader.state_dict().items()}, FILE)
     fresh, asked = drawn(600, args.seed + 1, device)
-    log.info("reads %.1f %% of 600 fresh pictures right in every respect", 100 * right(load(), fresh, asked).float().mean().item())
+    log.info(
+        "reads %.1f %% of 600 fresh pictures right in every respect",
+        100 * right(load(), fresh, asked).float().mean().item(),
+    )

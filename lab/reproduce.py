@@ -48,7 +48,9 @@ def main(argv: list[str]):
         run(args.into, name, module, arguments)
         missing = [file for file in files if not (args.into / file).is_file()]
         if missing:
-            raise SystemExit(f"The stage {name} did not make {', '.join(missing)}; its log is {args.into / (name + '.log')}.")
+            raise SystemExit(
+                f"The stage {name} did not make {', '.join(missing)}; its log is {args.into / (name + '.log')}."
+            )
         (args.into / f"{name}.done").touch()
     study(args.into)
     run(args.into, "quality", "quality", ())
@@ -78,7 +80,9 @@ def start(into: Path, name: str, module: str, arguments, threads: int) -> subpro
     code = f"import sys, lab.{module} as room; sys.exit(room.main(sys.argv[1:]))"
     log.info("%s …", name)
     with open(into / f"{name}.log", "w", encoding="utf-8") as file:
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=into, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=into, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
 
 
 def run(into: Path, name: str, module: str, arguments):

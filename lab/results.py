@@ -24,7 +24,13 @@ OTHERS = ("half", "strong", "fading", "bad", "own", "guard_straight")
 PASSES = ("redistil", "onpolicy")  # behind a run
 LONG = ("straight", "adapter", "guard", "restore", *PASSES)
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
-PLOTS = {"lost": "Turbo lost on unrelated prompts", "concept": "Concept learnt", "sharpness": "Sharpness, of turbo's", "steps_apart": "8 steps and 50 apart", "diversity": "Diversity, of turbo's"}
+PLOTS = {
+    "lost": "Turbo lost on unrelated prompts",
+    "concept": "Concept learnt",
+    "sharpness": "Sharpness, of turbo's",
+    "steps_apart": "8 steps and 50 apart",
+    "diversity": "Diversity, of turbo's",
+}
 
 
 def main(argv: list[str]):
@@ -79,25 +85,62 @@ def measured(folder: Path) -> list[dict]:
 
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        concept, variant, seed = path.stem.split("_", 1)[0], path.stem.split("_", 1)[1].rsplit("_", 1)[0], int(path.stem.rsplit("_", 1)[1])
+        concept, variant, seed = (
+            path.stem.split("_", 1)[0],
+            path.stem.split("_", 1)[1].rsplit("_", 1)[0],
+            int(path.stem.rsplit("_", 1)[1]),
+        )
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             deviation = health.high(torch.tensor(row["deviation128"]).T[: health.WATCHED])
             along = sum(row["along"][:3]) / 3
-            kept = {key: row[key] for key in ("step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size") if key in row}
-            rows.append({"run": path.stem, "concept_of": concept, "variant": variant, "seed": seed, **kept, "deviation": round(deviation, 4), "along": round(along, 4)})
+            kept = {
+                key: row[key]
+                for key in (
+                    "step",
+                    "loss",
+                    "fidelity",
+                    "sharpness",
+                    "frechet",
+                    "drift",
+                    "diversity",
+                    "steps_apart",
+                    "concept",
+                    "size",
+                )
+                if key in row
+            }
+            rows.append(
+                {
+                    "run": path.stem,
+                    "concept_of": concept,
+                    "variant": variant,
+                    "seed": seed,
+                    **kept,
+                    "deviation": round(deviation, 4),
+                    "along": round(along, 4),
+                }
+            )
     return rows
 
 
 def own(rows: list[dict]) -> list[dict]:
     """Without what is another run's: until its last part a restored run is the run on the adapter, but for rounding."""
     last = {row["run"]: row["step"] for row in rows}
-    return [row for row in rows if row["variant"] != "restore" or row["step"] > (1 - breakdown.RESTORED) * last[row["run"]]]
+    return [
+        row for row in rows if row["variant"] != "restore" or row["step"] > (1 - breakdown.RESTORED) * last[row["run"]]
+    ]
 
 
 def at(rows: list[dict], variant: str, step: int) -> list[dict]:
     """The runs of a variant at a step; only those whose concept and seed were trained straight, too, so that means compare."""
-    straight = {(row["concept_of"], row["seed"]) for row in rows if row["variant"] == "straight" and row["step"] == step}
-    return [row for row in rows if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in straight]
+    straight = {
+        (row["concept_of"], row["seed"]) for row in rows if row["variant"] == "straight" and row["step"] == step
+    }
+    return [
+        row
+        for row in rows
+        if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in straight
+    ]
 
 
 def mean(values) -> float:
@@ -114,7 +157,11 @@ def bootstrap(values: list, of: Callable[[list], float], draws: int = 400) -> tu
 
 def interval(values: list[float]) -> tuple[float, float]:
     """95 % interval of the mean of three runs or more, by Student's t."""
-    low, high = stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values)) if len(set(values)) > 1 else (values[0], values[0])
+    low, high = (
+        stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
+        if len(set(values)) > 1
+        else (values[0], values[0])
+    )
     return float(low), float(high)
 
 
@@ -137,11 +184,27 @@ def points_table(rows, variants, steps) -> str:
         for variant in variants:
             if found := at(rows, variant, step):
                 lines.append([str(step), variant, *point(found), str(len(found))])
-    return table(["step", "trained", "turbo lost", "concept learnt", "sharpness", "Fréchet", "8 and 50 steps apart", "diversity", "runs"], lines)
+    return table(
+        [
+            "step",
+            "trained",
+            "turbo lost",
+            "concept learnt",
+            "sharpness",
+            "Fréchet",
+            "8 and 50 steps apart",
+            "diversity",
+            "runs",
+        ],
+        lines,
+    )
 
 
 def point(rows) -> list[str]:
-    means = [f"{mean(row[key] for row in rows):.{digits}f}" for key, digits in (("frechet", 0), ("steps_apart", 3), ("diversity", 2))]
+    means = [
+        f"{mean(row[key] for row in rows):.{digits}f}"
+        for key, digits in (("frechet", 0), ("steps_apart", 3), ("diversity", 2))
+    ]
     return [*(with_interval([row[key] for row in rows]) for key in ("lost", "concept", "sharpness")), *means]
 
 
@@ -153,7 +216,17 @@ def concepts_table(rows) -> str:
         step = max((row["step"] for row in of if row["variant"] == "straight"), default=0)
         found = [at(of, variant, step) for variant in MAIN]
         if any(found):
-            lines.append([f"{concept}, {step:,} steps", *(f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}" if some else "" for some in found)])
+            lines.append(
+                [
+                    f"{concept}, {step:,} steps",
+                    *(
+                        f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}"
+                        if some
+                        else ""
+                        for some in found
+                    ),
+                ]
+            )
     return table(["turbo lost, concept learnt", *MAIN], lines)
 
 
@@ -161,16 +234,27 @@ def beside_table(rows, base: str, variants, steps) -> str:
     """Each beside the base's run of the same concept and seed: differences, with their intervals."""
     lines = []
     for step in steps:
-        plain = {(row["concept_of"], row["seed"]): row for row in rows if row["variant"] == base and row["step"] == step}
+        plain = {
+            (row["concept_of"], row["seed"]): row for row in rows if row["variant"] == base and row["step"] == step
+        }
         for variant in variants:
-            found = [row for row in rows if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in plain]
+            found = [
+                row
+                for row in rows
+                if row["variant"] == variant and row["step"] == step and (row["concept_of"], row["seed"]) in plain
+            ]
             beside = [plain[row["concept_of"], row["seed"]] for row in found]
             if found:
                 line = [str(step), variant]
                 for key in ("lost", "concept"):
-                    line += [f"{mean(row[key] for row in found):.2f}", with_interval([row[key] - other[key] for row, other in zip(found, beside)])]
+                    line += [
+                        f"{mean(row[key] for row in found):.2f}",
+                        with_interval([row[key] - other[key] for row, other in zip(found, beside)]),
+                    ]
                 lines.append([*line, str(len(found))])
-    return table(["step", "trained", "turbo lost", f"more than {base}", "concept learnt", f"more than {base}", "runs"], lines)
+    return table(
+        ["step", "trained", "turbo lost", f"more than {base}", "concept learnt", f"more than {base}", "runs"], lines
+    )
 
 
 def equal_table(rows) -> str:
@@ -178,7 +262,9 @@ def equal_table(rows) -> str:
 
     def lost(strength: float, variant: str) -> dict[tuple, float]:
         runs = {(row["concept_of"], row["seed"]): row["run"] for row in at(rows, variant, 0)}
-        found = {key: lost_at([row for row in rows if row["run"] == run], strength) for key, run in sorted(runs.items())}
+        found = {
+            key: lost_at([row for row in rows if row["run"] == run], strength) for key, run in sorted(runs.items())
+        }
         return {key: value for key, value in found.items() if value is not None}
 
     def cell(values: list[float]) -> str:
@@ -220,9 +306,14 @@ def gauge_table(rows) -> str:
     lines = []
     for name, value in CANDIDATES.items():
         line = [name]
-        for of in ([row for row in rows if row["concept_of"] == CHOSEN_ON], [row for row in rows if row["concept_of"] != CHOSEN_ON]):
+        for of in (
+            [row for row in rows if row["concept_of"] == CHOSEN_ON],
+            [row for row in rows if row["concept_of"] != CHOSEN_ON],
+        ):
             runs = [[row for row in of if row["run"] == run] for run in sorted({row["run"] for row in of})]
-            correlation = lambda chosen, value=value: measure.rank_correlation([value(row) for run in chosen for row in run], [row["lost"] for run in chosen for row in run])  # noqa: E731
+            correlation = lambda chosen, value=value: measure.rank_correlation(
+                [value(row) for run in chosen for row in run], [row["lost"] for run in chosen for row in run]
+            )  # noqa: E731
             low, high = bootstrap(runs, correlation)
             line.append(f"{correlation(runs):.2f} ({low:.2f} to {high:.2f}), {len(of)} points of {len(runs)} runs")
         lines.append(line)
@@ -235,7 +326,11 @@ def calibration(rows) -> str:
 
     parts = []
     for concept in concepts.CONCEPTS:
-        apart = [abs(health.gauge(row["deviation"]) - row["lost"]) for row in rows if row["concept_of"] == concept and row["step"] and row["variant"] not in PASSES]
+        apart = [
+            abs(health.gauge(row["deviation"]) - row["lost"])
+            for row in rows
+            if row["concept_of"] == concept and row["step"] and row["variant"] not in PASSES
+        ]
         if apart:
             parts.append(f"{concept} {mean(apart):.2f} (at most {max(apart):.2f})")
     return ", ".join(parts)
@@ -243,27 +338,54 @@ def calibration(rows) -> str:
 
 def longrun(rows) -> dict:
     """The goal's figures: the best long-run option at 10,000 steps."""
-    best_straight = {run: max(row["concept"] for row in rows if row["run"] == run) for run in {row["run"] for row in rows if row["variant"] == "straight"}}
+    best_straight = {
+        run: max(row["concept"] for row in rows if row["run"] == run)
+        for run in {row["run"] for row in rows if row["variant"] == "straight"}
+    }
     found = {}
     for variant in LONG:
         last = at(rows, variant, 10000)
         if last:
-            ratios = [row["concept"] / best_straight[run] for row in last if (run := f"{row['concept_of']}_straight_{row['seed']}") in best_straight]
+            ratios = [
+                row["concept"] / best_straight[run]
+                for row in last
+                if (run := f"{row['concept_of']}_straight_{row['seed']}") in best_straight
+            ]
             found[variant] = {"turbo_loss": round(mean(row["lost"] for row in last), 4), "turbo_loss_of_runs": [row["lost"] for row in last], "concept": round(mean(row["concept"] for row in last), 4),
                               "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None, "concept_vs_best_straight_of_runs": [round(ratio, 4) for ratio in ratios], "runs": [row["run"] for row in last]}  # fmt: skip
     kept = [name for name in found if found[name]["turbo_loss"] <= HELD]
-    best = max(kept, key=lambda name: found[name]["concept"]) if kept else min(found, key=lambda name: found[name]["turbo_loss"])
+    best = (
+        max(kept, key=lambda name: found[name]["concept"])
+        if kept
+        else min(found, key=lambda name: found[name]["turbo_loss"])
+    )
     measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard,restore; python dev.py lab longrun; python dev.py lab results"
-    return {"turbo_loss": found[best]["turbo_loss"], "concept_vs_best_straight": found[best]["concept_vs_best_straight"], "option": best, "how": measured, "options": found}
+    return {
+        "turbo_loss": found[best]["turbo_loss"],
+        "concept_vs_best_straight": found[best]["concept_vs_best_straight"],
+        "option": best,
+        "how": measured,
+        "options": found,
+    }
 
 
 def goal_sentence(long: dict) -> str:
     """What of the goal is reached; its second half by every concept, not by their mean."""
     option = long["options"][long["option"]]
-    each = [f"{run.split('_')[0]} {lost:.3f} and {ratio:.2f}" for run, lost, ratio in zip(option["runs"], option["turbo_loss_of_runs"], option["concept_vs_best_straight_of_runs"])]
+    each = [
+        f"{run.split('_')[0]} {lost:.3f} and {ratio:.2f}"
+        for run, lost, ratio in zip(
+            option["runs"], option["turbo_loss_of_runs"], option["concept_vs_best_straight_of_runs"]
+        )
+    ]
     figures = f"With {long['option']}, turbo lost and the concept's strength as a share of the best straight run's: {', '.join(each)}; in the mean {long['turbo_loss']:.3f} and {long['concept_vs_best_straight']:.2f} (144 and 48 pictures a run)."
-    held, strong = sum(lost <= HELD for lost in option["turbo_loss_of_runs"]), sum(ratio >= 1 for ratio in option["concept_vs_best_straight_of_runs"])
-    return f"{figures} Turbo is kept in {held} of {len(each)} runs, and the concept is as strong as straight in {strong}."
+    held, strong = (
+        sum(lost <= HELD for lost in option["turbo_loss_of_runs"]),
+        sum(ratio >= 1 for ratio in option["concept_vs_best_straight_of_runs"]),
+    )
+    return (
+        f"{figures} Turbo is kept in {held} of {len(each)} runs, and the concept is as strong as straight in {strong}."
+    )
 
 
 def plot(rows, key: str, title: str):
@@ -295,5 +417,11 @@ def picture(folder: Path, concept: str, step: int = 10000):
         if variant != "turbo" and not file.is_file():
             continue
         with breakdown.with_lora(dit, load_file(file) if variant != "turbo" else {}), torch.no_grad():
-            drawn.append(world.sample(dit, measure.noise(len(texts), 3).to(device), world.refine(dit, features.to(device), lengths)))
-    world.contact_sheet(torch.cat(drawn), world.load_autoencoder(device), OUT / f"{concept}_{step}.png", columns=len(texts))
+            drawn.append(
+                world.sample(
+                    dit, measure.noise(len(texts), 3).to(device), world.refine(dit, features.to(device), lengths)
+                )
+            )
+    world.contact_sheet(
+        torch.cat(drawn), world.load_autoencoder(device), OUT / f"{concept}_{step}.png", columns=len(texts)
+    )

@@ -77,8 +77,16 @@ def main(argv: list[str]):
     parser.add_argument("--lr", type=float, default=8e-3)
     parser.add_argument("--pictures", type=int, default=24000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="through torch.compile: about twice as fast on a CPU, needs a C++ compiler")
-    parser.add_argument("--resume", action="store_true", help="go on from lab/work/teacher.safetensors, with a learning rate schedule of its own")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="through torch.compile: about twice as fast on a CPU, needs a C++ compiler",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from lab/work/teacher.safetensors, with a learning rate schedule of its own",
+    )
     args = parser.parse_args(argv)
     device = use_comfy()
     import comfy.model_management
@@ -98,7 +106,9 @@ def main(argv: list[str]):
     parameters = list(dit.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizers = make_optimizers(dit, args.lr)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05) for optimizer in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05) for optimizer in optimizers
+    ]
     started, recent = time.time(), []
     for step in range(args.steps):
         x0, rows = data.batch(args.batch, generator, drop=0.1)
@@ -114,7 +124,12 @@ def main(argv: list[str]):
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - rate)
         recent.append(loss.item())
         if step % 50 == 49:
-            log.info("teacher step %d loss %.4f, %.2f s/step", step + 1, sum(recent) / len(recent), (time.time() - started) / (step + 1))
+            log.info(
+                "teacher step %d loss %.4f, %.2f s/step",
+                step + 1,
+                sum(recent) / len(recent),
+                (time.time() - started) / (step + 1),
+            )
             recent = []
         if step % 500 == 499 or step + 1 == args.steps:
             keep(dit, average, data, device, step + 1)

@@ -24,8 +24,11 @@ def main(argv: list[str]):
     with dev.Server(comfyui, Path(sys.executable), base) as server:
         info = server.get("/object_info")
         demo = read("tiny_demo", info)
-        (base / "models" / "loras" / ADAPTER).write_bytes((TINY / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
-        for path in sorted(WORKFLOWS.glob("*.json"), key=lambda path: path.stem != "tiny_demo"):  # first: its LoRA is another's file
+        (base / "models" / "loras" / ADAPTER).write_bytes(
+            (TINY / "z_image_turbo_tiny_adapter.safetensors").read_bytes()
+        )
+        # first: its LoRA is another's file
+        for path in sorted(WORKFLOWS.glob("*.json"), key=lambda path: path.stem != "tiny_demo"):
             if path.stem not in (*wanted, "tiny_demo"):
                 continue
             prompt = read(path.stem, info)
@@ -35,17 +38,26 @@ def main(argv: list[str]):
                 prompt = making_adapter(prompt)
             outputs = server.run(prompt)
             if path.stem == "tiny_demo":
-                shutil.copy(base / "models" / "loras" / "smiley.safetensors", base / "models" / "loras" / "my_lora.safetensors")
+                shutil.copy(
+                    base / "models" / "loras" / "smiley.safetensors", base / "models" / "loras" / "my_lora.safetensors"
+                )
             if path.stem not in wanted:
                 continue
-            files = [base / "output" / i["subfolder"] / i["filename"] for o in outputs.values() for i in o.get("images", []) if i["type"] == "output"]
+            files = [
+                base / "output" / i["subfolder"] / i["filename"]
+                for o in outputs.values()
+                for i in o.get("images", [])
+                if i["type"] == "output"
+            ]
             beside([Image.open(file).convert("RGB") for file in files]).save(path.with_suffix(".jpg"), quality=85)
             log.info("%s: %d pictures", path.stem, len(files))
 
 
 def beside(images: list[Image.Image]) -> Image.Image:
     """All pictures in a row, at one height."""
-    scaled = [image.resize((image.width * HEIGHT // image.height, HEIGHT), Image.Resampling.LANCZOS) for image in images]
+    scaled = [
+        image.resize((image.width * HEIGHT // image.height, HEIGHT), Image.Resampling.LANCZOS) for image in images
+    ]
     row = Image.new("RGB", (sum(image.width for image in scaled), HEIGHT))
     x = 0
     for image in scaled:

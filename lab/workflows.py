@@ -7,25 +7,44 @@ import dev
 from .setup import ROOT
 
 WORKFLOWS = ROOT / "workflows"
-TINY_ADAPTER = {"adapter": "tiny (bundled)", "direction": "+1 de-distill", "strength": 1.0, "checkpoint_has_adapter": False}
+TINY_ADAPTER = {
+    "adapter": "tiny (bundled)",
+    "direction": "+1 de-distill",
+    "strength": 1.0,
+    "checkpoint_has_adapter": False,
+}
 PROMPT = "a large red star on a white background"
 CAPTIONS = "a {small|large} {red|orange|yellow|green|purple} {circle|square|triangle|star|ring|cross} on a {white|gray|blue|pink|black} background"
 OWN_ADAPTER = {
     "ZTurboGenerateSet": {"prompts": CAPTIONS, "sizes": "128x128, 112x144, 144x112, 80x80"},
     "ZTurboImageDataset": {"trigger": "", "caption_dropout": 0.0, "resolution": 128},
-    "ZTurboTrainLoRA": {"name": "my_adapter", "learning_rate": 3e-4, "rank": 8, "alpha": 8.0, "batch_size": 8, "keep_turbo": "off", "preview_prompts": "", "preview_every": 0},
+    "ZTurboTrainLoRA": {
+        "name": "my_adapter",
+        "learning_rate": 3e-4,
+        "rank": 8,
+        "alpha": 8.0,
+        "batch_size": 8,
+        "keep_turbo": "off",
+        "preview_prompts": "",
+        "preview_every": 0,
+    },
 }
 
 
 def with_tiny(prompt: dict, demo: dict, concept: bool) -> dict:
     """The prompt for the big model, asked of the tiny one with the demo's settings. concept: draw what the LoRA learns."""
-    settings = {node["class_type"]: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)} for node in reversed(list(demo.values()))}
+    settings = {
+        node["class_type"]: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        for node in reversed(list(demo.values()))
+    }
     unrelated = "\n".join(settings["ZTurboHealthOptions"]["prompts"].splitlines()[:6])
     settings["ZTurboHealth"] = settings["ZTurboCheckAdapter"] = {"size": 128, "prompts": unrelated}
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]
         if kind in ("ZTurboLoadModel", "ZTurboImageDataset", "ZTurboTrainLoRA", "ZTurboHealth", "ZTurboCheckAdapter"):
-            inputs.update({key: value for key, value in settings[kind].items() if not isinstance(inputs.get(key), list)})
+            inputs.update(
+                {key: value for key, value in settings[kind].items() if not isinstance(inputs.get(key), list)}
+            )
         if kind == "ZTurboSampler":
             inputs.update(width=128, height=128, prompt=settings[kind]["prompt"] if concept else PROMPT)
         if kind == "UNETLoader":  # an undistilled model: the tiny one with its adapter on

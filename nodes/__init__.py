@@ -8,7 +8,14 @@ from .dataset import ZTurboImageDataset
 from .health import ZTurboHealth
 from .make_adapter import ZTurboCheckAdapter, ZTurboExtractAdapter, ZTurboGenerateSet
 from .model import ZTurboDeDistillAdapter, ZTurboLoadModel
-from .options import ZTurboAdapterSchedule, ZTurboHealthOptions, ZTurboLossOptions, ZTurboNetworkOptions, ZTurboOptimizerOptions, ZTurboSavingOptions
+from .options import (
+    ZTurboAdapterSchedule,
+    ZTurboHealthOptions,
+    ZTurboLossOptions,
+    ZTurboNetworkOptions,
+    ZTurboOptimizerOptions,
+    ZTurboSavingOptions,
+)
 from .sample import ZTurboSampler
 from .save import ZTurboSaveLoRA
 from .train import ZTurboTrainLoRA

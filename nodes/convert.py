@@ -25,7 +25,11 @@ class ZTurboConvertLoRA(io.ComfyNode):
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A LoRA for Z-Image from models/loras, as its trainer wrote it. PEFT's adapter_model.safetensors needs its adapter_config.json beside it, which holds the strength.",
                 ),
-                io.String.Input("name", default="my_lora_converted", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
+                io.String.Input(
+                    "name",
+                    default="my_lora_converted",
+                    tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added.",
+                ),
                 io.Int.Input(
                     "rank",
                     default=0,
@@ -39,14 +43,20 @@ class ZTurboConvertLoRA(io.ComfyNode):
                     default="bf16",
                     tooltip="Of the numbers in the file. bf16: half the size of fp32. fp32: to the bit what the source has; fp16: finer than bf16 for small numbers.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."
+                ),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip="Only for a DoRA with a length for each output row (PEFT's, most of LyCORIS'): the Z-Image that it was trained on. With it the file draws in ComfyUI as in its training; the report says when it is needed.",
                 ),
             ],
-            outputs=[LoraModel.Output(display_name="lora"), io.String.Output(display_name="path"), io.String.Output(display_name="report")],
+            outputs=[
+                LoraModel.Output(display_name="lora"),
+                io.String.Output(display_name="path"),
+                io.String.Output(display_name="report"),
+            ],
             is_output_node=True,
         )
 

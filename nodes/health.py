@@ -21,18 +21,40 @@ class ZTurboHealth(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="Turbo, from any loader. An adapter of this pack on it is taken away first; LoRAs on it stay on it, for both sides."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Turbo, from any loader. An adapter of this pack on it is taken away first; LoRAs on it stay on it, for both sides.",
+                ),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.Combo.Input("file", options=[CONNECTED, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A LoRA from models/loras, or the one connected to lora."),
+                io.Combo.Input(
+                    "file",
+                    options=[CONNECTED, *folder_paths.get_filename_list("loras")],
+                    default=CONNECTED,
+                    tooltip="A LoRA from models/loras, or the one connected to lora.",
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default="\n".join(PROMPTS[:WATCHED]),
                     tooltip="Prompts that have nothing to do with the LoRA, one a line, without its trigger word. Each is drawn twice. Usual: 8; with the trainer's own first 8 the reading is the trainer's.",
                 ),
-                io.Int.Input("size", default=512, min=64, max=2048, step=16, tooltip="Pixels, width and height. Usual: 512; the tiny model: 128."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Picks the noise, the same on both sides."),
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=16,
+                    tooltip="Pixels, width and height. Usual: 512; the tiny model: 128.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Picks the noise, the same on both sides.",
+                ),
                 LoraModel.Input("lora", optional=True, tooltip="From Train LoRA, or from core's Load LoRA Model."),
             ],
             outputs=[
@@ -46,7 +68,9 @@ class ZTurboHealth(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, vae, file, prompts, size, seed, lora=None) -> io.NodeOutput:
         need_one(file, lora, "a LoRA")
-        found = comfy_health.report(model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), size, seed)
+        found = comfy_health.report(
+            model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), size, seed
+        )
         say(cls, found.text)
         return io.NodeOutput(found.gauge, found.text, found.plot, found.pictures, ui={"text": (found.text,)})
 

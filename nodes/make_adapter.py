@@ -30,34 +30,62 @@ class ZTurboGenerateSet(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clean turbo, without the de-distill adapter."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.String.Input("name", default="my_set", tooltip="Names the folder in output/zturbo_sets. With the name and settings of a set that is there, it goes on."),
-                io.Int.Input("count", default=2000, min=1, max=pictureset.MOST, tooltip="Pictures in the whole set. May be raised later: what is there stays. Usual for an adapter: 2000 to 10000."),
+                io.String.Input(
+                    "name",
+                    default="my_set",
+                    tooltip="Names the folder in output/zturbo_sets. With the name and settings of a set that is there, it goes on.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=2000,
+                    min=1,
+                    max=pictureset.MOST,
+                    tooltip="Pictures in the whole set. May be raised later: what is there stays. Usual for an adapter: 2000 to 10000.",
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default=PROMPTS,
                     tooltip="One a line; they take turns. {red|blue} picks one of these, __name__ a line of input/wildcards/name.txt. The more various, the better the adapter.",
                 ),
-                io.String.Input("prompt_file", default="", tooltip="A text file in ComfyUI's input folder with more prompts, one a line. Empty: none."),
+                io.String.Input(
+                    "prompt_file",
+                    default="",
+                    tooltip="A text file in ComfyUI's input folder with more prompts, one a line. Empty: none.",
+                ),
                 io.String.Input(
                     "sizes",
                     default=SIZES,
                     tooltip="Width x height in pixels, multiples of 16 from 64 to 4096, with commas between; each picture gets one of them by chance. The tiny model: 128x128, 112x144, 144x112, 80x80.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Decides choices, sizes and noise: the same seed gives the same set."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Decides choices, sizes and noise: the same seed gives the same set.",
+                ),
             ],
             outputs=[io.String.Output(display_name="folder"), io.Image.Output(display_name="newest")],
         )
 
     @classmethod
     def validate_inputs(cls, name, prompts, prompt_file, sizes):
-        return None in (name, prompts, prompt_file, sizes) or comfy_generate.wrong(name.strip(), lines(prompts), prompt_file, sizes) or True  # None: it comes from another node
+        # None: it comes from another node
+        return (
+            None in (name, prompts, prompt_file, sizes)
+            or comfy_generate.wrong(name.strip(), lines(prompts), prompt_file, sizes)
+            or True
+        )
 
     @classmethod
     def execute(cls, model, clip, vae, name, count, prompts, prompt_file, sizes, seed) -> io.NodeOutput:
         plan = comfy_generate.plan(lines(prompts), prompt_file, sizes, seed, count)
         made, drawn = comfy_generate.draw(model, clip, vae, plan, name.strip(), cls.hidden.unique_id)
-        text = f"{len(made.there())} pictures in output/{comfy_paths.SETS}/{made.folder.name}, {drawn} of them drawn now."
+        text = (
+            f"{len(made.there())} pictures in output/{comfy_paths.SETS}/{made.folder.name}, {drawn} of them drawn now."
+        )
         say(cls, text)
         sheet = plots.sheet(made.newest(12))
         return io.NodeOutput(f"{comfy_paths.SETS}/{made.folder.name}", sheet, ui=ui.PreviewImage(sheet, cls=cls))
@@ -79,14 +107,38 @@ class ZTurboExtractAdapter(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
-                io.Model.Input("undistilled", tooltip="Z-Image base, a De-Turbo checkpoint, or any de-distilled model of the family."),
+                io.Model.Input(
+                    "undistilled",
+                    tooltip="Z-Image base, a De-Turbo checkpoint, or any de-distilled model of the family.",
+                ),
                 io.Model.Input("turbo", tooltip="The turbo model that the adapter is for."),
-                io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Width of the adapter. Higher is nearer and larger: 5.3 MB a rank on the full model in bf16. Usual: 16 to 128."),
-                io.String.Input("name", default="my_adapter", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
-                io.Combo.Input("dtype", options=list(lorafile.DTYPES), default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
+                io.Int.Input(
+                    "rank",
+                    default=64,
+                    min=1,
+                    max=1024,
+                    tooltip="Width of the adapter. Higher is nearer and larger: 5.3 MB a rank on the full model in bf16. Usual: 16 to 128.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_adapter",
+                    tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(lorafile.DTYPES),
+                    default="bf16",
+                    tooltip="Of the numbers in the file. bf16: half the size of fp32.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."
+                ),
             ],
-            outputs=[LoraModel.Output(display_name="adapter"), io.String.Output(display_name="path"), io.String.Output(display_name="report")],
+            outputs=[
+                LoraModel.Output(display_name="adapter"),
+                io.String.Output(display_name="path"),
+                io.String.Output(display_name="report"),
+            ],
         )
 
     @classmethod
@@ -96,7 +148,10 @@ class ZTurboExtractAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, undistilled, turbo, rank, name, dtype, overwrite) -> io.NodeOutput:
         made = comfy_weights.extracted(undistilled, turbo, rank, cls.hidden.unique_id)
-        state = lorafile.LoraState(lorafile.state_dict(made.factors, lorafile.DTYPES[dtype]), {"modelspec.title": name, "modelspec.architecture": "z-image-turbo/lora"})
+        state = lorafile.LoraState(
+            lorafile.state_dict(made.factors, lorafile.DTYPES[dtype]),
+            {"modelspec.title": name, "modelspec.architecture": "z-image-turbo/lora"},
+        )
         path, text = save(cls, state, state.metadata, name, overwrite, made.report(rank))
         return io.NodeOutput(state, path, text, ui={"text": (text,)})
 
@@ -116,29 +171,71 @@ class ZTurboCheckAdapter(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clean turbo; an adapter of this pack on it is taken away first."),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.Combo.Input("adapter", options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")], default=CONNECTED, tooltip="A file from models/loras, or the one connected to lora."),
+                io.Combo.Input(
+                    "adapter",
+                    options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")],
+                    default=CONNECTED,
+                    tooltip="A file from models/loras, or the one connected to lora.",
+                ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default="a red fox in fresh snow\na portrait of an old sailor, oil painting\na shop window at night, neon signs\na bowl of fruit on a wooden table",
                     tooltip="One a line; each is drawn three times. Usual: 4 to 8.",
                 ),
-                io.Int.Input("size", default=1024, min=64, max=2048, step=16, tooltip="Pixels, width and height. Usual: 1024; the tiny model: 128."),
+                io.Int.Input(
+                    "size",
+                    default=1024,
+                    min=64,
+                    max=2048,
+                    step=16,
+                    tooltip="Pixels, width and height. Usual: 1024; the tiny model: 128.",
+                ),
                 io.Int.Input("steps", default=24, min=9, max=100, tooltip="Of the long way. Usual: 24 to 50."),
-                io.Float.Input("cfg", default=2.0, min=1.0, max=10.0, step=0.1, tooltip="Guidance of the long way. Usual: 2 to 4."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Picks the noise, the same in all rows."),
+                io.Float.Input(
+                    "cfg", default=2.0, min=1.0, max=10.0, step=0.1, tooltip="Guidance of the long way. Usual: 2 to 4."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Picks the noise, the same in all rows.",
+                ),
                 LoraModel.Input("lora", optional=True, tooltip="From Train LoRA or Extract Adapter."),
             ],
-            outputs=[io.Boolean.Output(display_name="done"), io.String.Output(display_name="report"), io.Image.Output(display_name="pictures")],
+            outputs=[
+                io.Boolean.Output(display_name="done"),
+                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="pictures"),
+            ],
         )
 
     @classmethod
     def execute(cls, model, clip, vae, adapter, prompts, size, steps, cfg, seed, lora=None) -> io.NodeOutput:
         need_one(adapter, lora, "an adapter")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
-        found = comfy_check.check(model, clip, vae, read, "the adapter" if lora is not None else adapter, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id)
+        found = comfy_check.check(
+            model,
+            clip,
+            vae,
+            read,
+            "the adapter" if lora is not None else adapter,
+            lines(prompts),
+            size,
+            seed,
+            steps,
+            cfg,
+            cls.hidden.unique_id,
+        )
         say(cls, found.text)
-        return io.NodeOutput(found.done, found.text, found.pictures, ui={"text": (found.text,), **ui.PreviewImage(found.pictures, cls=cls).as_dict()})
+        return io.NodeOutput(
+            found.done,
+            found.text,
+            found.pictures,
+            ui={"text": (found.text,), **ui.PreviewImage(found.pictures, cls=cls).as_dict()},
+        )
 
     @classmethod
     def validate_inputs(cls, adapter, lora=UNWIRED):
@@ -146,4 +243,8 @@ class ZTurboCheckAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):
-        return "" if adapter in (None, CONNECTED, TINY) else comfy_load.fingerprint(folder_paths.get_full_path("loras", adapter))
+        return (
+            ""
+            if adapter in (None, CONNECTED, TINY)
+            else comfy_load.fingerprint(folder_paths.get_full_path("loras", adapter))
+        )

@@ -51,7 +51,11 @@ class ZTurboLoadModel(io.ComfyNode):
                     tooltip="From models/vae. auto: the one in the checkpoint, if it holds one; else ae.safetensors; the bundled one for the tiny model.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.Clip.Output(display_name="clip"), io.Vae.Output(display_name="vae")],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+            ],
         )
 
     @classmethod
@@ -89,8 +93,20 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
                     options=[TINY, *folder_paths.get_filename_list("loras")],
                     tooltip="From models/loras: zimage_turbo_training_adapter_v2.safetensors (340 MB). tiny (bundled) fits the tiny model only.",
                 ),
-                io.Combo.Input("direction", options=[DE_DISTILL, RESTORE], default=DE_DISTILL, tooltip="+1 before training, -1 to take away what +1 put on."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="How much of the adapter, as a factor from 0 to 2. Usual: 1. Use the same for +1 and -1."),
+                io.Combo.Input(
+                    "direction",
+                    options=[DE_DISTILL, RESTORE],
+                    default=DE_DISTILL,
+                    tooltip="+1 before training, -1 to take away what +1 put on.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the adapter, as a factor from 0 to 2. Usual: 1. Use the same for +1 and -1.",
+                ),
                 io.Boolean.Input(
                     "checkpoint_has_adapter",
                     default=False,
@@ -111,4 +127,6 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
     def fingerprint_inputs(cls, adapter, **_):
         if adapter is None:  # core's word for what another node will bring
             return ""
-        return comfy_load.fingerprint(comfy_tiny.ADAPTER if adapter == TINY else folder_paths.get_full_path("loras", adapter))
+        return comfy_load.fingerprint(
+            comfy_tiny.ADAPTER if adapter == TINY else folder_paths.get_full_path("loras", adapter)
+        )

@@ -7,9 +7,28 @@ from ..zturbo.flow import WEIGHTINGS
 from ..zturbo.health import PROMPTS
 from ..zturbo.hosts import comfy_load
 from ..zturbo.lorafile import DTYPES
-from ..zturbo.recipe import NETWORKS, OPTIMIZERS, SCHEDULES, AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps, Turbo
+from ..zturbo.recipe import (
+    NETWORKS,
+    OPTIMIZERS,
+    SCHEDULES,
+    AdapterCourse,
+    Loss,
+    Network,
+    Optimizer,
+    Saving,
+    Timesteps,
+    Turbo,
+)
 from .screen import lines
-from .types import CATEGORY, AdapterSchedule, HealthOptions, LossOptions, NetworkOptions, OptimizerOptions, SavingOptions
+from .types import (
+    CATEGORY,
+    AdapterSchedule,
+    HealthOptions,
+    LossOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    SavingOptions,
+)
 
 NOTHING = "nothing"
 
@@ -30,13 +49,21 @@ class ZTurboNetworkOptions(io.ComfyNode):
                     default="lora",
                     tooltip="lora: read everywhere. dora: with a length for each column, slower; read by ComfyUI. lokr: small files; read by ComfyUI and diffusers. loha: read by ComfyUI; slow, as it builds whole matrices.",
                 ),
-                io.Int.Input("factor", default=8, min=1, max=64, tooltip="Of lokr only: size of its small matrix. Lower is a larger file. Usual: 4 to 16."),
+                io.Int.Input(
+                    "factor",
+                    default=8,
+                    min=1,
+                    max=64,
+                    tooltip="Of lokr only: size of its small matrix. Lower is a larger file. Usual: 4 to 16.",
+                ),
                 io.String.Input(
                     "targets",
                     default="",
                     tooltip="Which parts are trained, with commas between: attention, feed_forward, adaln, or a pattern such as *.to_q. With :rank for a rank of its own (attention:32, feed_forward:8); the last that fits counts. Empty: all at the trainer's rank.",
                 ),
-                io.String.Input("layers", default="", tooltip="Which of the 30 layers are trained, for example 0-9, 20. Empty: all."),
+                io.String.Input(
+                    "layers", default="", tooltip="Which of the 30 layers are trained, for example 0-9, 20. Empty: all."
+                ),
                 io.Combo.Input(
                     "start_from",
                     options=[NOTHING, *folder_paths.get_filename_list("loras")],
@@ -49,11 +76,23 @@ class ZTurboNetworkOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, kind, factor, targets, layers, start_from) -> io.NodeOutput:
-        return io.NodeOutput(Network(kind=kind, factor=factor, targets=targets.strip(), layers=layers.strip(), start="" if start_from == NOTHING else start_from))
+        return io.NodeOutput(
+            Network(
+                kind=kind,
+                factor=factor,
+                targets=targets.strip(),
+                layers=layers.strip(),
+                start="" if start_from == NOTHING else start_from,
+            )
+        )
 
     @classmethod
     def fingerprint_inputs(cls, start_from, **_):
-        return "" if start_from in (None, NOTHING) else comfy_load.fingerprint(folder_paths.get_full_path("loras", start_from))
+        return (
+            ""
+            if start_from in (None, NOTHING)
+            else comfy_load.fingerprint(folder_paths.get_full_path("loras", start_from))
+        )
 
 
 class ZTurboAdapterSchedule(io.ComfyNode):
@@ -66,8 +105,22 @@ class ZTurboAdapterSchedule(io.ComfyNode):
             description="Lets the de-distill adapter grow weaker or stronger while Train LoRA runs. Without this node: the same strength from the first step to the last.",
             search_aliases=["adapter strength", "fade adapter"],
             inputs=[
-                io.Float.Input("start", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Factor on the adapter's strength at the first step, 0 to 4. Usual: 1."),
-                io.Float.Input("end", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Factor on the adapter's strength at the last step, 0 to 4; in between it changes evenly. Usual: 1."),
+                io.Float.Input(
+                    "start",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Factor on the adapter's strength at the first step, 0 to 4. Usual: 1.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Factor on the adapter's strength at the last step, 0 to 4; in between it changes evenly. Usual: 1.",
+                ),
             ],
             outputs=[AdapterSchedule.Output(display_name="adapter_schedule")],
         )
@@ -102,17 +155,44 @@ class ZTurboOptimizerOptions(io.ComfyNode):
                     round=False,
                     tooltip="Pulls the LoRA towards nothing: this part, times the learning rate, goes at each step. Usual: 0 to 0.01.",
                 ),
-                io.Float.Input("max_grad_norm", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="A gradient longer than this (L2) is shortened to it. 0: never. Usual: 1."),
+                io.Float.Input(
+                    "max_grad_norm",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="A gradient longer than this (L2) is shortened to it. 0: never. Usual: 1.",
+                ),
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
                     default="constant",
                     tooltip="The learning rate's course behind the warm-up: constant, linear to 0, cosine to 0, or cosine_restarts: that several times over.",
                 ),
-                io.Int.Input("warmup", default=0, min=0, max=100000, tooltip="Steps over which the learning rate rises from 0. Usual: 0 to 100."),
-                io.Int.Input("restarts", default=1, min=1, max=100, tooltip="Cycles of cosine_restarts, over the whole run."),
-                io.Int.Input("decay", default=0, min=0, max=100000, tooltip="The last steps, over which the learning rate falls to 0. Usual: 0, or a tenth of the run."),
-                io.Int.Input("accumulation", default=1, min=1, max=256, tooltip="Batches whose gradients make one step: a larger batch without more memory, in as many times the time."),
+                io.Int.Input(
+                    "warmup",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Steps over which the learning rate rises from 0. Usual: 0 to 100.",
+                ),
+                io.Int.Input(
+                    "restarts", default=1, min=1, max=100, tooltip="Cycles of cosine_restarts, over the whole run."
+                ),
+                io.Int.Input(
+                    "decay",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="The last steps, over which the learning rate falls to 0. Usual: 0, or a tenth of the run.",
+                ),
+                io.Int.Input(
+                    "accumulation",
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="Batches whose gradients make one step: a larger batch without more memory, in as many times the time.",
+                ),
                 io.Float.Input(
                     "ema",
                     default=0.0,
@@ -127,9 +207,21 @@ class ZTurboOptimizerOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, optimizer, weight_decay, max_grad_norm, schedule, warmup, restarts, decay, accumulation, ema) -> io.NodeOutput:
+    def execute(
+        cls, optimizer, weight_decay, max_grad_norm, schedule, warmup, restarts, decay, accumulation, ema
+    ) -> io.NodeOutput:
         return io.NodeOutput(
-            Optimizer(optimizer, weight_decay=weight_decay, max_grad_norm=max_grad_norm, schedule=schedule, warmup=warmup, restarts=restarts, decay=decay, accumulation=accumulation, ema=ema)
+            Optimizer(
+                optimizer,
+                weight_decay=weight_decay,
+                max_grad_norm=max_grad_norm,
+                schedule=schedule,
+                warmup=warmup,
+                restarts=restarts,
+                decay=decay,
+                accumulation=accumulation,
+                ema=ema,
+            )
         )
 
 
@@ -143,14 +235,52 @@ class ZTurboLossOptions(io.ComfyNode):
             description="Which noise levels Train LoRA looks at, and how it measures what is wrong. Without this node: all noise levels, mean square error.",
             search_aliases=["huber", "logit normal", "sigma range", "differential guidance"],
             inputs=[
-                io.Float.Input("mean", default=0.0, min=-5.0, max=5.0, step=0.1, tooltip="Of timesteps logit_normal, in logits: above 0 more noise, below 0 less."),
-                io.Float.Input("std", default=1.0, min=0.05, max=5.0, step=0.05, tooltip="Of timesteps logit_normal, in logits: how wide it spreads. Usual: 1."),
                 io.Float.Input(
-                    "min_sigma", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Lowest noise level, from 0 (picture) to 1 (noise); the timesteps chosen are squeezed in between. Usual: 0."
+                    "mean",
+                    default=0.0,
+                    min=-5.0,
+                    max=5.0,
+                    step=0.1,
+                    tooltip="Of timesteps logit_normal, in logits: above 0 more noise, below 0 less.",
                 ),
-                io.Float.Input("max_sigma", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Highest noise level, from 0 to 1; the timesteps chosen are squeezed in between. Usual: 1."),
-                io.Combo.Input("loss", options=["mse", "huber"], default="mse", tooltip="mse: mean square error. huber: straight instead of square for large errors, so odd pictures pull less."),
-                io.Float.Input("huber_delta", default=0.1, min=0.001, max=10.0, step=0.01, tooltip="Where huber turns straight, in units of the velocity (about 1). Usual: 0.1."),
+                io.Float.Input(
+                    "std",
+                    default=1.0,
+                    min=0.05,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="Of timesteps logit_normal, in logits: how wide it spreads. Usual: 1.",
+                ),
+                io.Float.Input(
+                    "min_sigma",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Lowest noise level, from 0 (picture) to 1 (noise); the timesteps chosen are squeezed in between. Usual: 0.",
+                ),
+                io.Float.Input(
+                    "max_sigma",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Highest noise level, from 0 to 1; the timesteps chosen are squeezed in between. Usual: 1.",
+                ),
+                io.Combo.Input(
+                    "loss",
+                    options=["mse", "huber"],
+                    default="mse",
+                    tooltip="mse: mean square error. huber: straight instead of square for large errors, so odd pictures pull less.",
+                ),
+                io.Float.Input(
+                    "huber_delta",
+                    default=0.1,
+                    min=0.001,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Where huber turns straight, in units of the velocity (about 1). Usual: 0.1.",
+                ),
                 io.Float.Input(
                     "guidance",
                     default=0.0,
@@ -171,7 +301,12 @@ class ZTurboLossOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, mean, std, min_sigma, max_sigma, loss, huber_delta, guidance, weighting) -> io.NodeOutput:
-        return io.NodeOutput((Timesteps(mean=mean, std=std, min_sigma=min_sigma, max_sigma=max_sigma), Loss(loss, huber_delta, guidance, weighting)))
+        return io.NodeOutput(
+            (
+                Timesteps(mean=mean, std=std, min_sigma=min_sigma, max_sigma=max_sigma),
+                Loss(loss, huber_delta, guidance, weighting),
+            )
+        )
 
 
 class ZTurboSavingOptions(io.ComfyNode):
@@ -184,7 +319,13 @@ class ZTurboSavingOptions(io.ComfyNode):
             description="How often Train LoRA writes a checkpoint and the LoRA so far, how many checkpoints stay, and the number format of the LoRA. Without this node: every 250 steps, two stay, bf16.",
             search_aliases=["checkpoint", "save every", "keep"],
             inputs=[
-                io.Int.Input("every", default=250, min=1, max=100000, tooltip="Steps between two checkpoints. A run that is cut off goes on from the newest."),
+                io.Int.Input(
+                    "every",
+                    default=250,
+                    min=1,
+                    max=100000,
+                    tooltip="Steps between two checkpoints. A run that is cut off goes on from the newest.",
+                ),
                 io.Int.Input(
                     "keep",
                     default=2,
@@ -192,7 +333,12 @@ class ZTurboSavingOptions(io.ComfyNode):
                     max=1000,
                     tooltip="Newest checkpoints that stay on the disk, beside one or two from about 100 and 200 steps ago, to fall back on. One has about six times the size of the LoRA in bf16.",
                 ),
-                io.Combo.Input("dtype", options=list(DTYPES), default="bf16", tooltip="Of the LoRA's numbers, in the run folder and as handed on. bf16: half the size of fp32."),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="bf16",
+                    tooltip="Of the LoRA's numbers, in the run folder and as handed on. bf16: half the size of fp32.",
+                ),
             ],
             outputs=[SavingOptions.Output(display_name="saving_options")],
         )
@@ -213,7 +359,11 @@ class ZTurboHealthOptions(io.ComfyNode):
             search_aliases=["turbo gauge", "turbo guard", "early stopping", "damage", "blurry lora"],
             inputs=[
                 io.Int.Input(
-                    "gauge_every", default=250, min=0, max=100000, tooltip="Steps between two readings of the gauge. 0: none. One reading takes eight forward passes, as long as a few steps."
+                    "gauge_every",
+                    default=250,
+                    min=0,
+                    max=100000,
+                    tooltip="Steps between two readings of the gauge. 0: none. One reading takes eight forward passes, as long as a few steps.",
                 ),
                 io.Float.Input(
                     "stop_above",
@@ -232,9 +382,20 @@ class ZTurboHealthOptions(io.ComfyNode):
                     round=False,
                     tooltip="Of keep_turbo's guard beside the loss, as a factor. Higher keeps more of turbo and learns more slowly. Usual: 1.",
                 ),
-                io.Int.Input("guard_interval", default=2, min=1, max=100, tooltip="Every how many steps one is guarded; 1: each. Higher is faster and keeps less. Usual: 2."),
                 io.Int.Input(
-                    "size", default=0, min=0, max=1024, step=16, tooltip="Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most 512."
+                    "guard_interval",
+                    default=2,
+                    min=1,
+                    max=100,
+                    tooltip="Every how many steps one is guarded; 1: each. Higher is faster and keeps less. Usual: 2.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    step=16,
+                    tooltip="Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most 512.",
                 ),
                 io.String.Input(
                     "prompts",
@@ -260,7 +421,9 @@ class ZTurboHealthOptions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, gauge_every, stop_above, guard_weight, guard_interval, size, prompts, restore_steps, restore_prompts) -> io.NodeOutput:
+    def execute(
+        cls, gauge_every, stop_above, guard_weight, guard_interval, size, prompts, restore_steps, restore_prompts
+    ) -> io.NodeOutput:
         return io.NodeOutput(
             Turbo(
                 weight=guard_weight,

@@ -22,14 +22,45 @@ class ZTurboSampler(io.ComfyNode):
             search_aliases=["turbo sampler", "8 steps", "text to image"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The turbo model, with or without LoRAs, without the de-distill adapter."),
+                io.Model.Input(
+                    "model", tooltip="The turbo model, with or without LoRAs, without the de-distill adapter."
+                ),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="What to draw. Turbo takes no negative prompt."),
-                io.Int.Input("width", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128."),
-                io.Int.Input("height", default=1024, min=64, max=4096, step=16, tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128."),
-                io.Int.Input("steps", default=8, min=1, max=100, tooltip="Sampler steps. The model is distilled to 8; more takes longer and is seldom better."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Picks the noise: same seed, same picture."),
+                io.String.Input(
+                    "prompt", multiline=True, default="", tooltip="What to draw. Turbo takes no negative prompt."
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=64,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=64,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=100,
+                    tooltip="Sampler steps. The model is distilled to 8; more takes longer and is seldom better.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Picks the noise: same seed, same picture.",
+                ),
                 io.Combo.Input(
                     "sampler",
                     options=["euler", "res_multistep"],
@@ -49,5 +80,15 @@ class ZTurboSampler(io.ComfyNode):
             text = f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look blurred. Use the clean model, or take it away with -1."
             log.warning("%s", text)
         say(cls, text)
-        latents = comfy_draw.sample(model, comfy_draw.encode_prompt(clip, prompt), width, height, steps, seed, sampler, batch_size, comfy_control.sampling_progress(model, steps))
+        latents = comfy_draw.sample(
+            model,
+            comfy_draw.encode_prompt(clip, prompt),
+            width,
+            height,
+            steps,
+            seed,
+            sampler,
+            batch_size,
+            comfy_control.sampling_progress(model, steps),
+        )
         return io.NodeOutput(comfy_draw.decode(vae, latents), ui={"text": (text,)})

@@ -11,7 +11,9 @@ from .types import CATEGORY, LoraModel
 def save(node, state: dict, metadata: dict[str, str], name: str, overwrite: bool, report: str = "") -> tuple[str, str]:
     """Write a LoRA into models/loras and say so on the node, behind a report: (path, what was said)."""
     path = lorafile.write(comfy_paths.lora_path(name, overwrite), state, metadata)
-    text = "\n".join(filter(None, (report, f"Saved {path.name} in models/loras. Press R to see it in the lists of loaders.")))
+    text = "\n".join(
+        filter(None, (report, f"Saved {path.name} in models/loras. Press R to see it in the lists of loaders."))
+    )
     say(node, text)
     return str(path), text
 
@@ -27,10 +29,23 @@ class ZTurboSaveLoRA(io.ComfyNode):
             search_aliases=["export lora", "write lora"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                LoraModel.Input("lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."),
-                io.String.Input("name", default="my_lora", tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."),
-                io.Combo.Input("dtype", options=list(lorafile.DTYPES), default="bf16", tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."),
+                LoraModel.Input(
+                    "lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_lora",
+                    tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(lorafile.DTYPES),
+                    default="bf16",
+                    tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."
+                ),
             ],
             outputs=[io.String.Output(display_name="path")],
             is_output_node=True,

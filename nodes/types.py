@@ -22,7 +22,9 @@ HealthOptions = io.Custom("ZTURBO_HEALTH_OPTIONS")
 def need_one(file: str, lora: dict | None, what: str):
     """Raises ZTurboError unless a LoRA comes in one way only: chosen as a file, or wired."""
     if (file == CONNECTED) == (lora is None):
-        raise ZTurboError(f"Choose {what}: connect one to lora and set the file to '{CONNECTED}', or choose a file and connect none.")
+        raise ZTurboError(
+            f"Choose {what}: connect one to lora and set the file to '{CONNECTED}', or choose a file and connect none."
+        )
 
 
 def one_way(file: str | None, lora, what: str, bundled: tuple[str, ...] = ()) -> bool | str:

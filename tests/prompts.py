@@ -12,7 +12,14 @@ def load() -> dict:
 
 
 def adapter(model, direction="+1 de-distill", strength=1.0, name=TINY, declared=False) -> dict:
-    return node("ZTurboDeDistillAdapter", model=model, adapter=name, direction=direction, strength=strength, checkpoint_has_adapter=declared)
+    return node(
+        "ZTurboDeDistillAdapter",
+        model=model,
+        adapter=name,
+        direction=direction,
+        strength=strength,
+        checkpoint_has_adapter=declared,
+    )
 
 
 def dataset(folder="bundled: smiley", trigger="zsmile", resolution=128) -> dict:
@@ -40,11 +47,21 @@ def train(model, dataset, **changes) -> dict:
         "compute_dtype": "fp32", "gradient_checkpointing": False, "adapter_way": "auto", "keep_turbo": "off", "preview_prompts": "a large zsmile on a blue background",
         "preview_every": 0, "preview_width": 64, "preview_height": 64, "preview_seed": 3, "resume": "auto", "repeat": "exact",
     }  # fmt: skip
-    return node("ZTurboTrainLoRA", model=model, clip=["load", 1], vae=["load", 2], dataset=dataset, **{**settings, **changes})
+    return node(
+        "ZTurboTrainLoRA", model=model, clip=["load", 1], vae=["load", 2], dataset=dataset, **{**settings, **changes}
+    )
 
 
 def sample(model, **changes) -> dict:
-    settings = {"prompt": "a large zsmile on a blue background", "width": 64, "height": 64, "steps": 8, "seed": 3, "sampler": "euler", "batch_size": 1}
+    settings = {
+        "prompt": "a large zsmile on a blue background",
+        "width": 64,
+        "height": 64,
+        "steps": 8,
+        "seed": 3,
+        "sampler": "euler",
+        "batch_size": 1,
+    }
     return node("ZTurboSampler", model=model, clip=["load", 1], vae=["load", 2], **{**settings, **changes})
 
 
@@ -54,4 +71,9 @@ def save_image(images, prefix="test/picture") -> dict:
 
 def training(**changes) -> dict:
     """Load, adapter at +1, the bundled pictures, train."""
-    return {"load": load(), "adapter": adapter(["load", 0]), "dataset": dataset(), "train": train(["adapter", 0], ["dataset", 0], **changes)}
+    return {
+        "load": load(),
+        "adapter": adapter(["load", 0]),
+        "dataset": dataset(),
+        "train": train(["adapter", 0], ["dataset", 0], **changes),
+    }

@@ -49,9 +49,15 @@ class Cache:
     def _keep(self, path: Path, made: torch.Tensor):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}.{threading.get_ident()}")
+            files.write(
+                path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}.{threading.get_ident()}"
+            )
         except OSError as error:
-            log.warning("The cache %s cannot be written (%s); it will be made anew in the next run.", path.parent, error.strerror)
+            log.warning(
+                "The cache %s cannot be written (%s); it will be made anew in the next run.",
+                path.parent,
+                error.strerror,
+            )
 
     def tidy(self):
         """Delete what no run has used for `KEPT` days, and what a crash left half written."""

@@ -28,7 +28,8 @@ class State:
 
     lora: dict[str, Difference]
     optimizer: torch.optim.Optimizer
-    average: dict[str, Difference] = field(default_factory=dict)  # the LoRA's moving average, where the recipe asks for one
+    # the LoRA's moving average, where the recipe asks for one
+    average: dict[str, Difference] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     restoring: bool = False  # what the newest step taught: to restore turbo, or pictures
@@ -53,14 +54,20 @@ class State:
     def parts(self) -> dict[str, torch.Tensor]:
         """The trained numbers of the LoRA and of its average, by their names in the file."""
         sets = {"lora": self.lora, "average": self.average}
-        return {f"{kind}.{name}.{part}": tensor for kind, lora in sets.items() for name, one in lora.items() for part, tensor in one.tensors.items()}
+        return {
+            f"{kind}.{name}.{part}": tensor
+            for kind, lora in sets.items()
+            for name, one in lora.items()
+            for part, tensor in one.tensors.items()
+        }
 
     def copied(self) -> "Copy":
         """All of it, as it is now, in main memory: training may go on while this is written."""
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         tensors |= self.parts()
         optimizer = _pack(self.optimizer.state_dict(), "optimizer", tensors)
-        tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}  # 8-bit optimizers share tables
+        # 8-bit optimizers share tables
+        tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         facts = {
             "format": FORMAT,
             "seconds": repr(self.seconds),
@@ -74,18 +81,28 @@ class State:
 
     def kinds(self) -> dict[str, str]:
         """What the numbers of a checkpoint mean nothing without."""
-        return {"optimizer class": type(self.optimizer).__name__, "moving average": "yes" if self.average else "no", "scale": str(sorted({one.scale for one in self.lora.values()}))}
+        return {
+            "optimizer class": type(self.optimizer).__name__,
+            "moving average": "yes" if self.average else "no",
+            "scale": str(sorted({one.scale for one in self.lora.values()})),
+        }
 
     def take(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
         """Become the state that was saved. Raises CheckpointError, and stays as it is, when that is of another LoRA or optimizer."""
         for name, mine in self.kinds().items():
             if facts.get(name) != mine:
-                raise CheckpointError(f"The checkpoint is of another {name}: it has {facts.get(name)}, this run {mine}. Use the same settings, or start a new run.")
+                raise CheckpointError(
+                    f"The checkpoint is of another {name}: it has {facts.get(name)}, this run {mine}. Use the same settings, or start a new run."
+                )
         parts = self.parts()
         saved = {key for key in tensors if key.startswith(("lora.", "average."))}
-        wrong = [key for key in parts.keys() ^ saved] or [key for key in parts if (parts[key].shape, parts[key].dtype) != (tensors[key].shape, tensors[key].dtype)]
+        wrong = [key for key in parts.keys() ^ saved] or [
+            key for key in parts if (parts[key].shape, parts[key].dtype) != (tensors[key].shape, tensors[key].dtype)
+        ]
         if wrong:
-            raise CheckpointError(f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run.")
+            raise CheckpointError(
+                f"The checkpoint is of another LoRA: {len(wrong)} of {len(parts)} matrices differ (for example {wrong[0]}). Use the same rank and targets, or start a new run."
+            )
         course = _course(tensors["losses"], facts)
         before = self.optimizer.state_dict()
         decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
@@ -95,7 +112,9 @@ class State:
             self.optimizer.load_state_dict(saved_optimizer)
         except Exception as error:  # each optimizer has its own way to refuse
             self.optimizer.load_state_dict(before)
-            raise CheckpointError(f"The checkpoint is of another optimizer ({type(error).__name__}: {error}). Use the same one, or start a new run.") from error
+            raise CheckpointError(
+                f"The checkpoint is of another optimizer ({type(error).__name__}: {error}). Use the same one, or start a new run."
+            ) from error
         for group, value in zip(self.optimizer.param_groups, decay):
             if value is not None:
                 group["weight_decay"] = value  # the recipe's, which may be another when a run is continued
@@ -136,7 +155,9 @@ def write(path: Path, copy: Copy):
             path.unlink()
             raise CheckpointError(f"The checkpoint {path} does not read back as it was written. Check the disk.")
     except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror}. {files.advice(error)}") from error
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written: {error.strerror}. {files.advice(error)}"
+        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -147,7 +168,11 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         facts = tensorfile.header(content).get("__metadata__") or {}
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"The checkpoint {path.name} cannot be read ({error}).") from error
-    if facts.get("format") != FORMAT or not {"optimizer", "seconds", "setbacks", "restoring", "since"} <= facts.keys() or "losses" not in tensors:
+    if (
+        facts.get("format") != FORMAT
+        or not {"optimizer", "seconds", "setbacks", "restoring", "since"} <= facts.keys()
+        or "losses" not in tensors
+    ):
         raise CheckpointError(f"{path.name} is not a checkpoint of this version.")
     if facts.pop("sha256", None) != _sha256(tensors, facts):
         raise CheckpointError(f"The checkpoint {path.name} is damaged: its checksum is another.")
@@ -157,10 +182,23 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int, bool, int]:
     """(losses, seconds, setbacks, restoring, since) so far. Raises CheckpointError for what no run can have."""
     try:
-        seconds, setbacks, restoring, since = float(facts["seconds"]), int(facts["setbacks"]), int(facts["restoring"]), int(facts["since"])
+        seconds, setbacks, restoring, since = (
+            float(facts["seconds"]),
+            int(facts["setbacks"]),
+            int(facts["restoring"]),
+            int(facts["since"]),
+        )
     except ValueError as error:
         raise CheckpointError(f"The checkpoint is no run's: {error}.") from error
-    if losses.ndim != 1 or losses.dtype != torch.float64 or not losses.isfinite().all() or not 0 <= seconds < float("inf") or setbacks < 0 or restoring not in (0, 1) or not 0 <= since <= len(losses):
+    if (
+        losses.ndim != 1
+        or losses.dtype != torch.float64
+        or not losses.isfinite().all()
+        or not 0 <= seconds < float("inf")
+        or setbacks < 0
+        or restoring not in (0, 1)
+        or not 0 <= since <= len(losses)
+    ):
         raise CheckpointError("The checkpoint is no run's: its losses, seconds, setbacks or phase are no such numbers.")
     return losses.tolist(), seconds, setbacks, bool(restoring), since
 
@@ -183,7 +221,9 @@ def _same_kind(a, b) -> bool:
     if isinstance(b, (tuple, list)):
         return isinstance(a, (tuple, list)) and len(a) == len(b) and all(map(_same_kind, a, b))
     if isinstance(b, (int, float)) and not isinstance(b, bool):
-        return isinstance(a, torch.Tensor) or (isinstance(a, (int, float)) and not isinstance(a, bool) and (abs(a) < float("inf") or a == b))
+        return isinstance(a, torch.Tensor) or (
+            isinstance(a, (int, float)) and not isinstance(a, bool) and (abs(a) < float("inf") or a == b)
+        )
     return b is None or a is None or type(a) is type(b)
 
 
@@ -203,7 +243,10 @@ def _pack(value, name: str, tensors: dict[str, torch.Tensor]):
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {"list": [_pack(item, f"{name}.{number}", tensors) for number, item in enumerate(value)], "tuple": isinstance(value, tuple)}
+        return {
+            "list": [_pack(item, f"{name}.{number}", tensors) for number, item in enumerate(value)],
+            "tuple": isinstance(value, tuple),
+        }
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise CheckpointError(f"The optimizer keeps a {type(value).__name__} in {name}, which a checkpoint cannot hold.")

@@ -21,7 +21,8 @@ from .lowrank import Difference, Factors
 from .lycoris import LoHa, LoKr
 from .peft_config import HEADER
 
-Weights = Callable[[dict[str, Difference], str], Callable[[str], torch.Tensor]]  # (LoRA, file) -> (part's name -> clean weight [out, in])
+# (LoRA, file) -> (part's name -> clean weight [out, in])
+Weights = Callable[[dict[str, Difference], str], Callable[[str], torch.Tensor]]
 
 # what a path of a machine looks like: /a/b, ~/a, C:\a, \\server
 PATH = re.compile(r"""(?:^|["'\s=(\[])(?:/[\w.\-+]+/|~/|\\\\\w)|^/[\w.\-+ ]+$|(?<![A-Za-z])[A-Za-z]:[\\/]""")
@@ -47,13 +48,17 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     """
     path = Path(path)
     if path.suffix.lower() not in modelfile.SUFFIXES:
-        raise LoraFileError(f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it.")
+        raise LoraFileError(
+            f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it."
+        )
     source = lorafile.read(path, keep_fused=rank > 0)
     beside = {key: word for key in source.leftover if (word := loranames.aside(key)[0])}
     lorafile.need_all(source.factors, [key for key in source.leftover if key not in beside], path.name)
     notes = list(source.notes)
     if beside:
-        notes.append(f"Left out are {loranames.counted(beside.values())}: the form that everything reads has no place for them.")
+        notes.append(
+            f"Left out are {loranames.counted(beside.values())}: the form that everything reads has no place for them."
+        )
     if rank:
         before, after = _resized(source.factors, rank, path.name)
     else:
@@ -68,13 +73,17 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     return Converted(LoraState(state, metadata(source, written, whole)), report)
 
 
-def _resized(factors: dict[str, Difference], rank: int, file: str) -> tuple[dict[str, Difference], dict[str, Difference]]:
+def _resized(
+    factors: dict[str, Difference], rank: int, file: str
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """(the source, resized), both with qkv in three."""
     before: dict[str, Difference] = {}
     after: dict[str, Difference] = {}
     for name, one in factors.items():
         if network.form(one) == "DoRA":
-            raise LoraFileError(f"{file} is a DoRA ({name}), which cannot be resized without its model: its lengths belong to its very matrices. Set rank to 0.")
+            raise LoraFileError(
+                f"{file} is a DoRA ({name}), which cannot be resized without its model: its lengths belong to its very matrices. Set rank to 0."
+            )
         small = resize(one, rank)
         if name.endswith("attention.qkv"):
             after |= lorafile.split_fused(name, small, file)
@@ -120,7 +129,9 @@ def product(one: Difference) -> tuple[torch.Tensor, torch.Tensor]:
     """(B [out, n], A [n, in]) in fp64 with B A the difference: LoRA's own, or LoHa's with n = rank^2."""
     if isinstance(one, LoHa):
         w1_a, w1_b, w2_a, w2_b = (tensor.double() for tensor in one.tensors.values())
-        return one.scale * (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1), (w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1)
+        return one.scale * (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1), (
+            w1_b[:, None, :] * w2_b[None, :, :]
+        ).flatten(0, 1)
     assert isinstance(one, Factors)
     return one.scale * one.B.double(), one.A.double()
 
@@ -144,7 +155,14 @@ def errors(before: dict[str, Difference], after: dict[str, Difference]) -> tuple
     lost = total = worst = 0.0
     where = ""
     for name, one in before.items():
-        parts = {name: after[name]} if name in after else {f"{name.removesuffix('qkv')}to_{letter}": after[f"{name.removesuffix('qkv')}to_{letter}"] for letter in "qkv"}
+        parts = (
+            {name: after[name]}
+            if name in after
+            else {
+                f"{name.removesuffix('qkv')}to_{letter}": after[f"{name.removesuffix('qkv')}to_{letter}"]
+                for letter in "qkv"
+            }
+        )
         if len(parts) == 1 and _same(one, after[name]):
             gone = 0.0
         else:
@@ -160,7 +178,9 @@ def errors(before: dict[str, Difference], after: dict[str, Difference]) -> tuple
 def _stacked(parts: list[Difference]) -> Factors:
     """to_q, to_k and to_v of a resized fused LoRA, which share A, as one again."""
     assert all(isinstance(part, Factors) for part in parts)
-    return Factors(parts[0].tensors["lora_A.weight"], torch.cat([part.tensors["lora_B.weight"] for part in parts]), parts[0].scale)
+    return Factors(
+        parts[0].tensors["lora_A.weight"], torch.cat([part.tensors["lora_B.weight"] for part in parts]), parts[0].scale
+    )
 
 
 def _same(one: Difference, two: Difference) -> bool:
@@ -170,12 +190,18 @@ def _same(one: Difference, two: Difference) -> bool:
     return all(torch.equal(tensor.double(), two.tensors[name].double()) for name, tensor in one.tensors.items())
 
 
-def with_row_lengths(factors: dict[str, Difference], weights: Weights | None, notes: list[str], file: str) -> dict[str, Difference]:
+def with_row_lengths(
+    factors: dict[str, Difference], weights: Weights | None, notes: list[str], file: str
+) -> dict[str, Difference]:
     """A DoRA's lengths per output row, as core understands them. Its trainer draws m (W + D) / |W + D|, core m (W + D) / |W|, row by row.
 
     Without the weights they stay what they are, and a note says what that means.
     """
-    by_row = {name for name, one in factors.items() if isinstance(one, Factors) and one.magnitude is not None and one.magnitude.shape[0] > 1}
+    by_row = {
+        name
+        for name, one in factors.items()
+        if isinstance(one, Factors) and one.magnitude is not None and one.magnitude.shape[0] > 1
+    }
     if not by_row:
         return factors
     if weights is None:
@@ -185,7 +211,9 @@ def with_row_lengths(factors: dict[str, Difference], weights: Weights | None, no
         )
         return factors
     weight = weights(factors, file)
-    notes.append(f"{len(by_row)} parts are DoRA with a length for each output row; these were brought to what ComfyUI reads, with the model's weights.")
+    notes.append(
+        f"{len(by_row)} parts are DoRA with a length for each output row; these were brought to what ComfyUI reads, with the model's weights."
+    )
     return {name: _for_core(one, weight(name)) if name in by_row else one for name, one in factors.items()}
 
 
@@ -199,19 +227,32 @@ def _for_core(one: Difference, weight: torch.Tensor) -> Difference:
 
 def metadata(source: LoraFile, written: dict[str, Difference], error: float) -> dict[str, str]:
     """The source's, but for paths of a machine and what is no longer true, with where it came from."""
-    kept = {key: value for key, value in source.metadata.items() if key not in STALE and (value.startswith("data:") or not PATH.search(value))}
+    kept = {
+        key: value
+        for key, value in source.metadata.items()
+        if key not in STALE and (value.startswith("data:") or not PATH.search(value))
+    }
     ranks = sorted({one.rank for one in written.values()})
     if ranks != source.ranks or _forms(written) != _forms(source.factors):
         kept = {key: value for key, value in kept.items() if key not in OF_THE_NETWORK}
-        kept |= {"ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1]), "ss_network_alpha": str(ranks[-1])}
-    return kept | {"zturbo.converted_from": f"{source.dialect}, {_forms(source.factors)}", "zturbo.conversion_error": f"{error:.3g}"}
+        kept |= {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(ranks[-1]),
+            "ss_network_alpha": str(ranks[-1]),
+        }
+    return kept | {
+        "zturbo.converted_from": f"{source.dialect}, {_forms(source.factors)}",
+        "zturbo.conversion_error": f"{error:.3g}",
+    }
 
 
 def _forms(factors: dict[str, Difference]) -> str:
     return " and ".join(sorted({network.form(one) for one in factors.values()}))
 
 
-def _report(path: Path, source: LoraFile, written: dict[str, Difference], dtype: str, size: int, error: str, notes: list[str]) -> str:
+def _report(
+    path: Path, source: LoraFile, written: dict[str, Difference], dtype: str, size: int, error: str, notes: list[str]
+) -> str:
     """Lines for people."""
     lines = [
         f"{path.name}: {_forms(source.factors)} under the names {source.dialect}, {len(source.factors)} matrices.",

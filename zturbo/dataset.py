@@ -24,6 +24,7 @@ CROPPED = 20  # most cropped pictures that a report names
 LATENT = 8  # pixels a side of a latent
 GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
+DEFAULTS = Data()
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Item:
         """[1, H/8, W/8] weights of the loss, of mean 1: `outside` where the mask is black against 1 where it is white. None without a mask."""
         if self.mask_file is None:
             return None
-        fitted = ImageOps.fit(load_mask(self.mask_file, self.mask_file == self.source), self.size, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(
+            load_mask(self.mask_file, self.mask_file == self.source), self.size, Image.Resampling.LANCZOS
+        )
         small = fitted.resize((self.size[0] // LATENT, self.size[1] // LATENT), Image.Resampling.BOX)
         weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
         return weight / weight.mean().clamp_min(1e-6)
@@ -62,7 +65,7 @@ class Dataset:
 
     items: tuple[Item, ...]
     trigger: str = ""
-    options: Data = Data()
+    options: Data = DEFAULTS
     notes: tuple[str, ...] = field(default=())
     folder: str = ""  # that the pictures came from; empty: through the graph
     resolutions: tuple[int, ...] = ()  # pixels, as asked for
@@ -86,7 +89,9 @@ class Dataset:
         total = sum(map(len, groups.values()))
         count = min(max(1, round(self.options.validation * total)), total - 1)
         chosen: set[str] = set()
-        for copies in sorted(groups.values(), key=lambda copies: min(hashlib.sha256(name.encode()).digest() for name in copies)):
+        for copies in sorted(
+            groups.values(), key=lambda copies: min(hashlib.sha256(name.encode()).digest() for name in copies)
+        ):
             if len(chosen) < count and len(chosen) + len(copies) < total:
                 chosen |= copies
         return {number for number, item in enumerate(self.items) if item.name in chosen and not item.regularisation}
@@ -99,11 +104,18 @@ class Dataset:
     def captions(self) -> "Captions":
         """Every caption that training may show."""
         options = self.options
-        shown = [tag_orders(item.caption, options.keep_tags) if options.shuffle_tags else (item.caption,) for item in self.items]
+        shown = [
+            tag_orders(item.caption, options.keep_tags) if options.shuffle_tags else (item.caption,)
+            for item in self.items
+        ]
         dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
         texts = sorted({text for variants in (*shown, dropped) for text in variants})
         number = {text: n for n, text in enumerate(texts)}
-        return Captions(tuple(texts), tuple(tuple(number[text] for text in variants) for variants in shown), number[self.trigger] if dropped else None)
+        return Captions(
+            tuple(texts),
+            tuple(tuple(number[text] for text in variants) for variants in shown),
+            number[self.trigger] if dropped else None,
+        )
 
     def digest(self) -> str:
         """sha256 over what is trained on: trigger word, captions, sizes, and the bytes of the pictures."""
@@ -116,8 +128,14 @@ class Dataset:
 
     def doubt(self) -> str:
         """What is probably not meant, or nothing."""
-        often = max((item for item in self.items if item.repeats > DOUBTED), key=lambda item: item.repeats, default=None)
-        return f"{often.name} is shown {often.repeats:,} times an epoch, as the number in its folder's name says. If that is a date, rename the folder." if often else ""
+        often = max(
+            (item for item in self.items if item.repeats > DOUBTED), key=lambda item: item.repeats, default=None
+        )
+        return (
+            f"{often.name} is shown {often.repeats:,} times an epoch, as the number in its folder's name says. If that is a date, rename the folder."
+            if often
+            else ""
+        )
 
     def report(self) -> str:
         """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
@@ -130,10 +148,18 @@ class Dataset:
             "for regularisation": sum(item.regularisation for item in self.items),
             "held out for validation": len(held_out),
         }
-        lines += [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."] if any(special.values()) else []
+        lines += (
+            [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."]
+            if any(special.values())
+            else []
+        )
         cropped = sorted((item for item in self.items if item.cropped >= 0.005), key=lambda item: -item.cropped)
         more = f" and {len(cropped) - CROPPED} more" if len(cropped) > CROPPED else ""
-        lines.append(f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:CROPPED])}{more}." if cropped else "Nothing is cropped.")
+        lines.append(
+            f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:CROPPED])}{more}."
+            if cropped
+            else "Nothing is cropped."
+        )
         return "\n".join([*lines, *self.notes])
 
 
@@ -198,7 +224,12 @@ def contents(paths: list[Path]) -> dict[Path, str]:
     by_size: dict[int, list[Path]] = {}
     for path in paths:
         by_size.setdefault(path.stat().st_size, []).append(path)
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for same in by_size.values() if len(same) > 1 for path in same}
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for same in by_size.values()
+        if len(same) > 1
+        for path in same
+    }
 
 
 def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
@@ -208,9 +239,15 @@ def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
     if picture.mask is not None:
         mask = load_mask(picture.mask)
         if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
-            raise DatasetError(f"The mask {picture.mask.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike.")
+            raise DatasetError(
+                f"The mask {picture.mask.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike."
+            )
         return picture.mask
-    if masks == "files and alpha" and has_transparency(picture.path) and np.asarray(load_mask(picture.path, alpha=True)).min() < 255:
+    if (
+        masks == "files and alpha"
+        and has_transparency(picture.path)
+        and np.asarray(load_mask(picture.path, alpha=True)).min() < 255
+    ):
         return picture.path
     return None
 
@@ -231,24 +268,47 @@ def apply_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
 
 
-def from_folder(folder: str | os.PathLike, resolutions: tuple[int, ...], trigger: str = "", options: Data = Data(), regularisation: str | os.PathLike | None = None) -> Dataset:  # noqa: B008
+def from_folder(
+    folder: str | os.PathLike,
+    resolutions: tuple[int, ...],
+    trigger: str = "",
+    options: Data = DEFAULTS,
+    regularisation: str | os.PathLike | None = None,
+) -> Dataset:
     """Every picture of a folder and of its sub-folders, with its caption and mask; and those of a regularisation folder, without the trigger word.
 
     Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
     small, and pictures left without any words.
     """
     trigger = one_line(trigger)
-    items, notes = _read_folder(Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation))
+    items, notes = _read_folder(
+        Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation)
+    )
     more: list[Item] = []
     if regularisation is not None:
         more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, None, regularisation=True)
         _need_words(more)
         notes += more_notes
     _need_words(items)
-    return Dataset((*items, *more), trigger, options, tuple(notes), str(folder), resolutions, "" if regularisation is None else str(regularisation))
+    return Dataset(
+        (*items, *more),
+        trigger,
+        options,
+        tuple(notes),
+        str(folder),
+        resolutions,
+        "" if regularisation is None else str(regularisation),
+    )
 
 
-def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, options: Data, but: Path | None, regularisation: bool = False) -> tuple[list[Item], list[str]]:
+def _read_folder(
+    folder: Path,
+    resolutions: tuple[int, ...],
+    trigger: str,
+    options: Data,
+    but: Path | None,
+    regularisation: bool = False,
+) -> tuple[list[Item], list[str]]:
     """Items and notes of a folder; what lies in `but` is left alone."""
     listing = look_through(folder, but)
     firsts, items, faults, from_json = [], [], [], []
@@ -277,11 +337,20 @@ def _read_folder(folder: Path, resolutions: tuple[int, ...], trigger: str, optio
     if faults:
         raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
     seen: dict[str, str] = {}
-    listing.note((item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name), "pictures are copies of another")
+    listing.note(
+        (item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name),
+        "pictures are copies of another",
+    )
     listing.note((path for path, caption in from_json if caption), "captions are from JSON files")
     listing.note((path for path, caption in from_json if not caption), "JSON files hold no caption and are not used")
-    listing.note((item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption)), "captions have ||| or {a|b} in them, which is trained as it stands")
-    listing.note((one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""), "pictures have the words of their folder's name as caption")
+    listing.note(
+        (item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption)),
+        "captions have ||| or {a|b} in them, which is trained as it stands",
+    )
+    listing.note(
+        (one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""),
+        "pictures have the words of their folder's name as caption",
+    )
     if options.masks == "off":
         listing.note((one.mask for one in listing.pictures if one.mask), "masks are not used, as masks is off")
     listing.note(listing.old, "texts are no UTF-8 and were read as Windows-1252", ". See whether the letters are right")
@@ -293,21 +362,35 @@ def read_sides(text: str) -> tuple[int, ...]:
     sides = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         if not word.isdecimal() or len(word) > 4 or not 64 <= int(word) <= 4096:
-            raise DatasetError(f"{word!r} is no resolution. Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768.")
+            raise DatasetError(
+                f"{word!r} is no resolution. Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768."
+            )
         sides.append(int(word))
     return tuple(sides)
 
 
-def from_arrays(images: list[np.ndarray], captions: list[str], resolutions: tuple[int, ...], trigger: str = "", options: Data = Data()) -> Dataset:  # noqa: B008
+def from_arrays(
+    images: list[np.ndarray],
+    captions: list[str],
+    resolutions: tuple[int, ...],
+    trigger: str = "",
+    options: Data = DEFAULTS,
+) -> Dataset:
     """Pictures [H, W, 1, 3 or 4] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
     captions, trigger = captions or [""], one_line(trigger)
     if len(captions) not in (1, len(images)):
-        raise DatasetError(f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all.")
+        raise DatasetError(
+            f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all."
+        )
     captions = captions * len(images) if len(captions) == 1 else captions
     items = []
     for number, (given, caption) in enumerate(zip(images, captions)):
         image = of_three(given)
-        items += _fitted(Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), (image.shape[1], image.shape[0])), resolutions, options.upscale)
+        items += _fitted(
+            Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), (image.shape[1], image.shape[0])),
+            resolutions,
+            options.upscale,
+        )
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
@@ -318,8 +401,16 @@ def of_three(image: np.ndarray) -> np.ndarray:
     """[H, W, 3] of an array of one, three or four channels: gray three times, transparency laid on white. Raises DatasetError."""
     channels = image.shape[2] if image.ndim == 3 else 0
     if channels not in (1, 3, 4):
-        raise DatasetError(f"A picture came in as an array of the shape {image.shape}; it must be height, width and 1, 3 or 4 channels.")
-    return np.repeat(image, 3, 2) if channels == 1 else np.asarray(on_white(Image.fromarray(image, "RGBA"))) if channels == 4 else image
+        raise DatasetError(
+            f"A picture came in as an array of the shape {image.shape}; it must be height, width and 1, 3 or 4 channels."
+        )
+    return (
+        np.repeat(image, 3, 2)
+        if channels == 1
+        else np.asarray(on_white(Image.fromarray(image, "RGBA")))
+        if channels == 4
+        else image
+    )
 
 
 def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Item]:
@@ -327,22 +418,32 @@ def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Ite
     try:
         sizes = dict.fromkeys(bucket(*item.size, resolution, upscale) for resolution in sorted(resolutions))
     except ValueError as error:
-        raise DatasetError(f"{item.name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture.") from error
+        raise DatasetError(
+            f"{item.name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture."
+        ) from error
     return [replace(item, size=size, cropped=cropped_share(*item.size, size)) for size in sizes]
 
 
 def _need_words(items: list[Item]):
     open_place = [item.name for item in items if words.PLACE.search(item.caption)]
     if open_place and items[0].regularisation:
-        raise DatasetError(f"{len(open_place)} captions of regularisation pictures have [trigger] in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out.")
+        raise DatasetError(
+            f"{len(open_place)} captions of regularisation pictures have [trigger] in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out."
+        )
     if open_place:
-        raise DatasetError(f"{len(open_place)} captions have [trigger] in them (for example that of {open_place[0]}), but there is no trigger word. Set one.")
+        raise DatasetError(
+            f"{len(open_place)} captions have [trigger] in them (for example that of {open_place[0]}), but there is no trigger word. Set one."
+        )
     cut = [item.name for item in items if not is_text(item.caption)]
     if cut:
-        raise DatasetError(f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew.")
+        raise DatasetError(
+            f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew."
+        )
     silent = [item.name for item in items if not item.caption]
     if silent and items[0].regularisation:
-        raise DatasetError(f"{len(silent)} regularisation pictures have no caption (for example {', '.join(silent[:3])}). Write a .txt file without the trigger word beside each.")
+        raise DatasetError(
+            f"{len(silent)} regularisation pictures have no caption (for example {', '.join(silent[:3])}). Write a .txt file without the trigger word beside each."
+        )
     if silent:
         raise DatasetError(
             f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). Set a trigger word, or write a .txt file with the same name beside each picture."

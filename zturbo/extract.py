@@ -28,7 +28,9 @@ class Extracted:
         )  # fmt: skip
 
 
-def extract(to: Weights, origin: Weights, targets: list[Target], rank: int, check: Callable[[], None] = lambda: None) -> Extracted:
+def extract(
+    to: Weights, origin: Weights, targets: list[Target], rank: int, check: Callable[[], None] = lambda: None
+) -> Extracted:
     """B A nearest to `to` minus `origin` (Eckart and Young, 1936), part by part, in fp32, split evenly between B and A.
 
     Raises ZTurboError when the two do not differ. check: called between two parts; may raise.
@@ -38,7 +40,9 @@ def extract(to: Weights, origin: Weights, targets: list[Target], rank: int, chec
         check()
         one, two = to(part.name), origin(part.name)
         if one.shape != two.shape:
-            raise ZTurboError(f"{part.name} is {tuple(one.shape)} in one model and {tuple(two.shape)} in the other: they are not of one family.")
+            raise ZTurboError(
+                f"{part.name} is {tuple(one.shape)} in one model and {tuple(two.shape)} in the other: they are not of one family."
+            )
         difference = one - two
         square = difference.square().sum().item()
         if not torch.isfinite(difference).all():
@@ -52,7 +56,9 @@ def extract(to: Weights, origin: Weights, targets: list[Target], rank: int, chec
         worst = max(worst, (part.name, (left / square) ** 0.5), key=lambda found: found[1])
         factors[part.name] = Factors((S.sqrt()[:, None] * Vh).contiguous(), (U * S.sqrt()).contiguous())
     if not factors:
-        raise ZTurboError("The two models are the same in every matrix: there is nothing to extract. Choose a de-distilled or undistilled model, and turbo.")
+        raise ZTurboError(
+            "The two models are the same in every matrix: there is nothing to extract. Choose a de-distilled or undistilled model, and turbo."
+        )
     return Extracted(factors, (missed / whole) ** 0.5, worst, alike)
 
 

@@ -16,7 +16,32 @@ DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style", "logi
 WEIGHTINGS = ("auto", "none", "weighted", "cosmap", "x0")
 
 # ostris/ai-toolkit's "weighted" loss curve over i = (1 - sigma) * 1000, mean 1.
-_WEIGHT_INDEX = (0, 50, 100, 124, 150, 200, 250, 300, 350, 400, 450, 500, 550, 600, 650, 700, 750, 800, 850, 900, 950, 975, 990, 999)
+_WEIGHT_INDEX = (
+    0,
+    50,
+    100,
+    124,
+    150,
+    200,
+    250,
+    300,
+    350,
+    400,
+    450,
+    500,
+    550,
+    600,
+    650,
+    700,
+    750,
+    800,
+    850,
+    900,
+    950,
+    975,
+    990,
+    999,
+)
 _WEIGHT_VALUE = (.906, 1.375, 1.507, 1.523, 1.507, 1.441, 1.355, 1.264, 1.172, 1.083, 1.000, .925, .860, .805, .762, .731, .715, .716, .729, .716, .582, .493, .452, .447)  # fmt: skip
 
 
@@ -36,7 +61,9 @@ def turbo_sigmas(steps: int = 8, shift: float = SHIFT) -> torch.Tensor:
     return torch.cat((shift_sigma(1 - torch.arange(steps, dtype=torch.float64) / steps, shift).float(), torch.zeros(1)))
 
 
-def sample_sigma(density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+def sample_sigma(
+    density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0
+) -> torch.Tensor:
     """[count] training sigmas in (0, 1) by the reference trainer's names, and logit_normal(mean, std) (arXiv 2403.03206). Raises ValueError for an unknown name."""
     if density == "sigmoid":
         return torch.sigmoid(torch.randn(count, generator=random))
@@ -91,11 +118,21 @@ def guided_target(v: torch.Tensor, target: torch.Tensor, scale: float) -> torch.
     return v.detach().float() + scale * (target.float() - v.detach().float())
 
 
-def velocity_loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, huber_delta: float | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+def velocity_loss(
+    v: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    huber_delta: float | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """[B]: weight * error of each picture. v, target: [B, C, H, W]; weight: [B]; mask: [B, 1, H, W], of mean 1 in each picture.
 
     The error is the mean square, or with `huber_delta` the Huber loss, doubled and so the square where it is small.
     """
     v, target = v.float(), target.float()
-    error = (v - target).square() if huber_delta is None else 2 * F.huber_loss(v, target, reduction="none", delta=huber_delta)
+    error = (
+        (v - target).square()
+        if huber_delta is None
+        else 2 * F.huber_loss(v, target, reduction="none", delta=huber_delta)
+    )
     return (error if mask is None else error * mask).mean(dim=(1, 2, 3)) * weight

@@ -67,7 +67,9 @@ class Listing:
 def look_through(folder: Path, but: Path | None = None) -> Listing:
     """Every picture of a folder and its sub-folders, links followed. What lies in `but` is left alone. Raises DatasetError for a folder that is not there or has no pictures."""
     if not folder.is_dir():
-        raise DatasetError(f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its name; in a graph it lies in the input folder.")
+        raise DatasetError(
+            f"The folder {folder} does not exist. Put 10 to 30 pictures into a folder and give its name; in a graph it lies in the input folder."
+        )
     found = Listing()
     files = all_files(folder, but, found)
     pictures = [path for path in files if path.suffix.lower() in PICTURES]
@@ -76,22 +78,40 @@ def look_through(folder: Path, but: Path | None = None) -> Listing:
         found.note(some, what)
     used = [path for path in pictures if path not in masks.left_out]
     beside = _beside(files, used, found)
-    by_picture, absent, by_end = rows.by_picture([file for file in files if fold(file.name) in rows.NAMES], pictures, found.old)
+    by_picture, absent, by_end = rows.by_picture(
+        [file for file in files if fold(file.name) in rows.NAMES], pictures, found.old
+    )
     found.note(absent, "rows of metadata name pictures that are not there")
     found.note(by_end, "rows of metadata name another place and were matched by the end of it")
     for path in used:
         repeats, behind = repeats_of(path.parent, folder)
         name = readable(str(path.relative_to(folder)))
         texts, json = beside[path]
-        found.pictures.append(Found(path, name, texts, by_picture.get(path, Row()), json, masks.of.get(path), repeats, behind))
-    found.note((one.name for one in found.pictures if not one.repeats), "pictures lie in folders whose name says 0 times and are left out")
+        found.pictures.append(
+            Found(path, name, texts, by_picture.get(path, Row()), json, masks.of.get(path), repeats, behind)
+        )
+    found.note(
+        (one.name for one in found.pictures if not one.repeats),
+        "pictures lie in folders whose name says 0 times and are left out",
+    )
     found.pictures = [one for one in found.pictures if one.repeats]
     taken = {one.json for one in found.pictures}
-    found.note((path for path in files if not _is_read(path) and path not in taken), "files are not read", f". Pictures end in {', '.join(PICTURES)}")
+    found.note(
+        (path for path in files if not _is_read(path) and path not in taken),
+        "files are not read",
+        f". Pictures end in {', '.join(PICTURES)}",
+    )
     _doubts(folder, found)
     _need_one_set(folder, found)
     if not found.pictures:
-        raise DatasetError(" ".join([f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.", *found.notes]))
+        raise DatasetError(
+            " ".join(
+                [
+                    f"The folder {folder} has no pictures ({', '.join(PICTURES)}). Put 10 to 30 pictures into it.",
+                    *found.notes,
+                ]
+            )
+        )
     return found
 
 
@@ -169,11 +189,17 @@ def _beside(files: list[Path], used: list[Path], found: Listing) -> dict[Path, t
 
     beside = {picture: (tuple(of(picture, CAPTIONS)), next(iter(of(picture, (JSON,))), None)) for picture in used}
     taken = {path for texts, _ in beside.values() for path in texts}
-    found.note((path for path in files if path.suffix.lower() in CAPTIONS and path not in taken), "captions have no picture and are not used")
+    found.note(
+        (path for path in files if path.suffix.lower() in CAPTIONS and path not in taken),
+        "captions have no picture and are not used",
+    )
     alike: dict[str, int] = defaultdict(int)
     for picture in used:
         alike[str(picture.with_suffix(""))] += 1
-    found.note((path for path in used if alike[str(path.with_suffix(""))] > 1), "pictures have the name of another with another ending, and its caption")
+    found.note(
+        (path for path in used if alike[str(path.with_suffix(""))] > 1),
+        "pictures have the name of another with another ending, and its caption",
+    )
     return beside
 
 
@@ -201,8 +227,18 @@ def _need_one_set(folder: Path, found: Listing):
 def _doubts(folder: Path, found: Listing):
     """What names of folders say that may not be meant."""
     if named := REPEATS.match(folder.name):
-        found.notes.append(f"The number in the name of the folder itself ({folder.name}) does not count: repeats are those of sub-folders, {named[1]}_name.")
+        found.notes.append(
+            f"The number in the name of the folder itself ({folder.name}) does not count: repeats are those of sub-folders, {named[1]}_name."
+        )
     often = {one.path.parent.name: one.repeats for one in found.pictures if one.repeats > DOUBTED}
-    found.notes += [f"The folder {name} shows each of its pictures {repeats:,} times an epoch. If its number is a date, rename the folder: {DOUBTED} is a lot." for name, repeats in often.items()]
-    dates = {part for one in found.pictures for part in one.path.relative_to(folder).parts[:-1] if (named := REPEATS.match(part)) and int(named[1]) > MOST}
+    found.notes += [
+        f"The folder {name} shows each of its pictures {repeats:,} times an epoch. If its number is a date, rename the folder: {DOUBTED} is a lot."
+        for name, repeats in often.items()
+    ]
+    dates = {
+        part
+        for one in found.pictures
+        for part in one.path.relative_to(folder).parts[:-1]
+        if (named := REPEATS.match(part)) and int(named[1]) > MOST
+    }
     found.note(sorted(dates), "folders have a number of more than four digits, which does not count as repeats")

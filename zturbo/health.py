@@ -69,11 +69,15 @@ class Paths:
         """One state of each prompt: the first of the first, the second of the second, and so on, round again."""
         rows = torch.arange(len(self.numbers))
         places = rows % self.sigmas.shape[1]
-        return Paths(self.numbers, *(tensor[rows, places][:, None] for tensor in (self.sigmas, self.states, self.velocities)))
+        return Paths(
+            self.numbers, *(tensor[rows, places][:, None] for tensor in (self.sigmas, self.states, self.velocities))
+        )
 
 
 @torch.no_grad()
-def walk(velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, steps: int = 8) -> Paths:
+def walk(
+    velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, steps: int = 8
+) -> Paths:
     """Paths of these prompts by Euler's method, as sampled at 8 steps, one after the other. height, width: of the latent."""
     grid = flow.turbo_sigmas()[: steps + 1]
     states, velocities = torch.empty(2, len(numbers), steps, 16, height, width)
@@ -125,4 +129,9 @@ def guarded(paths: Paths, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.
     random, states = flow.generator("guard", *counters), paths.sigmas.shape[1]
     places = (torch.randint(states, (), generator=random) + torch.arange(GUARDED) * states // GUARDED) % states
     rows = torch.randint(len(paths.numbers), (GUARDED,), generator=random)
-    return paths.states[rows, places], paths.sigmas[rows, places], paths.velocities[rows, places], tuple(paths.numbers[row] for row in rows.tolist())
+    return (
+        paths.states[rows, places],
+        paths.sigmas[rows, places],
+        paths.velocities[rows, places],
+        tuple(paths.numbers[row] for row in rows.tolist()),
+    )

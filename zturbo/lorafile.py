@@ -60,7 +60,13 @@ class LoraFile:
 
     @property
     def dtypes(self) -> list[str]:
-        return sorted({str(tensor.dtype).removeprefix("torch.") for one in self.factors.values() for tensor in one.tensors.values()})
+        return sorted(
+            {
+                str(tensor.dtype).removeprefix("torch.")
+                for one in self.factors.values()
+                for tensor in one.tensors.values()
+            }
+        )
 
 
 def module_targets(module: str, in_features: int, out_features: int) -> Target:
@@ -69,7 +75,11 @@ def module_targets(module: str, in_features: int, out_features: int) -> Target:
         stem, third = module.removesuffix("qkv"), out_features // 3
         parts = tuple(Part(f"{stem}to_{letter}", i * third, third) for i, letter in enumerate("qkv"))
     else:
-        name = module.removesuffix("attention.out") + "attention.to_out.0" if module.endswith("attention.out") else loranames.OUTSIDE.get(module, module)
+        name = (
+            module.removesuffix("attention.out") + "attention.to_out.0"
+            if module.endswith("attention.out")
+            else loranames.OUTSIDE.get(module, module)
+        )
         parts = (Part(name, 0, out_features),)
     return Target(module, in_features, out_features, parts)
 
@@ -94,17 +104,33 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
         plain = _plain(raw)
         tensors = load(plain)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again.") from error
+        raise LoraFileError(
+            f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again."
+        ) from error
     metadata, names = tensorfile.header(plain).get("__metadata__") or {}, loranames.dialect(tensors)
     peft = loranames.is_peft(tensors)
     config = peft_config.find(path, metadata, peft)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
-        raise LoraFileError(f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}")
+        raise LoraFileError(
+            f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}"
+        )
     notes = [peft_config.MISSING] if config is None and peft else []
-    notes += [f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]})."] if (empty := empty_parts(tensors)) else []
+    notes += (
+        [f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]})."]
+        if (empty := empty_parts(tensors))
+        else []
+    )
     notes += _doubts(tensors, factors, leftover, metadata)
-    return LoraFile(factors, metadata, tuple(leftover), hashlib.sha256(raw).hexdigest(), names, tuple(notes), _beside(tensors, leftover, path.name))
+    return LoraFile(
+        factors,
+        metadata,
+        tuple(leftover),
+        hashlib.sha256(raw).hexdigest(),
+        names,
+        tuple(notes),
+        _beside(tensors, leftover, path.name),
+    )
 
 
 def _plain(raw: bytes) -> bytes:
@@ -113,7 +139,9 @@ def _plain(raw: bytes) -> bytes:
     words = header.get("__metadata__")
     if not isinstance(words, dict) or all(isinstance(value, str) for value in words.values()):
         return raw
-    header["__metadata__"] = {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
+    header["__metadata__"] = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()
+    }
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + raw[8 + int.from_bytes(raw[:8], "little") :]
 
@@ -121,10 +149,18 @@ def _plain(raw: bytes) -> bytes:
 def empty_parts(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The parts whose matrices have rank 0, as resizers and pruners leave them."""
     kinds = [(loranames.kind(key), tensor) for key, tensor in tensors.items()]
-    return sorted({name for (kind, stem), tensor in kinds if not tensor.numel() and kind in EMPTY and (name := loranames.canonical(stem))})
+    return sorted(
+        {
+            name
+            for (kind, stem), tensor in kinds
+            if not tensor.numel() and kind in EMPTY and (name := loranames.canonical(stem))
+        }
+    )
 
 
-def _doubts(tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference], leftover: list[str], metadata: dict) -> list[str]:
+def _doubts(
+    tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference], leftover: list[str], metadata: dict
+) -> list[str]:
     """Where the strength that the header tells is not the one that the tensors tell."""
     if not any(one.scale for one in factors.values()) and not any(loranames.aside(key)[1] for key in leftover):
         return ["Every alpha is 0: this LoRA does nothing."]
@@ -137,7 +173,9 @@ def _doubts(tensors: Mapping[str, torch.Tensor], factors: dict[str, Difference],
         return []
     if alphas or len(ranks) != 1 or not math.isfinite(alpha) or alpha in (0, rank := ranks.pop()):
         return []
-    return [f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."]
+    return [
+        f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."
+    ]
 
 
 def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False) -> LoraFile:
@@ -146,7 +184,14 @@ def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return LoraFile(factors, dict(getattr(state, "metadata", {})), tuple(leftover), digest.hexdigest(), loranames.dialect(state), beside=_beside(state, leftover, file))
+    return LoraFile(
+        factors,
+        dict(getattr(state, "metadata", {})),
+        tuple(leftover),
+        digest.hexdigest(),
+        loranames.dialect(state),
+        beside=_beside(state, leftover, file),
+    )
 
 
 def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str) -> dict[str, torch.Tensor]:
@@ -154,7 +199,9 @@ def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str)
     for key in leftover:
         name = loranames.aside(key)[1]
         if name and not _alike(found.setdefault(name, tensors[key]), tensors[key]):
-            raise LoraFileError(f"{file} holds {name} twice, in two dialects, with different numbers. Keep one of them.")
+            raise LoraFileError(
+                f"{file} holds {name} twice, in two dialects, with different numbers. Keep one of them."
+            )
     return found
 
 
@@ -170,10 +217,15 @@ def _known(keys) -> str:
 
 def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
     """In fp32."""
-    return {name: one.of({key: tensor.float().to(device) for key, tensor in one.tensors.items()}) for name, one in factors.items()}
+    return {
+        name: one.of({key: tensor.float().to(device) for key, tensor in one.tensors.items()})
+        for name, one in factors.items()
+    }
 
 
-def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False) -> tuple[dict[str, Difference], list[str]]:
+def parse(
+    tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False
+) -> tuple[dict[str, Difference], list[str]]:
     """(differences by canonical name, keys that are none of these; `beside` says which of them core reads). Raises LoraFileError for parts that do not make one.
 
     config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`.
@@ -190,7 +242,9 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
         if kind in SCALES:
             scales.setdefault(name, []).append(key)
         if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
-            raise LoraFileError(f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them.")
+            raise LoraFileError(
+                f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them."
+            )
     for name in empty_parts(tensors):
         found.pop(name, None)
     others = {name for key in leftover if (name := loranames.changes(key))}
@@ -202,7 +256,9 @@ def parse(tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict
         one = _difference(name, parts, file)
         if config is not None and "alpha" not in parts:
             one = scaled(one, peft_config.scale(config, name, one.rank, file))
-        if name.endswith("attention.qkv") and (twice := found.keys() & {f"{name.removesuffix('qkv')}to_{letter}" for letter in "qkv"}):
+        if name.endswith("attention.qkv") and (
+            twice := found.keys() & {f"{name.removesuffix('qkv')}to_{letter}" for letter in "qkv"}
+        ):
             raise LoraFileError(f"{file} holds {min(twice)} twice, by itself and in the fused qkv. Keep one of them.")
         if name.endswith("attention.qkv") and not (keep_fused and not splits(one)):
             differences.update(split_fused(name, one, file))
@@ -227,7 +283,9 @@ def scaled(one: Difference, factor: float) -> Difference:
 
 
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next((str(tensor.dtype) for kind, tensor in parts.items() if kind != "alpha" and not tensor.is_floating_point()), ""):
+    if wrong := next(
+        (str(tensor.dtype) for kind, tensor in parts.items() if kind != "alpha" and not tensor.is_floating_point()), ""
+    ):
         raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
     if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
         raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
@@ -235,16 +293,22 @@ def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Differe
     if alpha is not None and alpha.numel() != 1:
         raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
     if broken := not_finite(parts):
-        raise LoraFileError(f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save.")
+        raise LoraFileError(
+            f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save."
+        )
     kinds = parts.keys() - SCALES
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
-        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are).")
+        raise LoraFileError(
+            f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are)."
+        )
     if "dora_scale" in parts and family != "lora_":
         raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
     one = FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
     if math.prod(one.shape) > LARGEST:
-        raise LoraFileError(f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large.")
+        raise LoraFileError(
+            f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large."
+        )
     return one
 
 
@@ -257,16 +321,26 @@ def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...],
     missing = [kind for kind in kinds if kind not in parts]
     if missing:
         raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: {', '.join(missing)} is missing.")
-    flat = [parts[kind].flatten(2).squeeze(2) if parts[kind].ndim > 2 and parts[kind].shape[2:].numel() == 1 else parts[kind] for kind in kinds]  # 1x1 convolutions
+    # 1x1 convolutions
+    flat = [
+        parts[kind].flatten(2).squeeze(2)
+        if parts[kind].ndim > 2 and parts[kind].shape[2:].numel() == 1
+        else parts[kind]
+        for kind in kinds
+    ]
     if any(tensor.ndim != 2 or not tensor.numel() for tensor in flat):
-        raise LoraFileError(f"{file}: the parts of {name} are no matrices: {', '.join(str(tuple(parts[kind].shape)) for kind in kinds)}.")
+        raise LoraFileError(
+            f"{file}: the parts of {name} are no matrices: {', '.join(str(tuple(parts[kind].shape)) for kind in kinds)}."
+        )
     return flat
 
 
 def _fit(name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]], file: str):
     for down, up in pairs:
         if down.shape[0] != up.shape[1]:
-            raise LoraFileError(f"{file}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}.")
+            raise LoraFileError(
+                f"{file}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
+            )
 
 
 def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> Factors:
@@ -276,7 +350,9 @@ def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     if magnitude is not None and magnitude.ndim == 1:
         magnitude = magnitude[:, None]  # PEFT's: one length for each output row
     if magnitude is not None and magnitude.shape not in ((1, A.shape[1]), (B.shape[0], 1)):
-        raise LoraFileError(f"{file}: the dora_scale of {name} has the shape {tuple(magnitude.shape)}; it must be (1, {A.shape[1]}) or ({B.shape[0]}, 1).")
+        raise LoraFileError(
+            f"{file}: the dora_scale of {name} has the shape {tuple(magnitude.shape)}; it must be (1, {A.shape[1]}) or ({B.shape[0]}, 1)."
+        )
     return Factors(A, B, 1.0 if alpha is None else alpha / A.shape[0], magnitude)
 
 
@@ -285,7 +361,9 @@ def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
         up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
         _fit(name, [(down, up)], file)
         if up.shape[0] * down.shape[1] > LARGEST:
-            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix.")
+            raise LoraFileError(
+                f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix."
+            )
     w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
     rank = None if "lokr_w1" in parts else down.shape[0]
     if "lokr_w2" in parts:
@@ -304,7 +382,11 @@ def _loha(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     return LoHa(w1_a, w1_b, w2_a, w2_b, 1.0 if alpha is None else alpha / w1_b.shape[0])
 
 
-FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {"lora_": _lora, "lokr_": _lokr, "hada_": _loha}
+FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {
+    "lora_": _lora,
+    "lokr_": _lokr,
+    "hada_": _loha,
+}
 
 
 BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
@@ -312,7 +394,9 @@ BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
 
 def splits(whole: Difference) -> bool:
     """Has each third of the rows matrices, and lengths, of its own?"""
-    return _one_length(whole) is None and all(tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS)
+    return _one_length(whole) is None and all(
+        tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS
+    )
 
 
 def _one_length(whole: Difference) -> torch.Tensor | None:
@@ -324,14 +408,23 @@ def _one_length(whole: Difference) -> torch.Tensor | None:
 def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
     """A difference of the fused qkv as three, each with a third of the rows. Raises LoraFileError where that cannot be exact."""
     if _one_length(whole) is not None:
-        raise LoraFileError(f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v.")
+        raise LoraFileError(
+            f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v."
+        )
     if not splits(whole):
-        raise LoraFileError(f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA.")
+        raise LoraFileError(
+            f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA."
+        )
     split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in BY_ROWS}
     if "dora_scale" in whole.tensors:
         split["dora_scale"] = whole.tensors["dora_scale"].chunk(3)
     stem = name.removesuffix("qkv")
-    return {f"{stem}to_{letter}": whole.of({key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}) for i, letter in enumerate("qkv")}
+    return {
+        f"{stem}to_{letter}": whole.of(
+            {key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}
+        )
+        for i, letter in enumerate("qkv")
+    }
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -350,15 +443,25 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
     return state
 
 
-def whole_state(file: LoraFile, dtype: torch.dtype, name: str, lossy: bool = False) -> tuple[dict[str, torch.Tensor], str, str]:
+def whole_state(
+    file: LoraFile, dtype: torch.dtype, name: str, lossy: bool = False
+) -> tuple[dict[str, torch.Tensor], str, str]:
     """(all of a LoRA on the CPU, what of it only core reads, what is left out), the latter counted in words: what our dialect has no place for is under core's names.
 
     lossy: what core does not read either may be left out where it is known, as a text encoder's parts. Raises LoraFileError for other keys.
     """
     words = {key: loranames.aside(key) for key in file.leftover}
-    need_all({**file.factors, **file.beside}, [key for key, (word, core) in words.items() if not (core or (lossy and word))], name)
-    kept = [loranames.aside(key)[0] for key in file.beside] + ["matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")]
-    state = state_dict(file.factors, dtype) | {key: _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in file.beside.items()}
+    need_all(
+        {**file.factors, **file.beside},
+        [key for key, (word, core) in words.items() if not (core or (lossy and word))],
+        name,
+    )
+    kept = [loranames.aside(key)[0] for key in file.beside] + [
+        "matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")
+    ]
+    state = state_dict(file.factors, dtype) | {
+        key: _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in file.beside.items()
+    }
     return state, loranames.counted(kept), loranames.counted(word for word, core in words.values() if not core)
 
 
@@ -366,7 +469,9 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
     """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
     path = Path(path)
     if broken := not_finite(state):
-        raise LoraFileError(f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save.")
+        raise LoraFileError(
+            f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, tensorfile.pieces(state, {"format": "pt", **metadata}))
@@ -392,16 +497,22 @@ def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: st
     wrong = [name for name in factors if name in places and factors[name].shape != places[name]]
     if not unknown and not wrong:
         return
-    lines = [f"{file} does not fit this model: {len(factors) - len(unknown) - len(wrong)} of its {len(factors)} matrices do."]
+    lines = [
+        f"{file} does not fit this model: {len(factors) - len(unknown) - len(wrong)} of its {len(factors)} matrices do."
+    ]
     if unknown:
         lines.append(f"{len(unknown)} have no place in it (for example {_examples(unknown)}).")
     if wrong:
         given, wanted = factors[wrong[0]].shape, places[wrong[0]]
-        lines.append(f"{len(wrong)} have another size (for example {wrong[0]}: {given[1]} in, {given[0]} out; the model has {wanted[1]} in, {wanted[0]} out).")
+        lines.append(
+            f"{len(wrong)} have another size (for example {wrong[0]}: {given[1]} in, {given[0]} out; the model has {wanted[1]} in, {wanted[0]} out)."
+        )
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
 
 
 def need_all(factors: Mapping, leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
-        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}")
+        raise LoraFileError(
+            f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}"
+        )

@@ -18,15 +18,49 @@ PREFIXES = {  # of a key -> who writes it
     "lora_transformer_": "OneTrainer",
     "lycoris_": "LyCORIS, SimpleTuner",
 }
-FRONT = re.compile(r"^(?:_|(?:lora_unet|lora_transformer|lycoris|base_model|diffusion_model|model|transformer|pipe|unet|dit|net)_)+")
-WRAPPER = re.compile(r"(?:^|_)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=_)")  # torch.compile's and DistributedDataParallel's own
+FRONT = re.compile(
+    r"^(?:_|(?:lora_unet|lora_transformer|lycoris|base_model|diffusion_model|model|transformer|pipe|unet|dit|net)_)+"
+)
+# torch.compile's and DistributedDataParallel's own
+WRAPPER = re.compile(r"(?:^|_)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=_)")
 ENDINGS = {  # our name of a part -> how a key with it may end
-    "lora_A.weight": (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight", ".lora_linear_layer.down.weight", ".lora_A"),
-    "lora_B.weight": (".lora_B.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight", ".lora_B"),
+    "lora_A.weight": (
+        ".lora_A.weight",
+        ".lora_down.weight",
+        ".lora.down.weight",
+        "_lora.down.weight",
+        ".lora_linear_layer.down.weight",
+        ".lora_A",
+    ),
+    "lora_B.weight": (
+        ".lora_B.weight",
+        ".lora_up.weight",
+        ".lora.up.weight",
+        "_lora.up.weight",
+        ".lora_linear_layer.up.weight",
+        ".lora_B",
+    ),
     "alpha": (".alpha",),
     "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
-} | {name: ("." + name,) for name in ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}
-OF_AN_ADAPTER = re.compile(r"(.+?)(\.lora_[AB]|\.lora_magnitude_vector|\.(?:lokr|hada)_\w+)\.(?!weight$|bias$)[^.]+(\.weight)?")  # PEFT's own name of it, as `default`, stands within
+} | {
+    name: ("." + name,)
+    for name in (
+        "lokr_w1",
+        "lokr_w2",
+        "lokr_w1_a",
+        "lokr_w1_b",
+        "lokr_w2_a",
+        "lokr_w2_b",
+        "hada_w1_a",
+        "hada_w1_b",
+        "hada_w2_a",
+        "hada_w2_b",
+    )
+}
+# PEFT's own name of it, as `default`, stands within
+OF_AN_ADAPTER = re.compile(
+    r"(.+?)(\.lora_[AB]|\.lora_magnitude_vector|\.(?:lokr|hada)_\w+)\.(?!weight$|bias$)[^.]+(\.weight)?"
+)
 MATRICES = {leaf: leaf for leaf in (
     "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "attention.qkv",
     "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0",
@@ -35,8 +69,21 @@ OUTSIDE = {  # Linears outside the blocks, by ComfyUI's names -> ours, which are
     "x_embedder": "all_x_embedder.2-1",
     "final_layer.linear": "all_final_layer.2-1.linear",
     "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
-} | {name: name for name in ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1", "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
-NORMS = {leaf: leaf for leaf in ("attention.q_norm", "attention.k_norm", "attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")} | {
+} | {
+    name: name
+    for name in (
+        "all_x_embedder.2-1",
+        "all_final_layer.2-1.linear",
+        "all_final_layer.2-1.adaLN_modulation.1",
+        "cap_embedder.1",
+        "t_embedder.mlp.0",
+        "t_embedder.mlp.2",
+    )
+}
+NORMS = {
+    leaf: leaf
+    for leaf in ("attention.q_norm", "attention.k_norm", "attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+} | {
     "attention.norm_q": "attention.q_norm",
     "attention.norm_k": "attention.k_norm",
 }
@@ -54,10 +101,17 @@ CHANGES = {
     ".oft_blocks": ("OFT part", ""),
     ".rescale": ("OFT part", ""),
 } | {f".{name}.weight": ("GLoRA part", "") for name in ("a1", "a2", "b1", "b2")}
-TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)")
+TEXT_ENCODER = re.compile(
+    r"(?:base_model\.model\.)?(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)"
+)
 BUNDLED = "bundle_emb."  # OneTrainer's embeddings, trained beside the LoRA
-OF_QWEN = re.compile(r"lora_te_layers_|text_encoders\.")  # names of those that core has a place for in Z-Image's text encoder
-PLURALS = {"whole matrix": "whole matrices", "bias": "biases", "matrix of q, k and v together": "matrices of q, k and v together"}
+# names of those that core has a place for in Z-Image's text encoder
+OF_QWEN = re.compile(r"lora_te_layers_|text_encoders\.")
+PLURALS = {
+    "whole matrix": "whole matrices",
+    "bias": "biases",
+    "matrix of q, k and v together": "matrices of q, k and v together",
+}
 
 
 def _by_flat(table: dict[str, str]) -> dict[str, str]:
@@ -127,10 +181,16 @@ def aside(key: str) -> tuple[str, str]:
 
 def changes(key: str) -> str | None:
     """The Linear, by our name, that a key changes in a form that is no LoRA."""
-    ending = next((ending for ending, (matrix, _) in CHANGES.items() if matrix not in ("bias", "scale") and key.endswith(ending)), "")
+    ending = next(
+        (ending for ending, (matrix, _) in CHANGES.items() if matrix not in ("bias", "scale") and key.endswith(ending)),
+        "",
+    )
     return canonical(key.removesuffix(ending)) if ending else None
 
 
 def counted(words: Iterable[str]) -> str:
     """`12 norms, 1 bias`, the most frequent first."""
-    return ", ".join(f"{count} {word if count == 1 else PLURALS.get(word, word + 's')}" for word, count in Counter(words).most_common())
+    return ", ".join(
+        f"{count} {word if count == 1 else PLURALS.get(word, word + 's')}"
+        for word, count in Counter(words).most_common()
+    )

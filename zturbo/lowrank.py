@@ -183,7 +183,10 @@ def branch_output(x: torch.Tensor, target: Target, branches: Branches) -> torch.
     pieces = iter(hidden)
     outputs = []
     for part, group in zip(target.parts, present):
-        rows = [F.linear(next(pieces) * one.scale, one.B.to(x.dtype)) if isinstance(one, Factors) else one.output(x) for one in group]
+        rows = [
+            F.linear(next(pieces) * one.scale, one.B.to(x.dtype)) if isinstance(one, Factors) else one.output(x)
+            for one in group
+        ]
         outputs.append(sum(rows[1:], rows[0]) if rows else x.new_zeros(*x.shape[:-1], part.size))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
@@ -210,7 +213,9 @@ def column_norms(factors: Factors | None, fetch: Fetch, rows: slice, like: torch
 
 
 @contextmanager
-def attached(linears: Mapping[str, tuple[torch.nn.Module, Fetch]], targets: list[Target], branches: Branches) -> Iterator[None]:
+def attached(
+    linears: Mapping[str, tuple[torch.nn.Module, Fetch]], targets: list[Target], branches: Branches
+) -> Iterator[None]:
     """Run the given Linears frozen, with branches, while the context lasts. Nothing of it is left afterwards.
 
     linears: module name -> (module, fetch).
@@ -251,4 +256,6 @@ def _forward(fetch: Fetch, target: Target | None, branches: Branches):
 
 def decomposed(target: Target, branches: Branches) -> bool:
     """Is one of the branches on this Linear DoRA?"""
-    return any(getattr(branch.get(part.name), "magnitude", None) is not None for branch in branches for part in target.parts)
+    return any(
+        getattr(branch.get(part.name), "magnitude", None) is not None for branch in branches for part in target.parts
+    )

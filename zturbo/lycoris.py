@@ -54,7 +54,9 @@ class LoKr:
         return self.scale * torch.kron(*self.matrices(torch.float32))
 
     def of(self, tensors: dict[str, torch.Tensor]) -> "LoKr":
-        return LoKr(tensors["lokr_w1"], tuple(tensors[name] for name in (*WHOLE, *PRODUCT) if name in tensors), self.scale)
+        return LoKr(
+            tensors["lokr_w1"], tuple(tensors[name] for name in (*WHOLE, *PRODUCT) if name in tensors), self.scale
+        )
 
 
 @dataclass(frozen=True)
@@ -116,5 +118,9 @@ def create_lokr(name: str, rows: int, columns: int, rank: int, alpha: float, fac
 def create_loha(name: str, rows: int, columns: int, rank: int, alpha: float, seed: int) -> LoHa:
     """An untrained LoHa as LyCORIS begins it: w1_a N(0, 0.1), w1_b and w2_b N(0, 1), w2_a zero. A function of seed and name."""
     random = flow.generator(seed, "loha", name)
-    w1_a, w1_b, w2_b = torch.randn(rows, rank, generator=random) * 0.1, torch.randn(rank, columns, generator=random), torch.randn(rank, columns, generator=random)
+    w1_a, w1_b, w2_b = (
+        torch.randn(rows, rank, generator=random) * 0.1,
+        torch.randn(rank, columns, generator=random),
+        torch.randn(rank, columns, generator=random),
+    )
     return LoHa(w1_a, w1_b, torch.zeros(rows, rank), w2_b, alpha / rank)

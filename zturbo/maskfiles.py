@@ -93,7 +93,11 @@ def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
     last = parts[-1]
     names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]
     places = [n for n, part in enumerate(parts[:-1]) if fold(part) in FOLDERS]
-    return [("/".join((*parts[:n], *parts[n + 1 : -1], name)), "/".join((*parts[:n], ANY, *parts[n + 1 : -1], name))) for n in places for name in names]
+    return [
+        ("/".join((*parts[:n], *parts[n + 1 : -1], name)), "/".join((*parts[:n], ANY, *parts[n + 1 : -1], name)))
+        for n in places
+        for name in names
+    ]
 
 
 def lines(masks: Masks) -> Iterator[tuple[list[Path], str]]:

@@ -11,7 +11,16 @@ KEPT = 28.2
 # with gradient checkpointing a layer keeps its input; beside that one layer at a time is whole, forward and backward
 WHOLE = 31
 # bytes that an optimizer keeps for each trained number
-STATE = {"adamw": 8, "adamw8bit": 2.1, "adafactor": 2.3, "prodigy": 16, "schedule_free": 8, "lion": 4, "came": 4.5, "muon": 4}
+STATE = {
+    "adamw": 8,
+    "adamw8bit": 2.1,
+    "adafactor": 2.3,
+    "prodigy": 16,
+    "schedule_free": 8,
+    "lion": 4,
+    "came": 4.5,
+    "muon": 4,
+}
 OWN = 0.07e9  # bytes of what a first step brings into the process beside tensors: measured with 3, 8 and 30 layers
 GB = 1e9
 

@@ -74,7 +74,9 @@ def _refuse_other_kinds(path: Path, start: bytes, size: int):
     if start.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
         raise ModelError(f"{name} {GGUF}")
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors.")
+        raise ModelError(
+            f"{name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors."
+        )
     if not start:
         raise ModelError(f"{name} is empty. {AGAIN}")
     if start.startswith(b"version https://git-lfs"):
@@ -82,11 +84,17 @@ def _refuse_other_kinds(path: Path, start: bytes, size: int):
             f"{name} is a Git LFS pointer: {size} bytes of text that stand for the file, as git leaves them where Git LFS is not installed. Run git lfs pull there, or download it by itself."
         )
     if first.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise ModelError(f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}")
+        raise ModelError(
+            f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}"
+        )
     if start.startswith(b"PK\x03\x04") and b"/data.pkl" not in start and start[8:9] != b"{":
-        raise ModelError(f"{name} is a ZIP archive under the name of a safetensors file. Unpack it, and choose the .safetensors file that is in it.")
+        raise ModelError(
+            f"{name} is a ZIP archive under the name of a safetensors file. Unpack it, and choose the .safetensors file that is in it."
+        )
     if start.startswith((b"PK\x03\x04", *PICKLES)) and start[8:9] != b"{":  # a header's length may begin alike
-        raise ModelError(f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file.")
+        raise ModelError(
+            f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file."
+        )
     if size < 2000 and (said := _text(start)):
         raise ModelError(f"{name} holds no weights, but the words {said!r}. {AGAIN}")
     length = int.from_bytes(start[:8], "little")

@@ -38,12 +38,16 @@ def places(targets: list[Target], network: Network) -> list[Place]:
                 chosen.append(Place(target, part, rank))
     idle = [pattern for n, (pattern, _) in enumerate(patterns) if n not in used]
     if idle:
-        raise ZTurboError(f"targets: {idle[0]!r} fits no part of the model. There are, in each layer: {', '.join(part_names(targets))}.")
+        raise ZTurboError(
+            f"targets: {idle[0]!r} fits no part of the model. There are, in each layer: {', '.join(part_names(targets))}."
+        )
     last = max(layer_of(target.module) for target in targets)
     if layers and max(layers) > last:
         raise ZTurboError(f"layers: {network.layers!r} goes beyond the model, which has the layers 0 to {last}.")
     if not chosen:
-        raise ZTurboError(f"Nothing is left to train with targets {network.targets!r}. Give at least one part a rank above 0.")
+        raise ZTurboError(
+            f"Nothing is left to train with targets {network.targets!r}. Give at least one part a rank above 0."
+        )
     return chosen
 
 
@@ -53,7 +57,9 @@ def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, colon, number = word.partition(":")
         if colon and not (number.strip().isdecimal() and len(number.strip()) <= 4 and int(number) <= 1024):
-            raise ZTurboError(f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024.")
+            raise ZTurboError(
+                f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024."
+            )
         patterns.append((GROUPS.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
     return patterns or [("*", rank)]
 
@@ -63,7 +69,12 @@ def read_layers(text: str) -> set[int] | None:
     layers: set[int] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = (part.strip() for part in word.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or max(len(first), len(last)) > 3 or int(last or first) < int(first):
+        if (
+            not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or max(len(first), len(last)) > 3
+            or int(last or first) < int(first)
+        ):
             raise ZTurboError(f"layers: {word!r} is no layer number and no range. Write for example 0-9, 20.")
         layers.update(range(int(first), int(last or first) + 1))
     return layers or None
@@ -78,7 +89,12 @@ def part_names(targets: list[Target]) -> list[str]:
 
 
 def create(
-    targets: list[Target], network: Network, seed: int, device="cpu", norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None, start: dict[str, Difference] | None = None
+    targets: list[Target],
+    network: Network,
+    seed: int,
+    device="cpu",
+    norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None,
+    start: dict[str, Difference] | None = None,
 ) -> dict[str, Difference]:
     """What a run trains, {name: Difference} in fp32 with gradients on `device`; a function of network, seed and name.
 
@@ -113,7 +129,9 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
     """The starting LoRA's numbers in the run's form: the same difference; spare ranks begin untrained. Raises LoraFileError where something would be lost."""
     lost = [name for name in start if name not in lora]
     if lost:
-        raise LoraFileError(f"The LoRA to start from has {len(lost)} parts that this run does not train (for example {lost[0]}). Train them too: leave targets and layers empty.")
+        raise LoraFileError(
+            f"The LoRA to start from has {len(lost)} parts that this run does not train (for example {lost[0]}). Train them too: leave targets and layers empty."
+        )
     taken: dict[str, Difference] = {}
     for name, given in start.items():
         mine = lora[name]
@@ -122,11 +140,17 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
                 f"The file to start from is a {form(given)}; this run trains a {form(mine)}. A run can start from a LoRA when it trains one, and from a DoRA when it trains one. Convert LoRA makes a LoRA of LoKr and LoHa."
             )
         if given.magnitude is not None and given.magnitude.shape[0] > 1:
-            raise LoraFileError("The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing.")
+            raise LoraFileError(
+                "The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing."
+            )
         if given.rank > mine.rank:
-            raise LoraFileError(f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA.")
+            raise LoraFileError(
+                f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA."
+            )
         if given.shape != mine.shape:
-            raise LoraFileError(f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}.")
+            raise LoraFileError(
+                f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}."
+            )
         A = torch.cat((given.A.float(), mine.A[given.rank :]))
         B = torch.cat((given.B.float() * (given.scale / mine.scale), mine.B[:, given.rank :]), dim=1)
         taken[name] = Factors(A, B, mine.scale, given.magnitude)
@@ -134,16 +158,30 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
 
 
 def form(one: Difference) -> str:
-    return "DoRA" if getattr(one, "magnitude", None) is not None else "LoRA" if isinstance(one, Factors) else type(one).__name__
+    return (
+        "DoRA"
+        if getattr(one, "magnitude", None) is not None
+        else "LoRA"
+        if isinstance(one, Factors)
+        else type(one).__name__
+    )
 
 
 def trainable(one: Difference, device) -> Difference:
-    return one.of({name: tensor.detach().to(device, torch.float32, copy=True).requires_grad_(True) for name, tensor in one.tensors.items()})
+    return one.of(
+        {
+            name: tensor.detach().to(device, torch.float32, copy=True).requires_grad_(True)
+            for name, tensor in one.tensors.items()
+        }
+    )
 
 
 def frozen_copy(lora: dict[str, Difference]) -> dict[str, Difference]:
     """The same numbers, apart and without gradients: where a moving average begins."""
-    return {name: one.of({key: tensor.detach().clone() for key, tensor in one.tensors.items()}) for name, one in lora.items()}
+    return {
+        name: one.of({key: tensor.detach().clone() for key, tensor in one.tensors.items()})
+        for name, one in lora.items()
+    }
 
 
 def describe(lora: dict[str, Difference]) -> str:
@@ -165,6 +203,8 @@ def read_start(path, targets: list[Target]) -> dict[str, Difference]:
     lorafile.need_all(file.factors, list(file.leftover), path.name)
     outside = [name for name in file.factors if not name.startswith("layers.")]
     if outside:
-        raise LoraFileError(f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), which a run here does not train. Choose another file to start from.")
+        raise LoraFileError(
+            f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), which a run here does not train. Choose another file to start from."
+        )
     lorafile.check_fit(file.factors, targets, path.name)
     return file.factors

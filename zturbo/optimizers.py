@@ -15,7 +15,8 @@ KNOWN: dict[str, tuple[str, str, dict]] = {
     "adamw": ("torch.optim", "AdamW", {}),
     "muon": ("torch.optim", "Muon", {"adjust_lr_fn": "match_rms_adamw"}),  # AdamW's learning rates fit
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
-    "adafactor": ("pytorch_optimizer", "AdaFactor", {"scale_parameter": False, "relative_step": False}),  # else B, which begins at 0, hardly moves
+    # else B, which begins at 0, hardly moves
+    "adafactor": ("pytorch_optimizer", "AdaFactor", {"scale_parameter": False, "relative_step": False}),
     "prodigy": ("pytorch_optimizer", "Prodigy", {"safeguard_warmup": True}),
     "schedule_free": ("pytorch_optimizer", "ScheduleFreeAdamW", {}),
     "lion": ("pytorch_optimizer", "Lion", {}),
@@ -31,9 +32,13 @@ def build(options: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Opt
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, OSError) as error:
         if module not in PACKAGES:
-            raise TrainingError(f"The optimizer {options.name} is not in this PyTorch ({torch.__version__}); it came with 2.9. Choose adamw.") from error
+            raise TrainingError(
+                f"The optimizer {options.name} is not in this PyTorch ({torch.__version__}); it came with 2.9. Choose adamw."
+            ) from error
         package = PACKAGES[module]
-        raise TrainingError(f"The optimizer {options.name} needs the package {package} ({error}). Install it into ComfyUI's Python (pip install {package}), or choose adamw.") from error
+        raise TrainingError(
+            f"The optimizer {options.name} needs the package {package} ({error}). Install it into ComfyUI's Python (pip install {package}), or choose adamw."
+        ) from error
     return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, **more)
 
 
@@ -54,7 +59,9 @@ def learning_rate(options: Optimizer, step: int, total: int) -> float:
 
 
 @contextmanager
-def averaged(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], average: list[torch.Tensor]) -> Iterator[None]:
+def averaged(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], average: list[torch.Tensor]
+) -> Iterator[None]:
     """While open, the parameters are what is handed out: their `average` where there is one, else what a schedule-free optimizer gives out.
 
     Afterwards they are, to the bit, what they were.

@@ -24,7 +24,9 @@ def find(path: Path, metadata: dict[str, str], peft: bool) -> dict | None:
         else:
             return None
     except (OSError, ValueError, RecursionError) as error:
-        raise LoraFileError(f"The configuration of {path.name} ({BESIDE}, or the header's {HEADER}) cannot be read: {error}. Copy it again.") from error
+        raise LoraFileError(
+            f"The configuration of {path.name} ({BESIDE}, or the header's {HEADER}) cannot be read: {error}. Copy it again."
+        ) from error
     if not isinstance(config, dict):
         raise LoraFileError(f"The configuration of {path.name} is no table of settings. Copy {BESIDE} again.")
     return {key.removeprefix("transformer."): value for key, value in config.items()}
@@ -38,17 +40,24 @@ def scale(config: dict, name: str, rank: int, file: str) -> float:
     r = _of(config.get("rank_pattern"), name, config.get("r", rank), file)
     alpha = _of(config.get("alpha_pattern"), name, config.get("lora_alpha", config.get("alpha", r)), file)
     if not all(isinstance(value, (int, float)) and abs(value) <= LARGEST for value in (r, alpha)) or r < 1:
-        raise LoraFileError(f"The configuration of {file} says rank {r!r} and alpha {alpha!r} for {name}; both must be numbers up to {LARGEST:,}, the rank above 0.")
+        raise LoraFileError(
+            f"The configuration of {file} says rank {r!r} and alpha {alpha!r} for {name}; both must be numbers up to {LARGEST:,}, the rank above 0."
+        )
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 def _of(patterns, name: str, otherwise, file: str):
     """What a pattern table says for a module: its keys are names' ends, or regular expressions for them. Raises LoraFileError."""
     if not isinstance(patterns or {}, dict):
-        raise LoraFileError(f"The configuration of {file} has {patterns!r:.80} for a table of patterns. Copy {BESIDE} again.")
+        raise LoraFileError(
+            f"The configuration of {file} has {patterns!r:.80} for a table of patterns. Copy {BESIDE} again."
+        )
     for pattern, value in (patterns or {}).items():
-        if len(pattern) > 500 or re.search(r"\)[*+?{]|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:  # could take for ever
-            raise LoraFileError(f"The configuration of {file} has the pattern {pattern!r:.80}, which is too involved. Write the modules' names.")
+        # could take for ever
+        if len(pattern) > 500 or re.search(r"\)[*+?{]|\\[1-9]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise LoraFileError(
+                f"The configuration of {file} has the pattern {pattern!r:.80}, which is too involved. Write the modules' names."
+            )
         try:
             if re.fullmatch(rf"(.*\.)?({pattern})", name):
                 return value

@@ -14,7 +14,24 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import DatasetError
 
-PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif", ".jxl")
+PICTURES = (
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow knows more, and runs programs for some (EPS)
 PLUGINS = {
     "HEIF": ("HEIC", "pillow_heif", "pillow-heif"),
@@ -47,7 +64,13 @@ def inside(path: Path) -> str:
             return "WEBP"
         if head[4:8] == b"ftyp":
             brands = head[8 : min(len(head), max(16, int.from_bytes(head[:4], "big")))]
-            return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIF" if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1")) else "a film (MP4 or MOV)"
+            return (
+                "AVIF"
+                if b"avif" in brands or b"avis" in brands
+                else "HEIF"
+                if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1"))
+                else "a film (MP4 or MOV)"
+            )
         start = head.lstrip().lower()
         return next((kind for begin, kind in KINDS if head.startswith(begin) or start.startswith(begin.lower())), "")
     return ""
@@ -74,10 +97,14 @@ def load_picture(path: Path) -> Image.Image:
 
 def load_mask(path: Path, alpha: bool = False) -> Image.Image:
     """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError, also where nothing would count."""
-    mask = _load(path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else to_mask(image))
+    mask = _load(
+        path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else to_mask(image)
+    )
     if not np.asarray(mask).any():
         called = f"The picture {path.name} is transparent" if alpha else f"The mask {path.name} is black"
-        raise DatasetError(f"{called} all over: nothing of the picture would count. Paint white what counts, or take the mask away.")
+        raise DatasetError(
+            f"{called} all over: nothing of the picture would count. Paint white what counts, or take the mask away."
+        )
     return mask
 
 
@@ -122,7 +149,10 @@ def open_picture(path: Path) -> Image.Image:
     kind = inside(path)
     if kind == "JXL":
         _refuse_large(*jxl_size(path))  # its plug-in makes the whole picture at once
-    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=(*FORMATS, kind) if kind in PLUGINS and can_read(kind) else FORMATS)
+    opened = Image.open(
+        io.BytesIO(without_words(path)) if kind == "PNG" else path,
+        formats=(*FORMATS, kind) if kind in PLUGINS and can_read(kind) else FORMATS,
+    )
     try:
         _refuse_large(*opened.size)
     except ValueError:
@@ -141,7 +171,8 @@ def jxl_size(path: Path) -> tuple[int, int]:
     with open(path, "rb") as file:
         raw = file.read(JXL_HEAD)
     if not raw.startswith(b"\xff\x0a"):
-        starts = [at + skip for name, skip in ((b"jxlc", 4), (b"jxlp", 8)) if (at := raw.find(name)) >= 0]  # a part begins with its number
+        # a part begins with its number
+        starts = [at + skip for name, skip in ((b"jxlc", 4), (b"jxlp", 8)) if (at := raw.find(name)) >= 0]
         raw = raw[min(starts) :] if starts else b""
     if not raw.startswith(b"\xff\x0a"):
         raise ValueError("its size is not at its beginning")
@@ -225,7 +256,13 @@ def flat(image: Image.Image) -> Image.Image:
     deep = np.asarray(image).astype(np.float32)
     if not np.isfinite(deep).all():
         raise ValueError("it holds numbers that are not finite")
-    top = 65535.0 if image.mode.startswith("I;16") or deep.max() > 255 else 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
+    top = (
+        65535.0
+        if image.mode.startswith("I;16") or deep.max() > 255
+        else 1.0
+        if image.mode == "F" and deep.max() <= 1
+        else 255.0
+    )
     return Image.fromarray((deep * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
 
 
@@ -244,6 +281,16 @@ def in_srgb(image: Image.Image) -> Image.Image:
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
             return image
         mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC, mode, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION) or image
+        return (
+            ImageCms.profileToProfile(
+                image,
+                profile,
+                ImageCms.createProfile("sRGB"),
+                ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                mode,
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+            or image
+        )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image

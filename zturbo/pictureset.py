@@ -24,7 +24,8 @@ from .recipe import is_text
 SETTINGS, MANIFEST = "set.json", "pictures.jsonl"
 MOST = 100_000  # pictures
 CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
-FOREIGN = re.compile(r"\{\s*[\d.]+::|\|\s*[\d.]+::|\{\s*[\d-]+\$\$|\$\{|__[\w./ -]*\*[\w./* -]*__")  # weights, counts, variables and patterns of other programs
+# weights, counts, variables and patterns of other programs
+FOREIGN = re.compile(r"\{\s*[\d.]+::|\|\s*[\d.]+::|\{\s*[\d-]+\$\$|\$\{|__[\w./ -]*\*[\w./* -]*__")
 WILDCARD = re.compile(r"__([\w./ -]+?)__")
 MOST_CHOICES = 1000  # made in one prompt
 LONGEST = 10_000  # characters of a prompt
@@ -64,7 +65,9 @@ class Plan:
             raise ZTurboError(f"count is {self.count}; it must be from 1 to {MOST}.")
         texts = [*self.prompts, *(line for lines in self.wildcards.values() for line in lines)]
         if broken := next((text for text in texts if not is_text(text) or "\0" in text), ""):
-            raise ZTurboError(f"The prompt {broken[:100]!r} has a zero or half a character in it (a cut emoji). Write it anew.")
+            raise ZTurboError(
+                f"The prompt {broken[:100]!r} has a zero or half a character in it (a cut emoji). Write it anew."
+            )
         if other := next((found[0] for text in texts if (found := FOREIGN.search(text))), ""):
             raise ZTurboError(
                 f"The prompts have {other!r} in them, another program's way of weights, counts, variables or patterns, which is not understood here: only {{a|b}} and __name__ are. Write it so."
@@ -83,7 +86,17 @@ class Plan:
 
     def settings(self) -> dict:
         """All but the count, which may grow, as JSON gives it back."""
-        return json.loads(json.dumps({"prompts": self.prompts, "wildcards": dict(self.wildcards), "sizes": self.sizes, "seed": self.seed, "models": self.models}))
+        return json.loads(
+            json.dumps(
+                {
+                    "prompts": self.prompts,
+                    "wildcards": dict(self.wildcards),
+                    "sizes": self.sizes,
+                    "seed": self.seed,
+                    "models": self.models,
+                }
+            )
+        )
 
 
 def pick(count: int, random: torch.Generator) -> int:
@@ -103,14 +116,20 @@ def expand(template: str, wildcards: Mapping[str, tuple[str, ...]], random: torc
         elif words := " ".join(text.split()):
             return words
         else:
-            raise ZTurboError(f"The prompt {template[:100]!r} can end up without a word. Leave one that is always there.")
+            raise ZTurboError(
+                f"The prompt {template[:100]!r} can end up without a word. Leave one that is always there."
+            )
         if len(text) > LONGEST:
             break
-    raise ZTurboError(f"The prompt {template[:100]!r} never ends, or has more than {LONGEST:,} characters: a wildcard in it may lead back to itself. Take that out.")
+    raise ZTurboError(
+        f"The prompt {template[:100]!r} never ends, or has more than {LONGEST:,} characters: a wildcard in it may lead back to itself. Take that out."
+    )
 
 
 def no_wildcard(name: str) -> NoReturn:
-    raise ZTurboError(f"The prompts ask for the wildcard __{name}__, and there is none. Put {name}.txt, with one choice a line, into ComfyUI's input/wildcards.")
+    raise ZTurboError(
+        f"The prompts ask for the wildcard __{name}__, and there is none. Put {name}.txt, with one choice a line, into ComfyUI's input/wildcards."
+    )
 
 
 def asked_wildcards(texts) -> set[str]:
@@ -124,7 +143,9 @@ def read_sizes(text: str) -> tuple[tuple[int, int], ...]:
         found = re.fullmatch(r"([0-9]{2,4})\s*[xX×]\s*([0-9]{2,4})", part)
         size = (int(found[1]), int(found[2])) if found else (0, 0)
         if not all(64 <= side <= 4096 and side % 16 == 0 for side in size):
-            raise ZTurboError(f"{part!r} is no size. Write width x height in pixels, multiples of 16 from 64 to 4096, for example 1024x1024, 832x1216.")
+            raise ZTurboError(
+                f"{part!r} is no size. Write width x height in pixels, multiples of 16 from 64 to 4096, for example 1024x1024, 832x1216."
+            )
         sizes.append(size)
     if not sizes:
         raise ZTurboError("There are no sizes. Write some, for example 1024x1024, 832x1216, 1216x832.")
@@ -142,23 +163,31 @@ class PictureSet:
             if (folder / SETTINGS).exists():
                 self._check()
             elif any(folder.iterdir()):
-                raise ZTurboError(f"The folder {folder.name} is there already and is no set of this node. Choose another name.")
+                raise ZTurboError(
+                    f"The folder {folder.name} is there already and is no set of this node. Choose another name."
+                )
             else:
                 files.write(folder / SETTINGS, json.dumps(plan.settings(), indent=1).encode())
         except OSError as error:
-            raise ZTurboError(f"The folder {folder} cannot be written: {error.strerror}. {files.advice(error)}") from error
+            raise ZTurboError(
+                f"The folder {folder} cannot be written: {error.strerror}. {files.advice(error)}"
+            ) from error
 
     def _check(self):
         try:
             before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ZTurboError(f"{self.folder.name}/{SETTINGS} cannot be read ({error}). Choose another name, or delete the folder.") from error
+            raise ZTurboError(
+                f"{self.folder.name}/{SETTINGS} cannot be read ({error}). Choose another name, or delete the folder."
+            ) from error
         now = self.plan.settings()
         other = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
         if other and not self.there():
             files.write(self.folder / SETTINGS, json.dumps(now, indent=1).encode())
         elif other:
-            raise ZTurboError(f"The set {self.folder.name} was begun with other {', '.join(other)}. Choose another name for a new set, or give it what it had.")
+            raise ZTurboError(
+                f"The set {self.folder.name} was begun with other {', '.join(other)}. Choose another name for a new set, or give it what it had."
+            )
 
     def there(self) -> list[int]:
         """Numbers of the pictures that are there, in order, with their captions. A caption is written last, so it never stands for a picture that is not whole."""
@@ -181,11 +210,15 @@ class PictureSet:
             files.write(self.folder / f"{picture.name}.png", content.getvalue())
             files.write(self.folder / f"{picture.name}.txt", picture.prompt.encode())
         except OSError as error:
-            raise ZTurboError(f"The picture {picture.name}.png cannot be written: {error.strerror}. {files.advice(error)} Press Run again: the set goes on where it was.") from error
+            raise ZTurboError(
+                f"The picture {picture.name}.png cannot be written: {error.strerror}. {files.advice(error)} Press Run again: the set goes on where it was."
+            ) from error
 
     def write_list(self):
         """Write the list of all pictures that are there: file, prompt, size, seed."""
-        lines = [json.dumps({"file": f"{number:06d}.png", **asdict(self.plan.picture(number))}) for number in self.there()]
+        lines = [
+            json.dumps({"file": f"{number:06d}.png", **asdict(self.plan.picture(number))}) for number in self.there()
+        ]
         try:
             files.write(self.folder / MANIFEST, ("\n".join(lines) + "\n").encode())
         except OSError as error:

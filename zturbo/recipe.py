@@ -22,13 +22,22 @@ REPEATS = ("exact", "fast")
 MASKS = ("files", "files and alpha", "off")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_restarts")
 MARKS = ("Mn", "Mc")  # vowels and accents of some writings are signs of their own
-DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # what Windows takes for a device, with any ending
+# what Windows takes for a device, with any ending
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)
 KEYS = {  # what sentences call a setting, as its node does -> its key in a file, where that is another
     "keep_turbo": "turbo.keep", "guard_weight": "turbo.weight", "guard_interval": "turbo.interval", "gauge_every": "turbo.every", "gauge_size": "turbo.size",
     "adapter_way": "compute.adapter", "adapter_start": "adapter.start", "adapter_end": "adapter.end", "preview_seed": "previews.seed", "preview_steps": "previews.steps",
     "preview_width": "previews.width", "preview_height": "previews.height", "previews_every": "previews.every", "save_every": "saving.every", "save_dtype": "saving.dtype",
 }  # fmt: skip
-FIRST = {"dtype": "compute.dtype", "loss": "loss.kind", "optimizer": "optimizer.name", "kind": "network.kind", "adapter": "compute.adapter", "keep": "saving.keep"}  # as the first word
+# as the first word
+FIRST = {
+    "dtype": "compute.dtype",
+    "loss": "loss.kind",
+    "optimizer": "optimizer.name",
+    "kind": "network.kind",
+    "adapter": "compute.adapter",
+    "keep": "saving.keep",
+}
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -133,7 +142,8 @@ class Turbo:
     every: int = 250  # steps between two readings of the gauge; 0: none
     stop_above: float = 0.0  # the run ends when the gauge reads more, 0 to 1; 0: never
     restore_steps: int = 1000  # last steps of the run, with keep at restore: no pictures are trained in them
-    restore_prompts: tuple[str, ...] = ()  # that name what is trained; empty: the trigger word in front of the unrelated ones
+    # that name what is trained; empty: the trigger word in front of the unrelated ones
+    restore_prompts: tuple[str, ...] = ()
 
     @property
     def guarded(self) -> bool:
@@ -209,16 +219,31 @@ class Recipe:
 
     def __post_init__(self):
         check_types(self)
-        at_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.saving.every, keep=self.saving.keep, rank=self.network.rank)
+        at_least(
+            1,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            save_every=self.saving.every,
+            keep=self.saving.keep,
+            rank=self.network.rank,
+        )
         at_least(0, seed=self.seed, previews_every=self.previews.every, max_grad_norm=self.optimizer.max_grad_norm)
         above_zero(learning_rate=self.optimizer.learning_rate, alpha=self.network.alpha)
         at_least(1, restarts=self.optimizer.restarts, accumulation=self.optimizer.accumulation)
-        at_least(0, warmup=self.optimizer.warmup, decay=self.optimizer.decay, weight_decay=self.optimizer.weight_decay, guidance=self.loss.guidance)
+        at_least(
+            0,
+            warmup=self.optimizer.warmup,
+            decay=self.optimizer.decay,
+            weight_decay=self.optimizer.weight_decay,
+            guidance=self.loss.guidance,
+        )
         above_zero(std=self.timesteps.std, huber_delta=self.loss.huber_delta)
         one_of(flow.DENSITIES, density=self.timesteps.density)
         one_of(OPTIMIZERS, optimizer=self.optimizer.name)
         if self.optimizer.name == "prodigy" and self.optimizer.learning_rate < 0.01:
-            raise ZTurboError(f"learning_rate is {self.optimizer.learning_rate:g}, but prodigy finds its own rate and takes this as a factor on it. Set learning_rate to 1.")
+            raise ZTurboError(
+                f"learning_rate is {self.optimizer.learning_rate:g}, but prodigy finds its own rate and takes this as a factor on it. Set learning_rate to 1."
+            )
         one_of(SCHEDULES, schedule=self.optimizer.schedule)
         one_of(("mse", "huber"), loss=self.loss.kind)
         one_of(flow.WEIGHTINGS, weighting=self.loss.weighting)
@@ -231,7 +256,9 @@ class Recipe:
         between(0, 4, adapter_strength=self.inputs.adapter_strength)
         between(0, 4, adapter_start=self.adapter.start, adapter_end=self.adapter.end)
         if not 0 <= self.timesteps.min_sigma < self.timesteps.max_sigma <= 1:
-            raise ZTurboError(f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1.")
+            raise ZTurboError(
+                f"min_sigma is {self.timesteps.min_sigma} and max_sigma {self.timesteps.max_sigma}; they must be in order, between 0 and 1."
+            )
         at_least(0, keep_tags=self.data.keep_tags)
         at_least(0, preview_seed=self.previews.seed)
         between(1, 1000, preview_steps=self.previews.steps)
@@ -264,17 +291,25 @@ class Recipe:
                 f"keep_turbo is guard, which holds the model with the whole adapter on, and the adapter's strength goes from {self.adapter.start:g} to {self.adapter.end:g}. Take the adapter schedule away, or set keep_turbo to off or restore."
             )
         if len(self.turbo.restore_prompts) > 512:
-            raise ZTurboError(f"There are {len(self.turbo.restore_prompts)} restore_prompts; restoring keeps turbo's path for each in memory (4 MB at 512 pixels). Write at most 512.")
+            raise ZTurboError(
+                f"There are {len(self.turbo.restore_prompts)} restore_prompts; restoring keeps turbo's path for each in memory (4 MB at 512 pixels). Write at most 512."
+            )
         if self.turbo.restores and self.taught < 1:
-            raise ZTurboError(f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower.")
+            raise ZTurboError(
+                f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower."
+            )
         if not 0 <= self.optimizer.ema < 1:
-            raise ZTurboError(f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999.")
+            raise ZTurboError(
+                f"ema is {self.optimizer.ema}; it must be 0 (off) or a number below 1, usually 0.99 to 0.999."
+            )
         one_of(("bf16", "fp32"), dtype=self.compute.dtype)
         one_of(("bf16", "fp16", "fp32"), save_dtype=self.saving.dtype)
         one_of(("auto", "branch", "merged"), adapter=self.compute.adapter)
         one_of(REPEATS, repeat=self.compute.repeat)
         if self.compute.adapter == "merged" and self.beside:
-            raise ZTurboError("adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch.")
+            raise ZTurboError(
+                "adapter_way is merged, but DoRA and an adapter schedule need the adapter beside the weights. Set adapter_way to auto or branch."
+            )
         if sentence := bad_name(self.name):
             raise ZTurboError(sentence)
 
@@ -300,15 +335,23 @@ def check_types(settings, where: str = ""):
         elif one.type not in KINDS:
             if not (isinstance(value, (tuple, list)) and all(isinstance(word, str) for word in value)):
                 raise ZTurboError(f"{name} is {shown(value)}; it must be a list of texts.")
-        elif not isinstance(value, (int, float) if one.type is float else one.type) or (isinstance(value, bool) and one.type is not bool):
+        elif not isinstance(value, (int, float) if one.type is float else one.type) or (
+            isinstance(value, bool) and one.type is not bool
+        ):
             raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]}.")
-        elif isinstance(value, (int, float)) and not (math.isfinite(value) if isinstance(value, float) else abs(value) < 2**64):
+        elif isinstance(value, (int, float)) and not (
+            math.isfinite(value) if isinstance(value, float) else abs(value) < 2**64
+        ):
             raise ZTurboError(f"{name} is {shown(value)}; it must be {KINDS[one.type]} of at most 64 bits, and finite.")
         for text in (value,) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else ():
             if where == "inputs." and any(c in text for c in "\a\b\f\n\r\t\v"):
-                raise ZTurboError(f"{name} is {shown(text)}, with a sign in it that no path has: in double quotes a backslash is no backslash. Write the path in single quotes, or with /.")
+                raise ZTurboError(
+                    f"{name} is {shown(text)}, with a sign in it that no path has: in double quotes a backslash is no backslash. Write the path in single quotes, or with /."
+                )
             if not is_text(text):
-                raise ZTurboError(f"{name} is {shown(text)}; it has half a character in it (a cut emoji). Write it anew.")
+                raise ZTurboError(
+                    f"{name} is {shown(text)}; it has half a character in it (a cut emoji). Write it anew."
+                )
 
 
 def is_text(text: str) -> bool:
@@ -350,7 +393,13 @@ def one_of(choices: tuple[str, ...], **values):
 
 def file_name(name: str) -> bool:
     """True for one plain path component that every system accepts, with an ending of 20 characters behind it."""
-    plain = bool(name) and len(name) <= 100 and name[0].isalnum() and name[-1] not in ". " and all(c.isalnum() or c in " ._-" or unicodedata.category(c) in MARKS for c in name)
+    plain = (
+        bool(name)
+        and len(name) <= 100
+        and name[0].isalnum()
+        and name[-1] not in ". "
+        and all(c.isalnum() or c in " ._-" or unicodedata.category(c) in MARKS for c in name)
+    )
     return plain and len(name.encode()) <= 200 and not DEVICES.fullmatch(name)
 
 
@@ -381,7 +430,11 @@ def teaches(recipe: Recipe) -> dict[str, object]:
     idle += [] if recipe.turbo.stop_above or recipe.turbo.keep != "off" else ["turbo."]
     idle += [] if recipe.turbo.guarded else ["turbo.weight", "turbo.interval"]
     idle += [] if recipe.turbo.restores else ["turbo.restore_"]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value != default[key] and not key.startswith(tuple(idle))}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in given.items()
+        if value != default[key] and not key.startswith(tuple(idle))
+    }
 
 
 def flat(recipe: Recipe) -> dict[str, object]:
@@ -396,7 +449,8 @@ def _toml(value) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, (bool, str)):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's, which has one more
+        # JSON's escapes are TOML's, which has one more
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
@@ -412,7 +466,9 @@ def with_settings(text: str, settings: Sequence[str]) -> Recipe:
         key, equals, value = setting.partition("=")
         *sections, name = key.strip().split(".")
         if not equals or not all((*sections, name)):
-            raise ZTurboError(f"{setting!r} is no setting. Write KEY=VALUE, as steps=500 or optimizer.learning_rate=2e-4.")
+            raise ZTurboError(
+                f"{setting!r} is no setting. Write KEY=VALUE, as steps=500 or optimizer.learning_rate=2e-4."
+            )
         place = values
         for section in sections:
             place = place.setdefault(section, {})
@@ -452,7 +508,11 @@ def read_toml(text: str, what: str, advice: str) -> dict:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        path = " A Windows path stands in single quotes, or is written with /." if re.search(r'"[A-Za-z]:\\|"\\\\', text) else ""
+        path = (
+            " A Windows path stands in single quotes, or is written with /."
+            if re.search(r'"[A-Za-z]:\\|"\\\\', text)
+            else ""
+        )
         raise ZTurboError(f"{what} is not TOML ({error}). {advice}{path}") from error
 
 
@@ -460,7 +520,9 @@ def _build(kind, values: dict, where: str):
     known = {f.name: f.type for f in dataclasses.fields(kind)}
     for key in values:
         if key not in known:
-            raise ZTurboError(f"The recipe has an unknown key {where + key!r}, which is {shown(values[key])}. Known here: {', '.join(known)}.")
+            raise ZTurboError(
+                f"The recipe has an unknown key {where + key!r}, which is {shown(values[key])}. Known here: {', '.join(known)}."
+            )
     built = {}
     for key, value in values.items():
         if isinstance(value, dict) and dataclasses.is_dataclass(known[key]):
@@ -477,5 +539,7 @@ def read(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
     except (OSError, UnicodeDecodeError) as error:
-        raise ZTurboError(f"The recipe {path.name} cannot be read as UTF-8 text ({error}). Take the recipe.toml of a run.") from error
+        raise ZTurboError(
+            f"The recipe {path.name} cannot be read as UTF-8 text ({error}). Take the recipe.toml of a run."
+        ) from error
     return with_settings(text, settings)

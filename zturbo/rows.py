@@ -59,7 +59,9 @@ def read(file: Path, old: dict[Path, None]) -> list[Row]:
             line = number
             rows.append(_row(json.loads(row) if isinstance(row, str) else row))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, csv.Error) as error:
-        raise DatasetError(f"Line {line + isinstance(error, csv.Error)} of {file.name} is not {like} ({error}). Mend or delete the line.") from error
+        raise DatasetError(
+            f"Line {line + isinstance(error, csv.Error)} of {file.name} is not {like} ({error}). Mend or delete the line."
+        ) from error
     return rows
 
 
@@ -72,7 +74,9 @@ def _row(row) -> Row:
         dropout = float(dropout.replace(",", ".")) if dropout.strip() else None
     if dropout is not None and (isinstance(dropout, bool) or not 0 <= dropout <= 1):
         raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
-    if wrong := next((key for key in TEXTS[:2] if row.get(key) is not None and not isinstance(row[key], (str, list))), ""):
+    if wrong := next(
+        (key for key in TEXTS[:2] if row.get(key) is not None and not isinstance(row[key], (str, list))), ""
+    ):
         raise ValueError(f"its {wrong} is no text")
     return Row(name.replace("\\", "/"), caption_of(row), dropout)
 
@@ -95,7 +99,9 @@ def _of_csv(text: str) -> Iterator[tuple[int, object]]:
     yield from ((table.line_num, dict(zip(names, row))) for row in table if any(row))
 
 
-def by_picture(files: Iterable[Path], pictures: list[Path], old: dict[Path, None]) -> tuple[dict[Path, Row], list[str], list[str]]:
+def by_picture(
+    files: Iterable[Path], pictures: list[Path], old: dict[Path, None]
+) -> tuple[dict[Path, Row], list[str], list[str]]:
     """(picture -> its row, names that lead nowhere, names of another place that were matched by their end). Letter case counts only between pictures that differ in nothing else."""
     names = Names()
     for path in pictures:
@@ -117,7 +123,10 @@ def by_picture(files: Iterable[Path], pictures: list[Path], old: dict[Path, None
     absent = []
     for file, row in rest:
         parts = row.file.split("/")[-DEEPEST:]
-        end = next((one for start in range(1, len(parts)) if (one := there("/".join((str(file.parent), *parts[start:]))))), None)
+        end = next(
+            (one for start in range(1, len(parts)) if (one := there("/".join((str(file.parent), *parts[start:]))))),
+            None,
+        )
         if end is None or end in found:
             absent.append(row.file)
         else:

@@ -46,7 +46,8 @@ class RunFolder:
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is taken up
         self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
         self.healthy_step = steps_of(self.healthy)
-        self.taught = self.path / TAUGHT  # the LoRA when the last picture had been trained, where turbo is restored behind that
+        # the LoRA when the last picture had been trained, where turbo is restored behind that
+        self.taught = self.path / TAUGHT
         self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
@@ -58,7 +59,8 @@ class RunFolder:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
-        except (OSError, NotImplementedError) as error:  # a network drive without locks, or a folder that cannot be written
+        # a network drive without locks, or a folder that cannot be written
+        except (OSError, NotImplementedError) as error:
             log.warning("The run folder %s cannot be locked (%s).", self.path, error)
         return True
 
@@ -85,7 +87,9 @@ class RunFolder:
             while taken and not run.take():  # another process has found the empty folder and begun in it
                 run = cls(_new_folder(parent, recipe.name))
         except OSError as error:
-            raise ZTurboError(f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. {files.advice(error)}") from error
+            raise ZTurboError(
+                f"The run folder {parent / recipe.name} cannot be made: {error.strerror}. {files.advice(error)}"
+            ) from error
         run.furnish(recipe)
         return run
 
@@ -97,7 +101,9 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             self.give_up()
-            raise ZTurboError(f"The run folder {self.path} cannot be made: {error.strerror}. {files.advice(error)}") from error
+            raise ZTurboError(
+                f"The run folder {self.path} cannot be made: {error.strerror}. {files.advice(error)}"
+            ) from error
 
     def is_blank(self, source: str = "") -> bool:
         """Has nothing begun in it? So a process that died between making it and its start event leaves it. source: of the checkpoint that it may be a copy of, by its stem."""
@@ -134,7 +140,11 @@ class RunFolder:
 
     def checkpoint_files(self) -> list[Path]:
         """Newest first."""
-        steps = {path: re.fullmatch("step_([0-9]{1,18})", path.stem) for path in self.checkpoints.glob("step_*.safetensors") if path.is_file()}
+        steps = {
+            path: re.fullmatch("step_([0-9]{1,18})", path.stem)
+            for path in self.checkpoints.glob("step_*.safetensors")
+            if path.is_file()
+        }
         return sorted((path for path, step in steps.items() if step), key=step_of, reverse=True)
 
     def adopt(self, checkpoint_file: Path, **start):
@@ -164,7 +174,9 @@ class RunFolder:
                 log.warning("%s", error)
                 damaged.append(str(error))
         if damaged:
-            raise CheckpointError(f"No checkpoint of the run {self.path.name} can be used: {damaged[0]} To begin anew, set resume to new.")
+            raise CheckpointError(
+                f"No checkpoint of the run {self.path.name} can be used: {damaged[0]} To begin anew, set resume to new."
+            )
         return None
 
     def forget_checkpoints(self, after: int):
@@ -175,7 +187,13 @@ class RunFolder:
 
     def rewind(self, step: int):
         """Forget what was logged after `step`: it will be done again, to the same bits."""
-        kept = [event for event in read_events(self.events) if event.get("step", 0) <= step and event.get("event") != "end" and (step or event.get("event") != "validation")]
+        kept = [
+            event
+            for event in read_events(self.events)
+            if event.get("step", 0) <= step
+            and event.get("event") != "end"
+            and (step or event.get("event") != "validation")
+        ]
         with contextlib.suppress(OSError):
             files.write(self.events, _lines(kept))
         self.save_now.unlink(missing_ok=True)
@@ -199,7 +217,9 @@ class RunFolder:
                 file.write((b"\n" if torn else b"") + json.dumps(values).encode() + b"\n")
         except OSError as error:
             if not self._log_failed:
-                log.warning("The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror)
+                log.warning(
+                    "The event log %s cannot be written (%s); training goes on without it.", self.events, error.strerror
+                )
             self._log_failed = True
 
     def copy_of(self, state: State) -> Copy | None:
@@ -210,7 +230,9 @@ class RunFolder:
             self.refused = str(error)
             return None
 
-    def keep(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int):
+    def keep(
+        self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int
+    ):
         """The LoRA of `steps` steps, and a checkpoint of the same moment where one is given; so many of these stay. What a disk refuses is in `refused`."""
         try:
             if copy is not None:
@@ -259,11 +281,17 @@ class RunFolder:
 
     def newest_reading(self) -> float:
         """Of the gauge; NaN for none."""
-        return next((event["gauge"] for event in reversed(read_events(self.events)) if event.get("event") == "health"), math.nan)
+        return next(
+            (event["gauge"] for event in reversed(read_events(self.events)) if event.get("event") == "health"), math.nan
+        )
 
     def kept(self) -> str:
         """A sentence: what of the LoRA is on the disk."""
-        there = f"The LoRA of step {self.saved_steps} is saved as {self.lora}; to use it, copy it into models/loras." if self.saved_steps else ""
+        there = (
+            f"The LoRA of step {self.saved_steps} is saved as {self.lora}; to use it, copy it into models/loras."
+            if self.saved_steps
+            else ""
+        )
         return " ".join(filter(None, (self.refused, there))) or "Nothing had been learnt yet."
 
     def preview(self, step: int, number: int, image: np.ndarray) -> Path | None:
@@ -347,7 +375,12 @@ FIELDS = {
     **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
     "teaches": lambda value: isinstance(value, dict),
 }
-NEEDED: dict[str | None, tuple[str, ...]] = {"note": ("text",), "end": ("how",), "validation": ("step", "held_out", "trained"), "health": ("step", "gauge")}
+NEEDED: dict[str | None, tuple[str, ...]] = {
+    "note": ("text",),
+    "end": ("how",),
+    "validation": ("step", "held_out", "trained"),
+    "health": ("step", "gauge"),
+}
 
 
 def how_ended(folder: Path) -> str | None:
@@ -376,7 +409,11 @@ def summary(folder: Path, points: int) -> dict:
         "total": start.get("total", 0),
         "adapter": start.get("adapter", ""),
         "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
-        "looks": [{key: event[key] for key in ("event", *NEEDED[event["event"]])} for event in events if event.get("event") in ("validation", "health")],
+        "looks": [
+            {key: event[key] for key in ("event", *NEEDED[event["event"]])}
+            for event in events
+            if event.get("event") in ("validation", "health")
+        ],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
         "files": newest_previews(folder),
         "how": end.get("how"),

@@ -22,7 +22,8 @@ from .runfolder import RECIPE, RunFolder
 
 log = logging.getLogger("zturbo")
 AUTO, NEW = "auto", "new"
-FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)  # of a prompt for another trainer or program
+# of a prompt for another trainer or program
+FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)
 
 
 class Runs:
@@ -44,8 +45,16 @@ class Runs:
         """The run folders of a name, oldest first: `name`, `name_2`, `name_3`, …"""
         if not file_name(name) or not self.root.is_dir():
             return []
-        numbers = {path: path.name.removeprefix(name).removeprefix("_") or "1" for path in self.root.iterdir() if path.name == name or path.name.startswith(name + "_")}
-        found = [path for path, number in numbers.items() if number.isascii() and number.isdecimal() and own(path) and name_of(path) in (name, "")]
+        numbers = {
+            path: path.name.removeprefix(name).removeprefix("_") or "1"
+            for path in self.root.iterdir()
+            if path.name == name or path.name.startswith(name + "_")
+        }
+        found = [
+            path
+            for path, number in numbers.items()
+            if number.isascii() and number.isdecimal() and own(path) and name_of(path) in (name, "")
+        ]
         return sorted(found, key=lambda path: int(numbers[path]))
 
     def checkpoint(self, name: str) -> Path:
@@ -53,7 +62,9 @@ class Runs:
         run, _, step = name.strip().partition("/")
         folder = self.folder(run)
         if folder is None:
-            raise ZTurboError(f"There is no run {run!r} in {self.root}. Give a folder's name from there (one without links in it), auto, or new.")
+            raise ZTurboError(
+                f"There is no run {run!r} in {self.root}. Give a folder's name from there (one without links in it), auto, or new."
+            )
         found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
         if not found:
             raise ZTurboError(f"The run {run!r} has no checkpoint to go on from.")
@@ -134,7 +145,11 @@ class Given:
 
     def same_as(self, start: dict) -> bool:
         """Is this what a run's start event says?"""
-        return self.teaches == start.get("teaches") and self.inputs == start.get("inputs") and (not self.source or self.source == start.get("source"))
+        return (
+            self.teaches == start.get("teaches")
+            and self.inputs == start.get("inputs")
+            and (not self.source or self.source == start.get("source"))
+        )
 
     def differs(self, start: dict) -> str:
         """In words, what a start event says that is another now, or that it does not say: `had other settings (steps)`."""
@@ -143,7 +158,13 @@ class Given:
         before, now = start["teaches"], self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         pictures = self.inputs.partition("-")[0] == start["inputs"].partition("-")[0]
-        return "had " + (f"other settings ({', '.join(names)})" if names else "another model or adapter, or the other host" if pictures else "other pictures or captions")
+        return "had " + (
+            f"other settings ({', '.join(names)})"
+            if names
+            else "another model or adapter, or the other host"
+            if pictures
+            else "other pictures or captions"
+        )
 
     def refusal(self, folder: Path) -> str:
         """Why a run cannot be taken up with this, and what to do."""
@@ -152,7 +173,15 @@ class Given:
         return f"it {self.differs(start)}. {back} a new run that goes on from its newest checkpoint (with {folder.name} in resume)."
 
 
-def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: str | Path, control_of: Callable[[RunFolder], Control], cancelled: type[BaseException]) -> Conducted:
+def conduct(
+    recipe: Recipe,
+    dataset: Dataset,
+    host: Host,
+    runs: Runs,
+    resume: str | Path,
+    control_of: Callable[[RunFolder], Control],
+    cancelled: type[BaseException],
+) -> Conducted:
     """Train in this process. Raises ZTurboError with a sentence, or `cancelled`; in both cases the LoRA so far is saved.
 
     resume: see `choose_run`. control_of: the person, once the run folder is known.
@@ -162,7 +191,8 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
-        host.carry(runfolder.start_of(run.path).get("way") or host.way)  # as it was begun, whatever memory is free today
+        # as it was begun, whatever memory is free today
+        host.carry(runfolder.start_of(run.path).get("way") or host.way)
     try:
         if run.saved_steps < recipe.steps and not run.stop.exists():  # else it only hands on what it has
             host.foresee(dataset)
@@ -200,14 +230,34 @@ def conduct(recipe: Recipe, dataset: Dataset, host: Host, runs: Runs, resume: st
 
 def filled(recipe: Recipe, trigger: str) -> Recipe:
     """With the trigger word where prompts say `[trigger]`."""
-    previews = replace(recipe.previews, prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.previews.prompts))
-    return replace(recipe, previews=previews, turbo=replace(recipe.turbo, restore_prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.turbo.restore_prompts)))
+    previews = replace(
+        recipe.previews, prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.previews.prompts)
+    )
+    return replace(
+        recipe,
+        previews=previews,
+        turbo=replace(
+            recipe.turbo,
+            restore_prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.turbo.restore_prompts),
+        ),
+    )
 
 
 def prompt_doubt(recipe: Recipe) -> str:
     """What in the preview prompts is another trainer's way of writing and would be drawn as words."""
-    odd = next((found[0].strip() for prompt in recipe.previews.prompts if (found := FLAG.search(prompt) or words.PLACE.search(prompt))), "")
-    return f"A preview prompt has {odd} in it, which is drawn as words{': there is no trigger word' if odd.startswith('[') else ': size, steps and seed are settings of their own'}." if odd else ""
+    odd = next(
+        (
+            found[0].strip()
+            for prompt in recipe.previews.prompts
+            if (found := FLAG.search(prompt) or words.PLACE.search(prompt))
+        ),
+        "",
+    )
+    return (
+        f"A preview prompt has {odd} in it, which is drawn as words{': there is no trigger word' if odd.startswith('[') else ': size, steps and seed are settings of their own'}."
+        if odd
+        else ""
+    )
 
 
 def source_of(runs: Runs, resume: str | Path) -> str:
@@ -229,7 +279,8 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
     called = [resume] if isinstance(resume, Path) else [] if resume == NEW else list(reversed(runs.named(recipe.name)))
     alike = [RunFolder(path) for path in called if given.same_as(runfolder.start_of(path))]
     live = [run for run in alike if not run.take()]
-    lost = [run for run in alike if run not in live and run.saved_steps and not run.checkpoint_files()]  # taken up, it would begin anew and write over its LoRA
+    # taken up, it would begin anew and write over its LoRA
+    lost = [run for run in alike if run not in live and run.saved_steps and not run.checkpoint_files()]
     whole = [run for run in alike if run not in live + lost]
     for run in [*lost, *whole[1:]]:
         run.release()
@@ -242,11 +293,19 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
         unborn.furnish(recipe)
         return begun(unborn, given, runs, resume), without and f"A new run begins: {without}"
     if isinstance(resume, Path):
-        raise ZTurboError(f"The run {resume.name} cannot go on: {'it is being trained right now, by another process.' if live else without or given.refusal(resume)}")
+        raise ZTurboError(
+            f"The run {resume.name} cannot go on: {'it is being trained right now, by another process.' if live else without or given.refusal(resume)}"
+        )
     if given.source:
         checkpoint.read(runs.checkpoint(resume))  # before a folder is made
     run = begun(RunFolder.new(runs.root, recipe, taken=True), given, runs, resume)
-    if called and not alike and not given.source and runfolder.how_ended(called[0]) not in ("finished", "stopped") and not RunFolder(called[0]).is_live():
+    if (
+        called
+        and not alike
+        and not given.source
+        and runfolder.how_ended(called[0]) not in ("finished", "stopped")
+        and not RunFolder(called[0]).is_live()
+    ):
         without = f"{called[0].name}, which was cut off, {given.differs(runfolder.start_of(called[0]))}."
     return run, without and f"A new run begins: {without}"
 
@@ -295,7 +354,9 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
         "modelspec.resolution": "{}x{}".format(*max(dataset.buckets(), key=math.prod)),
         "ss_output_name": recipe.name,
         "ss_base_model_version": "zimage",
-        "ss_network_module": {"lora": "networks.lora", "dora": "networks.lora"}.get(recipe.network.kind, "lycoris.kohya"),
+        "ss_network_module": {"lora": "networks.lora", "dora": "networks.lora"}.get(
+            recipe.network.kind, "lycoris.kohya"
+        ),
         "ss_network_dim": str(recipe.network.rank),
         "ss_network_alpha": f"{recipe.network.alpha:g}",
         "ss_learning_rate": f"{recipe.optimizer.learning_rate:g}",
@@ -306,7 +367,8 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
         "ss_batch_size_per_device": str(recipe.batch_size),
         "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
         "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
-        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews(), inputs=Inputs())),  # prompts are the artist's own
+        # prompts are the artist's own
+        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews(), inputs=Inputs())),
     }
     return facts | host.adapter_facts()
 

@@ -22,7 +22,11 @@ def pieces(tensors: dict[str, torch.Tensor], words: dict[str, str]) -> Iterator[
     end = 0
     for name in names:
         start, end = end, end + tensors[name].nbytes
-        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     yield len(text).to_bytes(8, "little") + text

@@ -191,7 +191,9 @@ class Pictures:
         masks = [self.masks[n] for n in numbers]
         mask = None
         if any(one is not None for one in masks):
-            mask = torch.stack([torch.ones_like(x0[0, :1]) if one is None else one[view] for one, view in zip(masks, views)])
+            mask = torch.stack(
+                [torch.ones_like(x0[0, :1]) if one is None else one[view] for one, view in zip(masks, views)]
+            )
         return Batch(x0, tuple(chosen), torch.tensor([self.weight[n] for n in numbers]), mask)
 
     def one(self, number: int) -> Batch:
@@ -204,13 +206,25 @@ def pictures_of(recipe: Recipe, dataset: Dataset, host: Host, check: Callable[[]
     captions = dataset.captions()
     encoded = host.encode(dataset, captions, check)
     masks = [item.mask(recipe.data.outside) for item in dataset.items]
-    views = [None if mask is None else torch.stack([mask, mask.flip(-1)][: len(encoded.latents[n])]) for n, mask in enumerate(masks)]
+    views = [
+        None if mask is None else torch.stack([mask, mask.flip(-1)][: len(encoded.latents[n])])
+        for n, mask in enumerate(masks)
+    ]
     held = sorted(dataset.held_out())
     trained = [n for n, item in enumerate(dataset.items) if n not in held and not item.regularisation]
     repeats = [0 if n in held else item.repeats for n, item in enumerate(dataset.items)]
     batches = Batches(group_pictures(encoded, repeats), recipe.batch_size, recipe.seed)
     weight = [recipe.data.regularisation_weight if item.regularisation else 1.0 for item in dataset.items]
-    return Pictures(encoded, captions, batches, views, [dataset.dropout(n) for n in range(len(dataset.items))], weight, tuple(held), tuple(trained))
+    return Pictures(
+        encoded,
+        captions,
+        batches,
+        views,
+        [dataset.dropout(n) for n in range(len(dataset.items))],
+        weight,
+        tuple(held),
+        tuple(trained),
+    )
 
 
 def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
@@ -221,7 +235,9 @@ def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...
     return tuple(tuple(groups[key]) for key in sorted(groups) if groups[key])
 
 
-def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]) -> Result:
+def train(
+    recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str]
+) -> Result:
     """Train a LoRA, or go on from the run folder's newest checkpoint, to the same bits as if it had never stopped.
 
     Must be called outside inference mode, with gradients enabled. Writes a checkpoint and `run.lora` every
@@ -235,7 +251,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, control.check)
-    for note in filter(None, (pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))) if state.step == 0 else ():
+    for note in (
+        filter(None, (pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))) if state.step == 0 else ()
+    ):
         tell(run, control, 0, note)
     dtype = lorafile.DTYPES[recipe.saving.dtype]
     images: list[np.ndarray] = []
@@ -249,7 +267,12 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
     had_ended = ended()
     if state.since < recipe.taught <= state.step and (state.restoring or state.step > recipe.taught) and not had_ended:
-        tell(run, control, state.step, f"No pictures are trained in what is left: the last {recipe.turbo.restore_steps} of {recipe.steps} steps restore turbo, and {state.step} are done.")
+        tell(
+            run,
+            control,
+            state.step,
+            f"No pictures are trained in what is left: the last {recipe.turbo.restore_steps} of {recipe.steps} steps restore turbo, and {state.step} are done.",
+        )
     restore: turbo.Restore | None = None
     watched = turbo.Watch() if had_ended else watch(recipe, pictures, host, control.check)
 
@@ -299,7 +322,9 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                         if pictures.held_out and state.step % recipe.data.validation_every == 0:
                             look(pictures, state, velocity, host.device, run, control, recipe.seed)
                         if reading_due(recipe, state, watched):
-                            reading = read_gauge(recipe, state, watched, velocity, host.device, run, control, keep_healthy)
+                            reading = read_gauge(
+                                recipe, state, watched, velocity, host.device, run, control, keep_healthy
+                            )
                             worn = recipe.turbo.stop_above > 0 and not reading <= recipe.turbo.stop_above
                         if not writer.busy:
                             settle()
@@ -318,7 +343,11 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
                 continue
             except Exception as error:
                 out_of_memory = state.whole and host.out_of_memory(error)
-                if not out_of_memory or thrifty or (recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"):
+                if (
+                    not out_of_memory
+                    or thrifty
+                    or (recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off")
+                ):
                     raise
             if out_of_memory:  # out here, where nothing of the failed step is held any more
                 thrifty = True
@@ -357,9 +386,17 @@ def train(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control:
 
 def need_turbo(recipe: Recipe, host: Host):
     """Raise ZTurboError for what of a recipe needs a turbo model to train on, where there is none."""
-    named = f"keep_turbo is {recipe.turbo.keep}" if recipe.turbo.restores else f"stop_above is {recipe.turbo.stop_above:g}" if recipe.turbo.stop_above else ""
+    named = (
+        f"keep_turbo is {recipe.turbo.keep}"
+        if recipe.turbo.restores
+        else f"stop_above is {recipe.turbo.stop_above:g}"
+        if recipe.turbo.stop_above
+        else ""
+    )
     if named and not host.turbo:
-        raise ZTurboError(f"{named}, but the model that trains is not turbo: previews are drawn with another one (preview_model). Set keep_turbo to off or guard, and stop_above to 0.")
+        raise ZTurboError(
+            f"{named}, but the model that trains is not turbo: previews are drawn with another one (preview_model). Set keep_turbo to off or guard, and stop_above to 0."
+        )
 
 
 def watch(recipe: Recipe, pictures: Pictures, host: Host, check: Callable[[], None]) -> turbo.Watch:
@@ -367,7 +404,9 @@ def watch(recipe: Recipe, pictures: Pictures, host: Host, check: Callable[[], No
     if not recipe.turbo.prompts or not (recipe.turbo.guarded or (recipe.turbo.every and host.turbo)):
         return turbo.Watch()
     with host.training({}) as velocity:
-        return turbo.watch(recipe, len(pictures.captions.texts), shortest(pictures), host.turbo, checked(velocity, check), host.device)
+        return turbo.watch(
+            recipe, len(pictures.captions.texts), shortest(pictures), host.turbo, checked(velocity, check), host.device
+        )
 
 
 def checked(velocity: Velocity, check: Callable[[], None]) -> Velocity:
@@ -390,18 +429,30 @@ def restoring(recipe: Recipe, state: State) -> bool:
     return recipe.turbo.restores and recipe.taught <= state.step < recipe.steps
 
 
-def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State, control: Control) -> turbo.Restore:
+def walk_restore(
+    recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Host, run: RunFolder, state: State, control: Control
+) -> turbo.Restore:
     """The paths that the last steps are held to. The LoRA as it was taught lies in the run folder, so that a run that is taken up walks the same ones. Raises LoraFileError when it is needed from there and gone."""
     if state.restoring:
         taught = run.taught_lora(host.device)
     else:
         learnt = state.shown(torch.float32)
         if refused := run.keep_taught(learnt):
-            tell(run, control, state.step, f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")
+            tell(
+                run,
+                control,
+                state.step,
+                f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.",
+            )
         taught = lorafile.on_device(lorafile.parse(learnt)[0], host.device)
     extra = turbo.texts(recipe, dataset.trigger, True)
     first, unrelated = len(pictures.captions.texts), len(recipe.turbo.prompts)
-    own = {number for item, numbers in zip(dataset.items, pictures.captions.of) if not item.regularisation for number in numbers}
+    own = {
+        number
+        for item, numbers in zip(dataset.items, pictures.captions.of)
+        if not item.regularisation
+        for number in numbers
+    }
     if dataset.trigger and pictures.captions.dropped is not None:
         own.add(pictures.captions.dropped)  # the trigger word alone
     named = (*spread(tuple(sorted(own)), FOLLOWED), *range(first + unrelated, first + len(extra)))
@@ -410,7 +461,14 @@ def walk_restore(recipe: Recipe, dataset: Dataset, pictures: Pictures, host: Hos
     def walk(lora: Lora, numbers) -> health.Paths:
         with host.training(lora) as velocity:
             asked = checked(velocity, control.check)
-            return health.walk(lambda x, sigma, some: asked(x, sigma, some, 0.0), tuple(numbers), width, width, recipe.seed, host.device)
+            return health.walk(
+                lambda x, sigma, some: asked(x, sigma, some, 0.0),
+                tuple(numbers),
+                width,
+                width,
+                recipe.seed,
+                host.device,
+            )
 
     return turbo.Restore(walk(taught, named), walk({}, range(first + health.WATCHED, first + unrelated)))
 
@@ -443,7 +501,16 @@ def reading_due(recipe: Recipe, state: State, watched: turbo.Watch) -> bool:
     return watched.gauge is not None and (state.step % recipe.turbo.every == 0 or state.step == recipe.steps)
 
 
-def read_gauge(recipe: Recipe, state: State, watched: turbo.Watch, velocity: Velocity, device, run: RunFolder, control: Control, keep: Callable[[], None]) -> float:
+def read_gauge(
+    recipe: Recipe,
+    state: State,
+    watched: turbo.Watch,
+    velocity: Velocity,
+    device,
+    run: RunFolder,
+    control: Control,
+    keep: Callable[[], None],
+) -> float:
     """Log and return a reading of the gauge, and keep the LoRA while turbo is healthy."""
     with state.as_shown():
         event = watched.read(velocity, state.step, device)
@@ -467,7 +534,12 @@ def end_worn(recipe: Recipe, host: Host, run: RunFolder, state: State, control: 
         if state.step < reached
         else "training ends here: there is no earlier checkpoint within the limit. Let gauge_every be smaller to end earlier."
     )
-    tell(run, control, state.step, f"The gauge read {reading:.2f} at step {reached}, above {recipe.turbo.stop_above:g}: {ending}")
+    tell(
+        run,
+        control,
+        state.step,
+        f"The gauge read {reading:.2f} at step {reached}, above {recipe.turbo.stop_above:g}: {ending}",
+    )
     return state
 
 
@@ -477,9 +549,13 @@ def tell_of_wear(recipe: Recipe, run: RunFolder, control: Control, step: int):
     if reading > recipe.turbo.healthy and run.healthy_step < step:
         parts.append(f"Turbo is worn: the gauge reads {reading:.2f} (0 untouched, 1 broken).")
         if run.healthy_step:
-            parts.append(f"The LoRA of step {run.healthy_step}, when it still read at most {recipe.turbo.healthy:g}, is kept as {run.healthy.name}.")
+            parts.append(
+                f"The LoRA of step {run.healthy_step}, when it still read at most {recipe.turbo.healthy:g}, is kept as {run.healthy.name}."
+            )
     if recipe.turbo.restores and step < recipe.steps:
-        parts.append(f"The run ended at step {step} of {recipe.steps}, before turbo was {'wholly ' if step > recipe.taught else ''}restored: go on from it by its name in resume.")
+        parts.append(
+            f"The run ended at step {step} of {recipe.steps}, before turbo was {'wholly ' if step > recipe.taught else ''}restored: go on from it by its name in resume."
+        )
     if parts:
         tell(run, control, step, " ".join(parts))
 
@@ -493,13 +569,21 @@ def tell(run: RunFolder, control: Control, step: int, sentence: str):
 def save_memory(host: Host, run: RunFolder, state: State, control: Control):
     """One picture at a time from now on, and every layer computed again in backward: the same LoRA but for rounding."""
     host.save_memory()
-    tell(run, control, state.step, f"There was not enough memory at step {state.step + 1}. It goes on with gradient checkpointing, one picture at a time. This takes longer.")
+    tell(
+        run,
+        control,
+        state.step,
+        f"There was not enough memory at step {state.step + 1}. It goes on with gradient checkpointing, one picture at a time. This takes longer.",
+    )
 
 
 def look(pictures: Pictures, state: State, velocity: Velocity, device, run: RunFolder, control: Control, seed: int):
     """Log the loss at fixed noise levels and fixed noise on pictures held out, and on as many that are trained on: "validation" events."""
     with state.as_shown():
-        found = {kind: fixed_loss(pictures, spread(getattr(pictures, kind)), velocity, device, seed) for kind in ("held_out", "trained")}
+        found = {
+            kind: fixed_loss(pictures, spread(getattr(pictures, kind)), velocity, device, seed)
+            for kind in ("held_out", "trained")
+        }
     event = {"event": "validation", "step": state.step, **found}
     run.event(**event)
     control.look(event)
@@ -529,16 +613,34 @@ def draw(host: Host, state: dict[str, torch.Tensor], step: int, run: RunFolder, 
     try:
         images = host.draw(state)
     except Exception as error:
-        tell(run, control, step, f"The preview at step {step} could not be drawn ({type(error).__name__}: {error}); training goes on.")
+        tell(
+            run,
+            control,
+            step,
+            f"The preview at step {step} could not be drawn ({type(error).__name__}: {error}); training goes on.",
+        )
         return []
     control.preview(step, images, [run.preview(step, number, image) for number, image in enumerate(images)])
     return images
 
 
-def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: turbo.Restore | None, state: State, velocity: Velocity, device, thrifty: bool) -> dict:
+def one_step(
+    recipe: Recipe,
+    pictures: Pictures,
+    watched: turbo.Watch,
+    restore: turbo.Restore | None,
+    state: State,
+    velocity: Velocity,
+    device,
+    thrifty: bool,
+) -> dict:
     """One optimizer step; the state moves on by one. thrifty: pictures go through the model one by one. Returns its event. Raises LossError, before anything is changed, for a loss that is no number."""
     started, step, options = time.perf_counter(), state.step, recipe.optimizer
-    rate = optimizers.learning_rate(options, step, recipe.taught) if restore is None else options.learning_rate * (recipe.steps - step) / recipe.turbo.restore_steps
+    rate = (
+        optimizers.learning_rate(options, step, recipe.taught)
+        if restore is None
+        else options.learning_rate * (recipe.steps - step) / recipe.turbo.restore_steps
+    )
     rate /= 2**state.setbacks
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -546,7 +648,11 @@ def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: 
     adapter = adapter_factor(recipe, step)
     total, sigmas = torch.zeros((), device=device), []
     for place in range(step * options.accumulation, (step + 1) * options.accumulation):
-        batch = losses(recipe, place, pictures, velocity, device, thrifty, adapter) if restore is None else restore.losses(recipe, place, velocity, device, lambda size: pieces(size, thrifty))
+        batch = (
+            losses(recipe, place, pictures, velocity, device, thrifty, adapter)
+            if restore is None
+            else restore.losses(recipe, place, velocity, device, lambda size: pieces(size, thrifty))
+        )
         for loss, sigma in batch:
             (loss / options.accumulation).backward()
             total += loss.detach() / options.accumulation
@@ -562,17 +668,32 @@ def one_step(recipe: Recipe, pictures: Pictures, watched: turbo.Watch, restore: 
         raise LossError(f"{sentence} Try a lower learning rate than {rate:g}, or fp32.", math.nan)
     since = state.since if state.restoring == (restore is not None) else step
     if exploded([*state.losses, value][since:]):
-        raise LossError(f"The loss of the last {WINDOW} steps before step {step + 1} is more than {EXPLOSION} times what it was. Try a lower learning rate than {rate:g}.", value)
+        raise LossError(
+            f"The loss of the last {WINDOW} steps before step {step + 1} is more than {EXPLOSION} times what it was. Try a lower learning rate than {rate:g}.",
+            value,
+        )
     state.whole = False
     state.optimizer.step()
     if state.average:
-        torch._foreach_lerp_(lowrank.parameters(state.average), [p.detach() for p in parameters], 1 - min(options.ema, (1 + step) / (10 + step)))
+        torch._foreach_lerp_(
+            lowrank.parameters(state.average),
+            [p.detach() for p in parameters],
+            1 - min(options.ema, (1 + step) / (10 + step)),
+        )
     state.losses.append(value)
     state.restoring, state.since = restore is not None, since
     state.whole = True
     seconds = time.perf_counter() - started
     state.seconds += seconds
-    return {"step": step + 1, "loss": value, "lr": rate, "grad_norm": norm.item(), "sigma": torch.cat(sigmas).mean().item(), "seconds": round(seconds, 4), **guard}
+    return {
+        "step": step + 1,
+        "loss": value,
+        "lr": rate,
+        "grad_norm": norm.item(),
+        "sigma": torch.cat(sigmas).mean().item(),
+        "seconds": round(seconds, 4),
+        **guard,
+    }
 
 
 def exploded(losses: list[float]) -> bool:
@@ -589,7 +710,9 @@ def adapter_factor(recipe: Recipe, step: int) -> float:
     return recipe.adapter.start + (recipe.adapter.end - recipe.adapter.start) * course
 
 
-def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, device, thrifty: bool, adapter: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def losses(
+    recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, device, thrifty: bool, adapter: float
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Loss and sigmas of each piece of batch `place` (counted over the whole run); the losses add up to the batch's mean."""
     batch, options = pictures.at(recipe, place), recipe.timesteps
     random = flow.generator(recipe.seed, "step", place)
@@ -598,7 +721,12 @@ def losses(recipe: Recipe, place: int, pictures: Pictures, velocity: Velocity, d
     sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
     eps = torch.randn(batch.x0.shape, generator=random)
     for rows in pieces(size, thrifty):
-        part = Batch(batch.x0[rows].to(device), batch.captions[rows], batch.weight[rows].to(device), None if batch.mask is None else batch.mask[rows].to(device))
+        part = Batch(
+            batch.x0[rows].to(device),
+            batch.captions[rows],
+            batch.weight[rows].to(device),
+            None if batch.mask is None else batch.mask[rows].to(device),
+        )
         each = piece_loss(recipe, part, eps[rows].to(device), sigma[rows].to(device), velocity, adapter)
         yield each.sum() / size, sigma[rows]
 
@@ -608,7 +736,9 @@ def pieces(size: int, thrifty: bool) -> list[slice]:
     return [slice(n, n + 1) for n in range(size)] if thrifty else [slice(0, size)]
 
 
-def piece_loss(recipe: Recipe, batch: Batch, eps: torch.Tensor, sigma: torch.Tensor, velocity: Velocity, adapter: float) -> torch.Tensor:
+def piece_loss(
+    recipe: Recipe, batch: Batch, eps: torch.Tensor, sigma: torch.Tensor, velocity: Velocity, adapter: float
+) -> torch.Tensor:
     """[B] losses of pictures that go through the model at once."""
     v = velocity(flow.add_noise(batch.x0, eps, sigma), sigma, batch.captions, adapter)
     target = flow.velocity_target(batch.x0, eps)

@@ -9,7 +9,8 @@ from . import health, words
 from .health import Paths
 from .recipe import Recipe
 
-NAMED = 0.75  # of what restoring makes small: what is trained stays more of itself than at a half, and as much of turbo comes back (tried on the tiny turbo)
+# of what restoring makes small: what is trained stays more of itself than at a half, and as much of turbo comes back (tried on the tiny turbo)
+NAMED = 0.75
 LARGEST = 64  # side of a latent: 512 pixels
 Pieces = Callable[[int], list[slice]]  # what of so many states goes through the model at once
 Losses = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -36,7 +37,12 @@ class Watch:
         """A reading of the gauge, as an event."""
         assert self.gauge is not None
         deviation = health.deviations(self.gauge, self.of(velocity), device).mean().item()
-        return {"event": "health", "step": step, "gauge": round(health.gauge(deviation), 4), "deviation": round(deviation, 5)}
+        return {
+            "event": "health",
+            "step": step,
+            "gauge": round(health.gauge(deviation), 4),
+            "deviation": round(deviation, 5),
+        }
 
     def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Pieces) -> float:
         """Gradients that hold the model with the LoRA to its own velocities without, at states of the paths. Returns their mean square difference.
@@ -65,7 +71,13 @@ class Restore:
     def losses(self, recipe: Recipe, place: int, velocity: Velocity, device, pieces: Pieces) -> Losses:
         """As the trainer's own: loss and sigmas of each piece of batch `place`; the losses add up to the batch's mean square difference, in which the named prompts count as NAMED."""
         for kind, paths, share in (("named", self.named, NAMED), ("clean", self.clean, 1 - NAMED)):
-            for loss, sigmas in held(paths, (recipe.seed, place, kind), lambda x, sigma, numbers: velocity(x, sigma, numbers, 0.0), device, pieces):
+            for loss, sigmas in held(
+                paths,
+                (recipe.seed, place, kind),
+                lambda x, sigma, numbers: velocity(x, sigma, numbers, 0.0),
+                device,
+                pieces,
+            ):
                 yield share * loss, sigmas
 
 
@@ -95,12 +107,24 @@ def doubts(recipe: Recipe, trigger: str) -> list[str]:
         return (
             []
             if wish.restore_prompts
-            else ["keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. Set a trigger word, or write restore_prompts."]
+            else [
+                "keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. Set a trigger word, or write restore_prompts."
+            ]
         )
     named = [prompt for prompt in wish.prompts[health.WATCHED :] if words.has_word(prompt, trigger)]
     nameless = [prompt for prompt in wish.restore_prompts if not words.has_word(prompt, trigger)]
-    found = [f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, which restoring unlearns there (for example: {named[0]})."] if named else []
-    return found + ([f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."] if nameless else [])
+    found = (
+        [
+            f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, which restoring unlearns there (for example: {named[0]})."
+        ]
+        if named
+        else []
+    )
+    return found + (
+        [f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."]
+        if nameless
+        else []
+    )
 
 
 def side(recipe: Recipe, short: int) -> int:

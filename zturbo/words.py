@@ -9,13 +9,22 @@ from pathlib import Path
 from .errors import DatasetError
 
 LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 OLD = "cp1252"  # of Western Windows, for what is no UTF-8
 BLANKS = "\t\n\r\f\v"
 LETTER = "[^\\x00-\\x7f‘’“”‚„‹›«»–—…•·°©®™€£§¿¡\\u00a0]"  # beyond ASCII, and no sign of Western writing
 FOREIGN = re.compile(LETTER + "{4}")  # no Western word: what another writing's code page looks like
 
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"  # writing without spaces, or with endings grown on
+# writing without spaces, or with endings grown on
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
 PLACE = re.compile(r"\[trigger\]", re.IGNORECASE)  # where the trigger word goes in a text
 
 
@@ -61,14 +70,20 @@ def read(path: Path, old: dict[Path, None] | None = None) -> str:
         with open(path, "rb") as file:
             raw = file.read(LONGEST + 1)
         if len(raw) > LONGEST:
-            raise DatasetError(f"{path.name} is no text: it is longer than {LONGEST:,} bytes. Take it out of the folder.")
+            raise DatasetError(
+                f"{path.name} is no text: it is longer than {LONGEST:,} bytes. Take it out of the folder."
+            )
         text, is_old = _decode(raw)
     except (UnicodeDecodeError, OSError) as error:
         raise DatasetError(f"{path.name} cannot be read as text ({error}). Save it as UTF-8.") from error
     if "\0" in text or (is_old and any(c < " " and c not in BLANKS for c in text)):
-        raise DatasetError(f"{path.name} is no text: it has {'zeros' if chr(0) in text else 'signs that no text has'} in it. Save it as UTF-8, or take it out of the folder.")
+        raise DatasetError(
+            f"{path.name} is no text: it has {'zeros' if chr(0) in text else 'signs that no text has'} in it. Save it as UTF-8, or take it out of the folder."
+        )
     if is_old and (FOREIGN.search(text) or 2 * len(re.findall(LETTER, text)) > max(6, len(text))):
-        raise DatasetError(f"{path.name} is no UTF-8, and in a code page that cannot be told (GBK, Big5, Shift-JIS, a Central European or Cyrillic one?). Save it as UTF-8.")
+        raise DatasetError(
+            f"{path.name} is no UTF-8, and in a code page that cannot be told (GBK, Big5, Shift-JIS, a Central European or Cyrillic one?). Save it as UTF-8."
+        )
     if is_old and old is not None:
         old[path] = None
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -15,8 +15,16 @@ from zturbo.hosts import comfy_cache
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network
 
-FITS = {"all": (1.0, False), "all, taken away at once": (1.0, True), "a third": (1 / 3, False), "none, taken away at once": (0.0, True)}
-CAPTIONS = ("a large zsmile on a blue background", "a small red square, and beside it a circle, on a background of many greens, drawn with a thick line")
+FITS = {
+    "all": (1.0, False),
+    "all, taken away at once": (1.0, True),
+    "a third": (1 / 3, False),
+    "none, taken away at once": (0.0, True),
+}
+CAPTIONS = (
+    "a large zsmile on a blue background",
+    "a small red square, and beside it a circle, on a background of many greens, drawn with a thick line",
+)
 
 
 def velocity_and_gradients(model, clip, vae, given):

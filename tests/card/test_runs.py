@@ -14,7 +14,17 @@ from test_clean_weights import STAGES, Boom
 from test_host import de_distilled, fingerprint
 
 from zturbo import dataset, lorafile
-from zturbo.hosts import comfy_cache, comfy_check, comfy_draw, comfy_forward, comfy_health, comfy_paths, comfy_run, comfy_tiny, comfy_weights
+from zturbo.hosts import (
+    comfy_cache,
+    comfy_check,
+    comfy_draw,
+    comfy_forward,
+    comfy_health,
+    comfy_paths,
+    comfy_run,
+    comfy_tiny,
+    comfy_weights,
+)
 from zturbo.recipe import Compute, Network, Previews, Recipe, Saving, Turbo
 from zturbo.runs import Runs
 
@@ -23,7 +33,15 @@ PROMPT = "a large zsmile on a blue background"
 
 def recipe(way="branch", **changes):
     previews = Previews((PROMPT,), 2, 64, 64, seed=1)
-    given = Recipe(steps=4, batch_size=2, network=Network(4, 4), compute=Compute("fp32", True, way), previews=previews, saving=Saving(2), turbo=Turbo(every=0))
+    given = Recipe(
+        steps=4,
+        batch_size=2,
+        network=Network(4, 4),
+        compute=Compute("fp32", True, way),
+        previews=previews,
+        saving=Saving(2),
+        turbo=Turbo(every=0),
+    )
     return replace(given, **changes)
 
 
@@ -60,14 +78,18 @@ def drawn(tiny, lora) -> torch.Tensor:
     with torch.inference_mode():
         model, clip, vae = tiny
         patched = comfy_draw.with_lora(model, lora)
-        return next(iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], 64, 64, 8, 1, "euler")))
+        return next(
+            iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], 64, 64, 8, 1, "euler"))
+        )
 
 
 def same_lora(one, other) -> bool:
     return (
         one.path != other.path
         and load_file(one.path).keys() == load_file(other.path).keys()
-        and all(torch.equal(a, b) for a, b in zip(load_file(one.path).values(), load_file(other.path).values(), strict=True))
+        and all(
+            torch.equal(a, b) for a, b in zip(load_file(one.path).values(), load_file(other.path).values(), strict=True)
+        )
     )
 
 
@@ -130,7 +152,9 @@ def test_guard_and_restore(train, card, tiny, keep):
     assert same_lora(*runs) and fingerprint(tiny[0]) == before
 
 
-@pytest.mark.parametrize("place, name", STAGES, ids=[f"{place.__name__.split('.')[-1]}.{name}" for place, name in STAGES])
+@pytest.mark.parametrize(
+    "place, name", STAGES, ids=[f"{place.__name__.split('.')[-1]}.{name}" for place, name in STAGES]
+)
 def test_after_an_error_in_any_stage_the_next_run_is_right(train, card, tiny, place, name, monkeypatch):
     before = fingerprint(tiny[0])
 
@@ -148,7 +172,14 @@ def test_after_an_error_in_any_stage_the_next_run_is_right(train, card, tiny, pl
 
 
 @pytest.mark.parametrize(
-    "place, name", [(torch.Tensor, "backward"), (torch.optim.AdamW, "step"), (comfy_forward, "velocity"), (torch.utils.checkpoint, "checkpoint"), (comfy_forward, "before_layers")]
+    "place, name",
+    [
+        (torch.Tensor, "backward"),
+        (torch.optim.AdamW, "step"),
+        (comfy_forward, "velocity"),
+        (torch.utils.checkpoint, "checkpoint"),
+        (comfy_forward, "before_layers"),
+    ],
 )
 def test_weights_that_are_taken_away_at_the_worst_moment(train, card, tiny, place, name, monkeypatch):
     """In front of the backward, the optimizer's step, the forward, each layer: the same LoRA."""

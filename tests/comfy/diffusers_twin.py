@@ -14,7 +14,19 @@ def build(dit, config: dict):
     from diffusers import ZImageTransformer2DModel
     from diffusers.models.transformers.transformer_z_image import FeedForward
 
-    names = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
+    names = (
+        "in_channels",
+        "dim",
+        "n_layers",
+        "n_refiner_layers",
+        "n_heads",
+        "n_kv_heads",
+        "qk_norm",
+        "cap_feat_dim",
+        "rope_theta",
+        "axes_dims",
+        "axes_lens",
+    )
     twin = ZImageTransformer2DModel(**{name: config[name] for name in names}, t_scale=config["time_scale"])
     hidden = dit.layers[0].feed_forward.w1.out_features
     for blocks in (twin.layers, twin.noise_refiner, twin.context_refiner):
@@ -28,7 +40,11 @@ def build(dit, config: dict):
             tensor = source[name]
             state[key] = (tensor.narrow(*rows) if rows else tensor).float().clone()
     width = source["t_embedder.mlp.0.weight"].shape[0]
-    for key, extra in (("t_embedder.mlp.0.weight", (0, 0, 0, 1024 - width)), ("t_embedder.mlp.0.bias", (0, 1024 - width)), ("t_embedder.mlp.2.weight", (0, 1024 - width))):
+    for key, extra in (
+        ("t_embedder.mlp.0.weight", (0, 0, 0, 1024 - width)),
+        ("t_embedder.mlp.0.bias", (0, 1024 - width)),
+        ("t_embedder.mlp.2.weight", (0, 1024 - width)),
+    ):
         state[key] = nn.functional.pad(state[key], extra)
     twin.load_state_dict(state)
     return twin.requires_grad_(False)

@@ -65,7 +65,11 @@ def behind(prefix: str, tensors: dict[str, Hole]) -> dict[str, Hole]:
 
 
 def matrices(tensors: dict[str, Hole]) -> list[str]:
-    return [name.removesuffix(".weight") for name, hole in tensors.items() if name.startswith(BLOCKS) and name.endswith(".weight") and len(hole.shape) == 2]
+    return [
+        name.removesuffix(".weight")
+        for name, hole in tensors.items()
+        if name.startswith(BLOCKS) and name.endswith(".weight") and len(hole.shape) == 2
+    ]
 
 
 def scaled_fp8(tensors: dict[str, Hole], marker: str = "scaled_fp8") -> dict[str, Hole]:
@@ -87,7 +91,11 @@ def parts(kind: str, shape: tuple[int, int]) -> dict[str, Hole]:
         "int8_tensorwise": {"weight": Hole("I8", shape), "weight_scale": one},
         "int8_rows": {"weight": Hole("I8", shape), "weight_scale": Hole("F32", (out, 1))},
         "mxfp8": {"weight": Hole("F8_E4M3", shape), "weight_scale": Hole("U8", (out, width // 32))},
-        "nvfp4": {"weight": Hole("U8", (out, width // 2)), "weight_scale": Hole("F8_E4M3", (out, width // 16)), "weight_scale_2": one},
+        "nvfp4": {
+            "weight": Hole("U8", (out, width // 2)),
+            "weight_scale": Hole("F8_E4M3", (out, width // 16)),
+            "weight_scale_2": one,
+        },
         "convrot_w4a4": {"weight": Hole("I8", (out, width // 2)), "weight_scale": Hole("F32", (out,))},
     }[kind]
 

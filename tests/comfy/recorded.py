@@ -16,39 +16,92 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = {"seconds", "memory", "memory_total", "memory_peak"}  # fields of an event that no two runs share
-UNRELATED = tuple(f"a large {color} star on a {ground} background" for color in ("red", "blue", "green") for ground in ("white", "pink", "gray", "black"))
+UNRELATED = tuple(
+    f"a large {color} star on a {ground} background"
+    for color in ("red", "blue", "green")
+    for ground in ("white", "pink", "gray", "black")
+)
 
 
 def plain() -> dict[str, str]:
     """The oldest instructions that all kernels have: slow, and the same on every x86-64."""
-    way = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    way = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     return {**os.environ, **way}
 
 
 def recipes() -> dict:
-    from zturbo.recipe import AdapterCourse, Compute, Data, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo
+    from zturbo.recipe import (
+        AdapterCourse,
+        Compute,
+        Data,
+        Loss,
+        Network,
+        Optimizer,
+        Previews,
+        Recipe,
+        Saving,
+        Timesteps,
+        Turbo,
+    )
 
     compute, quiet = Compute("fp32", False, "branch"), Turbo(every=0, prompts=UNRELATED, size=64)
     data = Data(cache=False)
-    base = Recipe("recorded", 12, 2, network=Network(4, 4), optimizer=Optimizer(learning_rate=1e-3), compute=compute, turbo=quiet, data=data, saving=Saving(every=5, dtype="fp32"))
+    base = Recipe(
+        "recorded",
+        12,
+        2,
+        network=Network(4, 4),
+        optimizer=Optimizer(learning_rate=1e-3),
+        compute=compute,
+        turbo=quiet,
+        data=data,
+        saving=Saving(every=5, dtype="fp32"),
+    )
     moving = Optimizer(learning_rate=1e-3, weight_decay=0.01, schedule="cosine", warmup=3, accumulation=2, ema=0.9)
     health = replace(quiet, every=4)
-    masks = replace(data, flip=True, caption_dropout=0.4, shuffle_tags=True, validation=0.3, validation_every=5, regularisation_weight=0.5)
+    masks = replace(
+        data,
+        flip=True,
+        caption_dropout=0.4,
+        shuffle_tags=True,
+        validation=0.3,
+        validation_every=5,
+        regularisation_weight=0.5,
+    )
     return {
         "plain": replace(base, timesteps=Timesteps("weighted")),
         "accumulation, average, warm-up, cosine": replace(base, steps=8, optimizer=moving),
-        "huber, guidance": replace(base, loss=Loss("huber", 0.2, 3.0, "cosmap"), timesteps=Timesteps("logit_normal", 0.3, 0.8, 0.1, 0.9)),
+        "huber, guidance": replace(
+            base, loss=Loss("huber", 0.2, 3.0, "cosmap"), timesteps=Timesteps("logit_normal", 0.3, 0.8, 0.1, 0.9)
+        ),
         "guard": replace(base, turbo=replace(health, keep="guard", weight=2.0)),
         "restore": replace(base, turbo=replace(health, keep="restore", restore_steps=5)),
-        "stop_above": replace(base, steps=20, optimizer=Optimizer(learning_rate=5e-3), turbo=replace(health, every=3, stop_above=0.05)),
-        "previews": replace(base, steps=7, previews=Previews(("a large zsmile on a pink background", "[trigger]"), 3, 64, 64, 2, 5)),
+        "stop_above": replace(
+            base, steps=20, optimizer=Optimizer(learning_rate=5e-3), turbo=replace(health, every=3, stop_above=0.05)
+        ),
+        "previews": replace(
+            base, steps=7, previews=Previews(("a large zsmile on a pink background", "[trigger]"), 3, 64, 64, 2, 5)
+        ),
         "dora": replace(base, network=Network(4, 2, "dora", targets="attention:4, feed_forward:2", layers="0-1")),
-        "adapter schedule": replace(base, adapter=AdapterCourse(1.0, 0.25), compute=replace(compute, checkpointing=True)),
+        "adapter schedule": replace(
+            base, adapter=AdapterCourse(1.0, 0.25), compute=replace(compute, checkpointing=True)
+        ),
         "masks, tags, validation": replace(base, data=masks, batch_size=3, timesteps=Timesteps("content")),
         "merged, lokr, restarts": replace(
-            base, network=Network(4, 4, "lokr", 4), compute=replace(compute, adapter="merged"), optimizer=Optimizer("adamw", 1e-3, decay=4, schedule="cosine_restarts", restarts=2)
+            base,
+            network=Network(4, 4, "lokr", 4),
+            compute=replace(compute, adapter="merged"),
+            optimizer=Optimizer("adamw", 1e-3, decay=4, schedule="cosine_restarts", restarts=2),
         ),
-        "style, bf16 file, one checkpoint": replace(base, seed=2**40, timesteps=Timesteps("style"), saving=Saving(every=4, keep=1)),
+        "style, bf16 file, one checkpoint": replace(
+            base, seed=2**40, timesteps=Timesteps("style"), saving=Saving(every=4, keep=1)
+        ),
         "out of memory at 4": replace(base, turbo=replace(health, keep="guard", interval=1)),
         "not a number at 8": base,
         "stopped at 5, taken up": replace(base, turbo=replace(health, keep="restore", restore_steps=4)),
@@ -72,7 +125,9 @@ class Screen:
         self.told.append(["step", event["step"]])
 
     def preview(self, step, images, paths):
-        self.told.append(["preview", step, [digest(image.tobytes()) for image in images], [path and path.name for path in paths]])
+        self.told.append(
+            ["preview", step, [digest(image.tobytes()) for image in images], [path and path.name for path in paths]]
+        )
 
     def look(self, event):
         self.told.append(["look", event])
@@ -114,21 +169,31 @@ def digest(content: bytes) -> str:
 def of_tensors(tensors: dict) -> str:
     from zturbo import tensorfile
 
-    parts = (f"{key} {tuple(one.shape)} {one.dtype}".encode() + bytes(tensorfile.raw(one)) for key, one in sorted(tensors.items()))
+    parts = (
+        f"{key} {tuple(one.shape)} {one.dtype}".encode() + bytes(tensorfile.raw(one))
+        for key, one in sorted(tensors.items())
+    )
     return digest(b"".join(parts))
 
 
 def of_events(run) -> str:
     from zturbo import runfolder
 
-    events = [{key: value for key, value in event.items() if key not in WITHOUT} for event in runfolder.read_events(run.events)]
+    events = [
+        {key: value for key, value in event.items() if key not in WITHOUT}
+        for event in runfolder.read_events(run.events)
+    ]
     return digest(json.dumps(events).encode())
 
 
 def of_checkpoint(run) -> str:
     """Of the newest: its tensors, and its facts but for the seconds."""
     tensors, facts = run.newest_checkpoint()
-    return digest((of_tensors(tensors) + json.dumps({key: value for key, value in sorted(facts.items()) if key != "seconds"})).encode())
+    return digest(
+        (
+            of_tensors(tensors) + json.dumps({key: value for key, value in sorted(facts.items()) if key != "seconds"})
+        ).encode()
+    )
 
 
 def pictures(recipe, folder: Path):
@@ -164,7 +229,9 @@ def host_of(kind: str):
         from zturbo.hosts.diffusers import DiffusersHost
 
         loaded = diffusers_tiny.load()
-        return lambda recipe: DiffusersHost(loaded, recipe, torch.device("cpu"), lorafile.read(diffusers_tiny.ADAPTER), 1.0, "tiny")
+        return lambda recipe: DiffusersHost(
+            loaded, recipe, torch.device("cpu"), lorafile.read(diffusers_tiny.ADAPTER), 1.0, "tiny"
+        )
     from comfy.cli_args import args
 
     args.cpu = True
@@ -173,7 +240,11 @@ def host_of(kind: str):
     from zturbo.hosts.comfy import ComfyHost
 
     with torch.inference_mode():
-        model, clip, vae = comfy_tiny.load_model(comfy_tiny.MODEL), comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
+        model, clip, vae = (
+            comfy_tiny.load_model(comfy_tiny.MODEL),
+            comfy_tiny.load_clip(),
+            comfy_load.load_vae(comfy_tiny.VAE),
+        )
         model = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
     return lambda recipe: ComfyHost(model, clip, vae, recipe)
 
@@ -199,7 +270,11 @@ def recorded(name: str, recipe, make, folder: Path) -> dict[str, str]:
         "events": of_events(run),
         "screen": digest(json.dumps(told).encode()),
         "checkpoint": of_checkpoint(run),
-        "files": digest(json.dumps(sorted(path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.name != "lock")).encode()),
+        "files": digest(
+            json.dumps(
+                sorted(path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.name != "lock")
+            ).encode()
+        ),
         "steps": str(result.steps),
         "notes": str(sum(one[0] == "say" for one in told)),
     }

@@ -36,7 +36,11 @@ def weights(model) -> dict[str, torch.Tensor]:
     """The weights that this MODEL computes with, as bytes."""
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
-        copied = {key: tensor.clone().view(torch.uint8) for key, tensor in model.model.state_dict().items() if "layers" in key and tensor.ndim == 2}
+        copied = {
+            key: tensor.clone().view(torch.uint8)
+            for key, tensor in model.model.state_dict().items()
+            if "layers" in key and tensor.ndim == 2
+        }
         comfy.model_management.unload_model_and_clones(model)
     return copied
 
@@ -104,7 +108,9 @@ def test_minus_one_on_clean_weights_is_refused(comfyui, adapter):
 
 def test_taking_away_more_than_there_is_is_refused(comfyui, adapter):
     on = comfy_adapter.apply(model_in("fp32"), adapter, "a", 0.75)
-    with pytest.raises(LoraFileError, match=r"carries a at \+0.75, so 1 of it cannot be taken away. Set strength to 0.75"):
+    with pytest.raises(
+        LoraFileError, match=r"carries a at \+0.75, so 1 of it cannot be taken away. Set strength to 0.75"
+    ):
         comfy_adapter.apply(on, adapter, "a", -1.0)
     declared = comfy_adapter.apply(model_in("fp32"), adapter, "a", -1.0, baked=1.0)
     with pytest.raises(LoraFileError, match="cannot be taken away"):
@@ -115,7 +121,8 @@ def test_taking_away_more_than_there_is_is_refused(comfyui, adapter):
 def test_minus_one_on_a_checkpoint_declared_as_merged_subtracts(comfyui, adapter):
     model = model_in("fp32")
     clean = weights(model)
-    merged = comfy_draw.with_lora(model, lorafile.state_dict(adapter.factors, torch.float32))  # an adapter inside, no tag
+    # an adapter inside, no tag
+    merged = comfy_draw.with_lora(model, lorafile.state_dict(adapter.factors, torch.float32))
     restored = comfy_adapter.apply(merged, adapter, "a", -1.0, baked=1.0)
     assert comfy_adapter.carried(restored).net == 0
     for key, value in weights(restored).items():
@@ -126,17 +133,30 @@ def test_another_adapter_than_the_one_on_the_model_is_refused(comfyui, adapter, 
     state = load_file(comfy_tiny.ADAPTER)
     other = lorafile.write(tmp_path / "other.safetensors", {key: value * 2 for key, value in state.items()}, {})
     on = comfy_adapter.apply(model_in("fp32"), adapter, "first.safetensors", 1.0)
-    with pytest.raises(LoraFileError, match=r"carries the adapter first.safetensors at \+1; other.safetensors is another one"):
+    with pytest.raises(
+        LoraFileError, match=r"carries the adapter first.safetensors at \+1; other.safetensors is another one"
+    ):
         comfy_adapter.apply(on, lorafile.read(other), "other.safetensors", -1.0)
 
 
 def test_an_adapter_that_fits_no_key_or_only_some_is_refused_with_counts(comfyui, tmp_path):
     model, state = model_in("fp32"), load_file(comfy_tiny.ADAPTER)
-    more = {**state, "diffusion_model.layers.29.attention.to_q.lora_A.weight": torch.zeros(2, 8), "diffusion_model.layers.29.attention.to_q.lora_B.weight": torch.zeros(8, 2)}
+    more = {
+        **state,
+        "diffusion_model.layers.29.attention.to_q.lora_A.weight": torch.zeros(2, 8),
+        "diffusion_model.layers.29.attention.to_q.lora_B.weight": torch.zeros(8, 2),
+    }
     save_file(more, tmp_path / "more.safetensors")
-    with pytest.raises(LoraFileError, match=f"more.safetensors does not fit this model: {len(state) // 2} of its {len(state) // 2 + 1} matrices do.*layers.29"):
+    with pytest.raises(
+        LoraFileError,
+        match=f"more.safetensors does not fit this model: {len(state) // 2} of its {len(state) // 2 + 1} matrices do.*layers.29",
+    ):
         comfy_adapter.apply(model, lorafile.read(tmp_path / "more.safetensors"), "more.safetensors", 1.0)
-    full = {key.replace("layers.0.", "layers.7."): torch.zeros(16, 3840) if "lora_A" in key else torch.zeros(3840, 16) for key in state if "layers.0.attention" in key}
+    full = {
+        key.replace("layers.0.", "layers.7."): torch.zeros(16, 3840) if "lora_A" in key else torch.zeros(3840, 16)
+        for key in state
+        if "layers.0.attention" in key
+    }
     save_file(full, tmp_path / "full.safetensors")
     with pytest.raises(LoraFileError, match="0 of its 4 matrices do"):
         comfy_adapter.apply(model, lorafile.read(tmp_path / "full.safetensors"), "full.safetensors", 1.0)

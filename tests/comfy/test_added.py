@@ -37,15 +37,27 @@ def trained(server, name: str, kind: str, **inputs):
 
 
 REFUSED = {
-    "bypass": ("LoraLoaderBypassModelOnly", {"lora_name": LORA, "strength_model": 1.0}, "The model carries a LoRA in bypass mode, put on by another node"),
-    "rope": ("ScaleROPE", {"scale_x": 2.0, "shift_x": 0.0, "scale_y": 2.0, "shift_y": 0.0, "scale_t": 1.0, "shift_t": 0.0}, "The model carries scaled positions"),
+    "bypass": (
+        "LoraLoaderBypassModelOnly",
+        {"lora_name": LORA, "strength_model": 1.0},
+        "The model carries a LoRA in bypass mode, put on by another node",
+    ),
+    "rope": (
+        "ScaleROPE",
+        {"scale_x": 2.0, "shift_x": 0.0, "scale_y": 2.0, "shift_y": 0.0, "scale_t": 1.0, "shift_t": 0.0},
+        "The model carries scaled positions",
+    ),
 }
 HONOURED = {
     "a LoRA": ("LoraLoaderModelOnly", {"lora_name": LORA, "strength_model": 1.0}, ""),
     "shift": ("ModelSamplingAuraFlow", {"shift": 5.0}, ""),
     "compiled": ("TorchCompileModel", {"backend": "inductor"}, ""),
     "cache": ("EasyCache", {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}, ""),
-    "guidance": ("CFGZeroStar", {}, "The model carries sampler_post_cfg_function, put on by other nodes: they act while a picture is drawn"),
+    "guidance": (
+        "CFGZeroStar",
+        {},
+        "The model carries sampler_post_cfg_function, put on by other nodes: they act while a picture is drawn",
+    ),
 }
 
 
@@ -70,16 +82,37 @@ def test_what_is_weights_or_only_steers_the_sampler_is_trained_with(server, lora
 def test_a_lora_model_in_bypass_mode_is_refused_by_the_gauge_and_by_an_extraction(server, lora):
     bypass = prompts.node("LoraLoaderBypassModelOnly", model=["load", 0], lora_name=LORA, strength_model=1.0)
     graph = {"load": prompts.load(), "bypass": bypass}
-    health = prompts.node("ZTurboHealth", model=["bypass", 0], clip=["load", 1], vae=["load", 2], file=LORA, prompts="a dog", size=64, seed=0)
-    assert "a LoRA in bypass mode" in failure(server, graph | {"health": health, "look": prompts.save_image(["health", 3])})
-    extract = prompts.node("ZTurboExtractAdapter", undistilled=["bypass", 0], turbo=["load", 0], rank=4, name="no", dtype="bf16", overwrite=True)
+    health = prompts.node(
+        "ZTurboHealth",
+        model=["bypass", 0],
+        clip=["load", 1],
+        vae=["load", 2],
+        file=LORA,
+        prompts="a dog",
+        size=64,
+        seed=0,
+    )
+    assert "a LoRA in bypass mode" in failure(
+        server, graph | {"health": health, "look": prompts.save_image(["health", 3])}
+    )
+    extract = prompts.node(
+        "ZTurboExtractAdapter",
+        undistilled=["bypass", 0],
+        turbo=["load", 0],
+        rank=4,
+        name="no",
+        dtype="bf16",
+        overwrite=True,
+    )
     assert "an extraction would not see it" in failure(server, graph | {"extract": extract})
 
 
 def test_hooks_that_a_text_encoder_hands_on_are_refused(server, lora):
     graph = prompts.training(name="hooked", steps=1, preview_prompts="")
     graph["hook"] = prompts.node("CreateHookLoraModelOnly", lora_name=LORA, strength_model=1.0)
-    graph["hooked"] = prompts.node("SetClipHooks", clip=["load", 1], apply_to_conds=True, schedule_clip=False, hooks=["hook", 0])
+    graph["hooked"] = prompts.node(
+        "SetClipHooks", clip=["load", 1], apply_to_conds=True, schedule_clip=False, hooks=["hook", 0]
+    )
     graph["train"]["inputs"]["clip"] = ["hooked", 0]
     assert "The text encoder carries hooks (Set CLIP Hooks)" in failure(server, graph)
 
@@ -124,25 +157,40 @@ def test_what_only_steers_or_hastens_the_sampler_is_trained_with(tiny, put, word
     changed = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
     put(changed)
     said = ComfyHost(changed, clip, vae, recipe()).warning()
-    assert said == (f"The model carries {words}, put on by other nodes: they act while a picture is drawn, as in previews, and not on what is trained." if words else "")
+    assert said == (
+        f"The model carries {words}, put on by other nodes: they act while a picture is drawn, as in previews, and not on what is trained."
+        if words
+        else ""
+    )
 
 
 def test_texts_encoded_under_a_lora_in_bypass_mode_have_a_place_of_their_own_in_the_cache(tiny):
     """By what it holds and how strong it is; the same LoRA gives the same place again, also once it has been used."""
     _, clip, _ = tiny
-    name = next(key.removesuffix(".weight") for key, tensor in clip.cond_stage_model.state_dict().items() if key.endswith("proj.weight"))
+    name = next(
+        key.removesuffix(".weight")
+        for key, tensor in clip.cond_stage_model.state_dict().items()
+        if key.endswith("proj.weight")
+    )
     out, width = clip.cond_stage_model.state_dict()[f"{name}.weight"].shape
-    state = {f"text_encoders.{name}.lora_A.weight": torch.full((2, width), 0.1), f"text_encoders.{name}.lora_B.weight": torch.full((out, 2), 0.1)}
+    state = {
+        f"text_encoders.{name}.lora_A.weight": torch.full((2, width), 0.1),
+        f"text_encoders.{name}.lora_B.weight": torch.full((out, 2), 0.1),
+    }
 
     def under(strength, factor=1.0):
-        return comfy.sd.load_bypass_lora_for_models(None, clip, {key: factor * tensor for key, tensor in state.items()}, 0, strength)[1]
+        return comfy.sd.load_bypass_lora_for_models(
+            None, clip, {key: factor * tensor for key, tensor in state.items()}, 0, strength
+        )[1]
 
     first = under(1.0)
     places = [comfy_cache.of_clip(one) for one in (clip, first, under(1.0), under(0.5), under(1.0, 2.0))]
     assert places[1] == places[2] and len(set(places)) == 4
     with torch.inference_mode():
         plain, bypassed = (one.encode_from_tokens(one.tokenize("a fox")) for one in (clip, first))
-    assert not torch.equal(plain[0] if isinstance(plain, tuple) else plain, bypassed[0] if isinstance(bypassed, tuple) else bypassed)
+    assert not torch.equal(
+        plain[0] if isinstance(plain, tuple) else plain, bypassed[0] if isinstance(bypassed, tuple) else bypassed
+    )
     assert comfy_cache.of_clip(first) == places[1]
     unknown = clip.clone()
     unknown.patcher.set_injections("other", [comfy.patcher_extension.PatcherInjection(lambda p: None, lambda p: None)])
@@ -152,7 +200,10 @@ def test_texts_encoded_under_a_lora_in_bypass_mode_have_a_place_of_their_own_in_
 
 def test_a_set_drawn_under_a_lora_in_bypass_mode_goes_on_under_it_and_not_without(server, lora):
     set_of = {"name": "bypassed", "count": 2, "prompts": "a red star", "prompt_file": "", "sizes": "64x64", "seed": 0}
-    graph = {"load": prompts.load(), "bypass": prompts.node("LoraLoaderBypassModelOnly", model=["load", 0], lora_name=LORA, strength_model=1.0)}
+    graph = {
+        "load": prompts.load(),
+        "bypass": prompts.node("LoraLoaderBypassModelOnly", model=["load", 0], lora_name=LORA, strength_model=1.0),
+    }
     graph["set"] = prompts.node("ZTurboGenerateSet", model=["bypass", 0], clip=["load", 1], vae=["load", 2], **set_of)
     server.run(graph)
     graph["set"]["inputs"]["count"] = 3

@@ -36,7 +36,13 @@ class Control(trainer.Unattended):
 
 
 def recipe(way):
-    return Recipe(steps=4, batch_size=2, network=Network(4, 4), compute=Compute("fp32", True, way), previews=Previews(("a large zsmile on a blue background",), 2, 64, 64, seed=1))
+    return Recipe(
+        steps=4,
+        batch_size=2,
+        network=Network(4, 4),
+        compute=Compute("fp32", True, way),
+        previews=Previews(("a large zsmile on a blue background",), 2, 64, 64, seed=1),
+    )
 
 
 def train(tiny, way, folder, control=None):
@@ -72,7 +78,9 @@ def test_after_a_whole_run(tiny, way, tmp_path):
     assert any(value.abs().max() > 0 for key, value in result.state.items() if "lora_B" in key)
 
 
-@pytest.mark.parametrize("place, name", STAGES, ids=[f"{place.__name__.split('.')[-1]}.{name}" for place, name in STAGES])
+@pytest.mark.parametrize(
+    "place, name", STAGES, ids=[f"{place.__name__.split('.')[-1]}.{name}" for place, name in STAGES]
+)
 def test_after_an_error_in_any_stage(tiny, place, name, tmp_path, monkeypatch):
     before = fingerprint(tiny[0])
     thrown = []

@@ -56,7 +56,11 @@ def trained(parameters, size=0.05):
 
 def weights(net) -> dict[str, torch.Tensor]:
     """Weight of each Linear by canonical name."""
-    return {name: module.weight.detach().double() for name, module in net.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {
+        name: module.weight.detach().double()
+        for name, module in net.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
 
 
 def differences(twin, merged) -> dict[str, torch.Tensor]:
@@ -82,7 +86,10 @@ def by_core(model, state) -> dict[str, torch.Tensor]:
         key = f"diffusion_model.{target.module}.weight"
         if key in patched.patches:
             clean = comfy_adapter.linears(model.model.diffusion_model)[target.module].weight.double()
-            changed = comfy.lora.calculate_weight(patched.patches[key], clean.clone(), key, intermediate_dtype=torch.float64) - clean
+            changed = (
+                comfy.lora.calculate_weight(patched.patches[key], clean.clone(), key, intermediate_dtype=torch.float64)
+                - clean
+            )
             found |= {part.name: changed[part.rows] for part in target.parts}
     return found
 
@@ -94,7 +101,11 @@ def by_diffusers(twin, state) -> dict[str, torch.Tensor]:
     mine = copy.deepcopy(twin)
     converted = diffusers_twin.load_lora(mine, state)
     assert len(get_peft_model_state_dict(mine, adapter_name="default_0")) == len(converted)
-    return {name: module.get_delta_weight("default_0").detach() for name, module in mine.named_modules() if hasattr(module, "get_delta_weight")}
+    return {
+        name: module.get_delta_weight("default_0").detach()
+        for name, module in mine.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
 
 
 def agree(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance=CLOSE):
@@ -114,7 +125,9 @@ def check(path, scene, expected, caplog, diffusers=True):
         agree({name: by_equation(one, before[name]) for name, one in file.factors.items()}, expected)
         made = convert.convert(path, 0, "fp32", comfy_weights.of(model))
         agree(by_core(model, made.state), expected)
-        assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text and "ERROR" not in caplog.text
+        assert (
+            "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text and "ERROR" not in caplog.text
+        )
         if diffusers:
             agree(by_diffusers(twin, made.state), expected)
         by_command(path, file, made)
@@ -130,16 +143,38 @@ def by_command(path, file, made):
     told = io.StringIO()
     with redirect_stdout(told):
         assert cli.main(["inspect", str(path), "--json"]) == 0
-        assert cli.main(["convert", str(path), str(target), "--dtype", "fp32", "--model", str(comfy_tiny.MODEL), "--json"]) == 0
+        assert (
+            cli.main(["convert", str(path), str(target), "--dtype", "fp32", "--model", str(comfy_tiny.MODEL), "--json"])
+            == 0
+        )
     facts, converted = (json.loads(line) for line in told.getvalue().splitlines())
-    assert (facts["names"], facts["rank"], facts["dtype"], facts["leftover"]) == (file.dialect, file.ranks, file.dtypes, [])
-    assert facts["norm"] == pytest.approx(sum(one.delta().norm().item() ** 2 for one in file.factors.values()) ** 0.5, rel=1e-5)
+    assert (facts["names"], facts["rank"], facts["dtype"], facts["leftover"]) == (
+        file.dialect,
+        file.ranks,
+        file.dtypes,
+        [],
+    )
+    assert facts["norm"] == pytest.approx(
+        sum(one.delta().norm().item() ** 2 for one in file.factors.values()) ** 0.5, rel=1e-5
+    )
     state = load_file(target)
-    assert converted["report"] == made.report and state.keys() == made.state.keys() and all(torch.equal(state[key], made.state[key]) for key in state)
+    assert (
+        converted["report"] == made.report
+        and state.keys() == made.state.keys()
+        and all(torch.equal(state[key], made.state[key]) for key in state)
+    )
 
 
 PEFT = {
-    "lora": ("LoraConfig", {"r": 4, "lora_alpha": 8, "rank_pattern": {"layers.1.attention.to_q": 2}, "alpha_pattern": {"feed_forward.w2": 3}}),
+    "lora": (
+        "LoraConfig",
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "rank_pattern": {"layers.1.attention.to_q": 2},
+            "alpha_pattern": {"feed_forward.w2": 3},
+        },
+    ),
     "lora rslora": ("LoraConfig", {"r": 4, "lora_alpha": 8, "use_rslora": True}),
     "dora": ("LoraConfig", {"r": 4, "lora_alpha": 8, "use_dora": True}),
     "loha": ("LoHaConfig", {"r": 3, "alpha": 6}),
@@ -173,14 +208,23 @@ def test_diffusers_save_lora_weights(kind, scene, tmp_path, caplog):
     from diffusers import ZImagePipeline
     from diffusers.training_utils import _collate_lora_metadata
 
-    settings = {"lora": peft.LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), "lokr": peft.LoKrConfig(r=4, alpha=2, target_modules=TARGETS)}
+    settings = {
+        "lora": peft.LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS),
+        "lokr": peft.LoKrConfig(r=4, alpha=2, target_modules=TARGETS),
+    }
     with torch.inference_mode(False):
         net = copy.deepcopy(scene[1])
         net.add_adapter(settings[kind])
         trained(p for name, p in net.named_parameters() if kind in name)
         tensors = peft.get_peft_model_state_dict(net)
-        ZImagePipeline.save_lora_weights(str(tmp_path), transformer_lora_layers=tensors, **_collate_lora_metadata({"transformer": net}))
-        expected = {name: module.get_delta_weight("default").detach() for name, module in net.named_modules() if hasattr(module, "get_delta_weight")}
+        ZImagePipeline.save_lora_weights(
+            str(tmp_path), transformer_lora_layers=tensors, **_collate_lora_metadata({"transformer": net})
+        )
+        expected = {
+            name: module.get_delta_weight("default").detach()
+            for name, module in net.named_modules()
+            if hasattr(module, "get_delta_weight")
+        }
     _, made = check(tmp_path / "pytorch_lora_weights.safetensors", scene, expected, caplog)
     assert "lora_adapter_metadata" not in made.state.metadata
 
@@ -194,11 +238,19 @@ def flat(name: str) -> str:
 
 
 def musubi(name, A, B):
-    return {f"lora_unet_{flat(name)}.lora_down.weight": A, f"lora_unet_{flat(name)}.lora_up.weight": B, f"lora_unet_{flat(name)}.alpha": torch.tensor(1.5)}
+    return {
+        f"lora_unet_{flat(name)}.lora_down.weight": A,
+        f"lora_unet_{flat(name)}.lora_up.weight": B,
+        f"lora_unet_{flat(name)}.alpha": torch.tensor(1.5),
+    }
 
 
 def onetrainer(name, A, B):
-    return {f"transformer.{name}.lora_down.weight": A, f"transformer.{name}.lora_up.weight": B, f"transformer.{name}.alpha": torch.tensor(1.5)}
+    return {
+        f"transformer.{name}.lora_down.weight": A,
+        f"transformer.{name}.lora_up.weight": B,
+        f"transformer.{name}.alpha": torch.tensor(1.5),
+    }
 
 
 def ai_toolkit(name, A, B):
@@ -231,7 +283,10 @@ def test_kohya_on_the_fused_qkv(scene, tmp_path, caplog):
         for part, block in zip(target.parts, range(0, rank, 3)):
             if rank == 9:
                 B[part.rows, [n for n in range(9) if not block <= n < block + 3]] = 0
-        state |= {f"lora_unet_{flat(target.module)}.{kind}": tensor for kind, tensor in {"lora_down.weight": A, "lora_up.weight": B, "alpha": torch.tensor(rank / 2)}.items()}
+        state |= {
+            f"lora_unet_{flat(target.module)}.{kind}": tensor
+            for kind, tensor in {"lora_down.weight": A, "lora_up.weight": B, "alpha": torch.tensor(rank / 2)}.items()
+        }
         expected |= {part.name: (0.5 * B @ A)[part.rows] for part in target.parts}
     save_file(state, tmp_path / "l.safetensors")
     check(tmp_path / "l.safetensors", scene, expected, caplog)
@@ -246,8 +301,13 @@ def test_lokr_after_the_sources(prefix, scene, tmp_path, caplog):
             rows, columns = weight.shape
             w1, w2_b, w2_a = torch.randn(4, 4) * 0.1, *pair(rows // 4, columns // 4)
             whole = name.endswith("w1")
-            parts = {"lokr_w1": w1, "alpha": torch.tensor(1.5)} | ({"lokr_w2": w2_a @ w2_b} if whole else {"lokr_w2_a": w2_a, "lokr_w2_b": w2_b})
-            state |= {(f"{prefix}{flat(name)}" if prefix.endswith("_") else prefix + name) + f".{kind}": tensor for kind, tensor in parts.items()}
+            parts = {"lokr_w1": w1, "alpha": torch.tensor(1.5)} | (
+                {"lokr_w2": w2_a @ w2_b} if whole else {"lokr_w2_a": w2_a, "lokr_w2_b": w2_b}
+            )
+            state |= {
+                (f"{prefix}{flat(name)}" if prefix.endswith("_") else prefix + name) + f".{kind}": tensor
+                for kind, tensor in parts.items()
+            }
             expected[name] = torch.kron(w1, w2_a @ w2_b) * (1 if whole else 0.5)
     save_file(state, tmp_path / "l.safetensors")
     check(tmp_path / "l.safetensors", scene, expected, caplog)
@@ -256,17 +316,28 @@ def test_lokr_after_the_sources(prefix, scene, tmp_path, caplog):
 def test_linears_outside_the_blocks_go_along(scene, tmp_path, caplog):
     """PEFT's all-linear and LyCORIS' full preset train them too; core and diffusers read them by diffusers' names."""
     model, twin = scene
-    outside = {"all_x_embedder.2-1": "x_embedder", "all_final_layer.2-1.linear": "final_layer.linear", "cap_embedder.1": "cap_embedder.1"}
+    outside = {
+        "all_x_embedder.2-1": "x_embedder",
+        "all_final_layer.2-1.linear": "final_layer.linear",
+        "cap_embedder.1": "cap_embedder.1",
+    }
     every = weights(twin)
     pairs = {name: pair(*every[name].shape) for name in outside}
-    for prefix, name_of in (("transformer.", str), ("lora_unet_", lambda name: flat(outside[name])), ("lycoris_", flat)):
+    for prefix, name_of in (
+        ("transformer.", str),
+        ("lora_unet_", lambda name: flat(outside[name])),
+        ("lycoris_", flat),
+    ):
         state = {}
         for name, (A, B) in pairs.items():
             state |= {f"{prefix}{name_of(name)}.lora_down.weight": A, f"{prefix}{name_of(name)}.lora_up.weight": B}
         save_file(state, tmp_path / "l.safetensors")
         made = convert.convert(tmp_path / "l.safetensors", 0, "fp32")
         patched = comfy_draw.with_lora(model, made.state)
-        assert set(patched.patches) == {f"diffusion_model.{module}.weight" for module in outside.values()} and "not loaded" not in caplog.text
+        assert (
+            set(patched.patches) == {f"diffusion_model.{module}.weight" for module in outside.values()}
+            and "not loaded" not in caplog.text
+        )
         with torch.inference_mode(False), torch.no_grad():
             got = by_diffusers(twin, made.state)
         assert all(relative(got[name], B @ A) < CLOSE for name, (A, B) in pairs.items())
@@ -318,7 +389,9 @@ def test_lycoris(kind, scene, tmp_path, caplog):
     with torch.inference_mode(False), torch.no_grad():
         lycoris.double()
         expected = by_forward(scene[1], net.double())
-    file, made = check(tmp_path / "l.safetensors", scene, expected, caplog, diffusers=kind.startswith(("locon", "lokr")))
+    file, made = check(
+        tmp_path / "l.safetensors", scene, expected, caplog, diffusers=kind.startswith(("locon", "lokr"))
+    )
     assert "LyCORIS" in file.dialect
 
 

@@ -45,7 +45,13 @@ def a_lora(host, rank, alpha):
 def test_velocity_is_diffusers_velocity(scene):
     host, twin, x, sigma = scene
     with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
-        assert relative(velocity(x, sigma, (0, 1)), diffusers_twin.velocity(twin, x, sigma, [host.features[n][0] for n in (0, 1)])) < TOLERANCE
+        assert (
+            relative(
+                velocity(x, sigma, (0, 1)),
+                diffusers_twin.velocity(twin, x, sigma, [host.features[n][0] for n in (0, 1)]),
+            )
+            < TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("rank, alpha", [(4, 4.0), (8, 2.0)])
@@ -63,12 +69,18 @@ def test_lora_velocity_and_gradients_are_those_of_diffusers_with_peft(scene, ran
             theirs = diffusers_twin.velocity(twin, x, sigma, [host.features[n][0] for n in (0, 1)])
             assert relative(ours, theirs) < TOLERANCE
             target = torch.randn_like(ours)
-            got = dict(zip(sorted(lora), zip(*[iter(torch.autograd.grad((ours - target).square().mean(), lowrank.parameters(lora)))] * 2)))
+            got = dict(
+                zip(
+                    sorted(lora),
+                    zip(*[iter(torch.autograd.grad((ours - target).square().mean(), lowrank.parameters(lora)))] * 2),
+                )
+            )
         (theirs - target).square().mean().backward()
     for name, gradients in got.items():
         for letter, ours_now, gradient in zip("AB", (lora[name].A, lora[name].B), gradients):
             parameter = peft[f"{name}.lora_{letter}.weight"]
-            share = (parameter.detach().norm() / ours_now.norm()).item()  # diffusers spreads alpha / rank over A and B: chain rule
+            # diffusers spreads alpha / rank over A and B: chain rule
+            share = (parameter.detach().norm() / ours_now.norm()).item()
             assert relative(gradient, share * parameter.grad) < 1e-3
 
 
@@ -78,7 +90,8 @@ def test_core_loader_diffusers_and_the_branch_agree_on_one_file(scene, tiny, cap
     state = lorafile.state_dict(a_lora(host, 4, 2.0), torch.bfloat16)
     patched = comfy_draw.with_lora(tiny[0], state)
     assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
-    assert sum(len(entries) for entries in patched.patches.values()) == len(host.targets) + 2 * len(host.dit.layers)  # qkv counts three
+    # qkv counts three
+    assert sum(len(entries) for entries in patched.patches.values()) == len(host.targets) + 2 * len(host.dit.layers)
     diffusers_twin.load_lora(twin, state)
     with torch.inference_mode(False), torch.no_grad():
         merged = ComfyHost(patched, *tiny[1:], host.recipe)
@@ -95,13 +108,20 @@ def test_core_loader_diffusers_and_the_branch_agree_on_one_file(scene, tiny, cap
 def test_captions_share_a_batch_when_their_padded_lengths_agree(scene):
     """NextDiT has no caption mask, but pads each caption by itself: each picture's velocity is what it is alone."""
     host, _, x, sigma = scene
-    pictures = dataset.from_arrays([np.zeros((64, 64, 3), np.uint8)] * 3, ["zsmile", "a large zsmile on a blue background", "a very " * 20], (64,))
+    pictures = dataset.from_arrays(
+        [np.zeros((64, 64, 3), np.uint8)] * 3, ["zsmile", "a large zsmile on a blue background", "a very " * 20], (64,)
+    )
     captions = pictures.captions()
     with torch.inference_mode(False):
         host.encode(pictures, captions)
         lengths = [-(-features.shape[1] // 32) * 32 for features in host.features]
-    order = [captions.texts.index(text) for text in ("zsmile", "a large zsmile on a blue background", ("a very " * 20).strip())]
-    assert [lengths[n] for n in order] == [32, 32, 64] and host.features[order[0]].shape[1] != host.features[order[1]].shape[1]
+    order = [
+        captions.texts.index(text)
+        for text in ("zsmile", "a large zsmile on a blue background", ("a very " * 20).strip())
+    ]
+    assert [lengths[n] for n in order] == [32, 32, 64] and host.features[order[0]].shape[1] != host.features[
+        order[1]
+    ].shape[1]
     with torch.inference_mode(False), torch.no_grad(), host.training({}) as velocity:
         both = velocity(x, sigma, tuple(order[:2]))
         alone = torch.cat([velocity(x[i : i + 1], sigma[i : i + 1], (order[i],)) for i in range(2)])

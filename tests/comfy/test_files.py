@@ -38,7 +38,18 @@ from zturbo.hosts import comfy_adapter, comfy_load, diffusers_load
 
 CLIP_PREFIX, VAE_PREFIX = "text_encoders.qwen3_4b.transformer.", "vae."
 NORM = "layers.7.attention.q_norm.weight"  # 128 numbers, by which a file's weights are known again
-AE = dict(double_z=True, z_channels=16, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
+AE = dict(
+    double_z=True,
+    z_channels=16,
+    resolution=256,
+    in_channels=3,
+    out_ch=3,
+    ch=128,
+    ch_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    attn_resolutions=[],
+    dropout=0.0,
+)
 FOLDERS = ("diffusion_models", "checkpoints", "text_encoders", "vae")
 
 
@@ -47,7 +58,11 @@ def place(comfyui, tmp_path, monkeypatch):
     """ComfyUI's models folder, empty and for one test."""
     for folder in FOLDERS:
         (tmp_path / folder).mkdir()
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path / folder)], folder_paths.supported_pt_extensions))
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths,
+            folder,
+            ([str(tmp_path / folder)], folder_paths.supported_pt_extensions),
+        )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return tmp_path
 
@@ -95,7 +110,11 @@ def names(comfyui) -> "Names":
     with torch.device("meta"):
         qwen = comfy.text_encoders.llama.Qwen3_4B({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
         dit = comfy.supported_models.ZImage(dict(FULL)).get_model({}, "", device="meta").diffusion_model
-        omni = comfy.supported_models.ZImage(FULL | {"siglip_feat_dim": 1152}).get_model({}, "", device="meta").diffusion_model
+        omni = (
+            comfy.supported_models.ZImage(FULL | {"siglip_feat_dim": 1152})
+            .get_model({}, "", device="meta")
+            .diffusion_model
+        )
         transformer, autoencoder = diffusers.ZImageTransformer2DModel(), diffusers.AutoencoderKL(**AUTOENCODER)
         ae = torch.nn.ModuleDict({"encoder": Encoder(**AE), "decoder": Decoder(**AE)})
     return Names(dit, omni, transformer, qwen, ae, autoencoder)
@@ -130,10 +149,20 @@ class Names:
 
     def whole(self, clip=None, vae=None):
         """A checkpoint of all three."""
-        return files.behind(PREFIX, self.model()) | files.behind(CLIP_PREFIX, clip or self.clip()) | files.behind(VAE_PREFIX, vae or self.vae())
+        return (
+            files.behind(PREFIX, self.model())
+            | files.behind(CLIP_PREFIX, clip or self.clip())
+            | files.behind(VAE_PREFIX, vae or self.vae())
+        )
 
 
-KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+KINDS = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 def marked(tensors: dict[str, Hole], dtype: str, name: str) -> dict[str, Hole]:
@@ -179,7 +208,9 @@ FORMS = {
     "fp8 by comfy_quant, prefix": quantised("float8_e4m3fn", FP8, PREFIX),
     "fp8 said in the header": Form(lambda names: in_header(names)[0], FP8, lambda names: in_header(names)[1]),
     "int8": quantised("int8_tensorwise", INT8),
-    "int8 convrot": quantised("int8_rows", INT8, said={"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}),
+    "int8 convrot": quantised(
+        "int8_rows", INT8, said={"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}
+    ),
     "mxfp8": quantised("mxfp8", "TensorCoreMXFP8Layout"),
     "nvfp4": quantised("nvfp4", "TensorCoreNVFP4Layout"),
     "nvfp4, prefix": quantised("nvfp4", "TensorCoreNVFP4Layout", PREFIX),
@@ -200,7 +231,10 @@ def facts(patcher) -> dict:
         "class": (type(model), type(model.model_config), type(patcher)),
         "config": model.model_config.unet_config,
         "computes in": (model.get_dtype(), model.manual_cast_dtype, model.get_dtype_inference()),
-        "weights": {name: (lies_as(weight), weight.dtype, tuple(weight.shape)) for name, weight in model.diffusion_model.named_parameters()},
+        "weights": {
+            name: (lies_as(weight), weight.dtype, tuple(weight.shape))
+            for name, weight in model.diffusion_model.named_parameters()
+        },
         "modules": [type(module).__qualname__ for module in model.diffusion_model.modules()],
         "size": patcher.model_size(),
         "again": patcher.cached_patcher_init[0],
@@ -213,7 +247,12 @@ def test_the_names_are_the_real_ones(names):
     assert (len(model), len(clip), len(vae)) == (453, 398, 244)
     assert sum(hole.size() for hole in model.values()) == pytest.approx(12.3e9, rel=0.01)
     assert model["layers.29.attention.qkv.weight"].shape == (11520, 3840) and model["x_pad_token"].shape == (1, 3840)
-    assert clip["model.embed_tokens.weight"].shape == (151936, 2560) and vae["decoder.conv_in.weight"].shape == (512, 16, 3, 3)
+    assert clip["model.embed_tokens.weight"].shape == (151936, 2560) and vae["decoder.conv_in.weight"].shape == (
+        512,
+        16,
+        3,
+        3,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -269,7 +308,9 @@ VAES = {
 def clip_facts(clip) -> dict:
     return {
         "class": (type(clip.cond_stage_model).__qualname__, type(clip.tokenizer), type(clip.patcher)),
-        "weights": {name: (lies_as(weight), tuple(weight.shape)) for name, weight in clip.cond_stage_model.named_parameters()},
+        "weights": {
+            name: (lies_as(weight), tuple(weight.shape)) for name, weight in clip.cond_stage_model.named_parameters()
+        },
         "words": clip.tokenize("a (cat:1.2)"),
         "embeddings": clip.tokenizer.qwen3_4b.embedding_directory,
         "again": clip.patcher.cached_patcher_init[0],
@@ -279,7 +320,9 @@ def clip_facts(clip) -> dict:
 def vae_facts(vae) -> dict:
     return {
         "class": (type(vae.first_stage_model), vae.latent_channels, vae.downscale_ratio, vae.vae_dtype),
-        "weights": {name: (weight.dtype, tuple(weight.shape)) for name, weight in vae.first_stage_model.named_parameters()},
+        "weights": {
+            name: (weight.dtype, tuple(weight.shape)) for name, weight in vae.first_stage_model.named_parameters()
+        },
         "again": vae.patcher.cached_patcher_init[0],
     }
 
@@ -311,7 +354,9 @@ def test_a_vae_is_read_as_core_reads_it(place, stock, names, form):
 
 def test_the_node_finds_the_files_of_the_usual_names(place, load_node, names):
     files.write(place / "diffusion_models" / "z_image_turbo_bf16.safetensors", names.model())
-    files.write(place / "text_encoders" / "qwen_3_4b_fp8_mixed.safetensors", files.quantised(names.clip(), "float8_e4m3fn"))
+    files.write(
+        place / "text_encoders" / "qwen_3_4b_fp8_mixed.safetensors", files.quantised(names.clip(), "float8_e4m3fn")
+    )
     files.write(place / "vae" / "ae.safetensors", names.vae("F32"))
     model, clip, vae = load_node("z_image_turbo_bf16.safetensors")
     assert type(model.model.model_config).__name__ == "ZImage" and vae.latent_channels == 16
@@ -326,18 +371,25 @@ def test_a_checkpoint_brings_its_own_text_encoder_and_vae(place, load_node, stoc
     assert facts(model) == facts(their_model)
     assert clip_facts(clip) == clip_facts(their_clip)
     assert vae_facts(vae) == vae_facts(their_vae)
-    assert torch.equal(clip.cond_stage_model.qwen3_4b.transformer.model.layers[7].self_attn.q_norm.weight.float(), CANARY)
+    assert torch.equal(
+        clip.cond_stage_model.qwen3_4b.transformer.model.layers[7].self_attn.q_norm.weight.float(), CANARY
+    )
     assert torch.equal(vae.first_stage_model.decoder.mid.block_1.norm1.weight[:128].float(), CANARY)
 
 
 def test_what_is_chosen_wins_over_what_the_checkpoint_holds(place, load_node, names):
-    files.write(place / "checkpoints" / "all.safetensors", names.whole(clip=files.scaled_fp8(names.clip()), vae=names.vae("F32")))
+    files.write(
+        place / "checkpoints" / "all.safetensors",
+        names.whole(clip=files.scaled_fp8(names.clip()), vae=names.vae("F32")),
+    )
     files.write(place / "text_encoders" / "mine.safetensors", names.clip())
     files.write(place / "vae" / "mine.safetensors", names.diffusers_vae("BF16"))
 
     def lie_as(clip, vae):
         _, clip, vae = load_node("checkpoints/all.safetensors", clip, vae)
-        return lies_as(clip.cond_stage_model.qwen3_4b.transformer.model.layers[0].mlp.up_proj.weight), vae.patcher.cached_patcher_init[1][0]
+        return lies_as(
+            clip.cond_stage_model.qwen3_4b.transformer.model.layers[0].mlp.up_proj.weight
+        ), vae.patcher.cached_patcher_init[1][0]
 
     whole, mine = str(place / "checkpoints" / "all.safetensors"), str(place / "vae" / "mine.safetensors")
     assert lie_as("mine.safetensors", "auto") == (torch.bfloat16, whole)
@@ -347,7 +399,10 @@ def test_what_is_chosen_wins_over_what_the_checkpoint_holds(place, load_node, na
 def test_a_checkpoint_without_a_text_encoder_takes_the_usual_one(place, load_node, names):
     tensors = files.behind(PREFIX, names.model("F8_E4M3")) | files.behind(VAE_PREFIX, names.vae())
     files.write(place / "checkpoints" / "two.safetensors", tensors)
-    with pytest.raises(Exception, match="There is no qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors in models/text_encoders. Put it there and press R"):
+    with pytest.raises(
+        Exception,
+        match="There is no qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors in models/text_encoders. Put it there and press R",
+    ):
         load_node("checkpoints/two.safetensors")
     files.write(place / "text_encoders" / "qwen_3_4b.safetensors", names.clip())
     model, clip, vae = load_node("checkpoints/two.safetensors")
@@ -395,13 +450,18 @@ def test_diffusers_code_reads_the_single_files(place, names, form):
     transformer = diffusers_load.load_transformer(path, torch.bfloat16)
     assert sum(parameter.numel() for parameter in transformer.parameters()) == pytest.approx(6.15e9, rel=0.01)
     assert torch.equal(transformer.layers[7].attention.norm_q.weight.float(), CANARY)
-    assert sum(len(one.target.parts) for one in headers.matrices(path) if one.target.module.startswith("layers.")) == 240  # what plan counts
+    # what plan counts
+    assert (
+        sum(len(one.target.parts) for one in headers.matrices(path) if one.target.module.startswith("layers.")) == 240
+    )
 
 
 @pytest.mark.parametrize("form", ["scaled fp8", "int8", "nvfp4, prefix"])
 def test_diffusers_code_names_what_only_comfyui_reads(place, names, form):
     path = files.write(place / "m.safetensors", FORMS[form].tensors(names))
-    with pytest.raises(ModelError, match="m.safetensors is quantised, which diffusers' code cannot load. .*--host comfy"):
+    with pytest.raises(
+        ModelError, match="m.safetensors is quantised, which diffusers' code cannot load. .*--host comfy"
+    ):
         diffusers_load.load_transformer(path, torch.bfloat16)
 
 
@@ -417,19 +477,58 @@ def test_diffusers_code_reads_the_text_encoder_and_both_names_of_the_vae(place, 
 
 
 def lumina(names):
-    sizes = {"dim": 2304, "cap_feat_dim": 2304, "n_layers": 26, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "rope_theta": 1e4, "ffn_dim_multiplier": 4.0}
-    config = {key: value for key, value in (FULL | sizes).items() if key not in ("z_image_modulation", "time_scale", "pad_tokens_multiple")}
+    sizes = {
+        "dim": 2304,
+        "cap_feat_dim": 2304,
+        "n_layers": 26,
+        "n_heads": 24,
+        "n_kv_heads": 8,
+        "axes_dims": [32, 32, 32],
+        "rope_theta": 1e4,
+        "ffn_dim_multiplier": 4.0,
+    }
+    config = {
+        key: value
+        for key, value in (FULL | sizes).items()
+        if key not in ("z_image_modulation", "time_scale", "pad_tokens_multiple")
+    }
     return core_model(comfy.supported_models.Lumina2, config)
 
 
 def pixel_space(names):
-    decoder = {"decoder_in_channels": 3072, "decoder_hidden_size": 3840, "decoder_num_res_blocks": 4, "decoder_max_freqs": 8}
-    return core_model(comfy.supported_models.ZImagePixelSpace, FULL | decoder | {"image_model": "zimage_pixel", "patch_size": 32, "in_channels": 3})
+    decoder = {
+        "decoder_in_channels": 3072,
+        "decoder_hidden_size": 3840,
+        "decoder_num_res_blocks": 4,
+        "decoder_max_freqs": 8,
+    }
+    return core_model(
+        comfy.supported_models.ZImagePixelSpace,
+        FULL | decoder | {"image_model": "zimage_pixel", "patch_size": 32, "in_channels": 3},
+    )
 
 
 def flux(names):
-    sizes = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072, "num_heads": 24, "depth": 19, "depth_single_blocks": 38}
-    rest = {"image_model": "flux", "patch_size": 2, "mlp_ratio": 4.0, "axes_dim": [16, 56, 56], "txt_ids_dims": [], "theta": 10000, "qkv_bias": True, "guidance_embed": True}
+    sizes = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 768,
+        "context_in_dim": 4096,
+        "hidden_size": 3072,
+        "num_heads": 24,
+        "depth": 19,
+        "depth_single_blocks": 38,
+    }
+    rest = {
+        "image_model": "flux",
+        "patch_size": 2,
+        "mlp_ratio": 4.0,
+        "axes_dim": [16, 56, 56],
+        "txt_ids_dims": [],
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": True,
+    }
     return core_model(comfy.supported_models.Flux, sizes | rest)
 
 
@@ -440,7 +539,9 @@ def core_model(kind, config):
 
 def text_encoder(name):
     with torch.device("meta"):
-        return files.holes(getattr(comfy.text_encoders.llama, name)({}, torch.bfloat16, "meta", comfy.ops.manual_cast), "BF16")
+        return files.holes(
+            getattr(comfy.text_encoders.llama, name)({}, torch.bfloat16, "meta", comfy.ops.manual_cast), "BF16"
+        )
 
 
 def sd_vae(names):
@@ -465,7 +566,11 @@ def without(tensors, name):
     return {key: hole for key, hole in tensors.items() if key != name}
 
 
-MODEL, CLIP, VAE = (r"Choose Z-Image-Turbo \(z_image_turbo_bf16.safetensors\)", r"Choose qwen_3_4b.safetensors", r"Choose Z-Image's VAE \(ae.safetensors\)")
+MODEL, CLIP, VAE = (
+    r"Choose Z-Image-Turbo \(z_image_turbo_bf16.safetensors\)",
+    r"Choose qwen_3_4b.safetensors",
+    r"Choose Z-Image's VAE \(ae.safetensors\)",
+)
 WRONG = {  # the slot it is put into, what it is, the sentence
     "a LoRA": ("model", lora({"lora_A.weight": (16, 3840), "lora_B.weight": (3840, 16)}), f"x.safetensors is a LoRA or adapter. {MODEL}"),
     "a LoKr": ("model", lora({"lokr_w1": (16, 16), "lokr_w2": (240, 240)}), f"is a LoRA or adapter. {MODEL}"),
@@ -558,7 +663,9 @@ def test_the_node_says_it_as_well(place, load_node):
         load_node("m.safetensors")
 
 
-@pytest.mark.parametrize("gigabytes, dtype, takes", [(40, None, 24.6), (20, torch.bfloat16, 12.3), (10, torch.bfloat16, 12.3)])
+@pytest.mark.parametrize(
+    "gigabytes, dtype, takes", [(40, None, 24.6), (20, torch.bfloat16, 12.3), (10, torch.bfloat16, 12.3)]
+)
 def test_on_a_cpu_weights_stay_bf16_where_fp32_would_not_fit(place, names, monkeypatch, gigabytes, dtype, takes):
     """Core makes fp32 of them: 24.6 GB."""
     files.write(place / "z_image_turbo_bf16.safetensors", names.model())
@@ -571,7 +678,10 @@ def test_on_a_cpu_weights_stay_bf16_where_fp32_would_not_fit(place, names, monke
             comfy_load.load(place / "z_image_turbo_bf16.safetensors", place / "no.safetensors", None)
     elif dtype is not None:
         model = comfy_load.load_model(place / "z_image_turbo_bf16.safetensors", dtype)
-        assert lies_as(model.model.diffusion_model.layers[0].attention.out.weight) == torch.bfloat16 and model.model.manual_cast_dtype == torch.float32
+        assert (
+            lies_as(model.model.diffusion_model.layers[0].attention.out.weight) == torch.bfloat16
+            and model.model.manual_cast_dtype == torch.float32
+        )
 
 
 def test_a_header_may_have_the_length_that_a_pickle_begins_with(tmp_path):

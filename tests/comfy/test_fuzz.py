@@ -96,7 +96,11 @@ def test_a_run_with_links_in_it_is_no_run(place):
     assert comfy_paths.runs().folder("cat") == run.path
     (run.path / "stop").symlink_to(place.outside / "new")
     runfolder.request_stop(run.path)
-    assert comfy_paths.runs().folder("cat") is None and comfy_paths.runs().named("cat") == [] and not (place.outside / "new").exists()
+    assert (
+        comfy_paths.runs().folder("cat") is None
+        and comfy_paths.runs().named("cat") == []
+        and not (place.outside / "new").exists()
+    )
     with pytest.raises(ZTurboError, match="without links"):
         comfy_paths.runs().checkpoint("cat")
 
@@ -111,11 +115,19 @@ def test_links_of_the_owner_are_followed(place):
     Image.new("RGB", (64, 64)).save(place.drive / "pictures" / "a.png")
     (place.drive / "pictures" / "a.txt").write_text("of the drive")
     (place.drive / "prompts.txt").write_text("a cat")
-    for link, to in {"input/set": "pictures", "output/zturbo/run": "run", "output/zturbo_sets/mine": "set", "models/loras/sub": "loras", "input/prompts.txt": "prompts.txt"}.items():
+    for link, to in {
+        "input/set": "pictures",
+        "output/zturbo/run": "run",
+        "output/zturbo_sets/mine": "set",
+        "models/loras/sub": "loras",
+        "input/prompts.txt": "prompts.txt",
+    }.items():
         (place.base / link).parent.mkdir(parents=True, exist_ok=True)
         (place.base / link).symlink_to(place.drive / to)
     assert dataset.from_folder(comfy_paths.dataset_folder("set"), (64,), "zvk").items[0].caption == "zvk, of the drive"
-    assert comfy_paths.runs().folder("run") == place.runs / "run" and comfy_generate.read_prompts("prompts.txt") == ("a cat",)
+    assert comfy_paths.runs().folder("run") == place.runs / "run" and comfy_generate.read_prompts("prompts.txt") == (
+        "a cat",
+    )
     assert comfy_paths.set_folder("mine").resolve() == place.drive / "set"
     path = lorafile.write(comfy_paths.lora_path("sub/x", False), {"a": torch.ones(1)}, {})
     assert path == place.loras / "sub" / "x.safetensors" and (place.drive / "loras" / "x.safetensors").is_file()
@@ -128,7 +140,19 @@ def test_links_of_the_owner_are_followed(place):
     assert comfy_paths.folder_fingerprint("set") != before
 
 
-@pytest.mark.parametrize("name", ["..", "../outside/pictures", "sub/../../outside", "/etc", "{outside}/pictures", "//etc", "..\\outside", "link/../../outside"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        "../outside/pictures",
+        "sub/../../outside",
+        "/etc",
+        "{outside}/pictures",
+        "//etc",
+        "..\\outside",
+        "link/../../outside",
+    ],
+)
 def test_folders_that_lead_out_are_refused_whatever_links_there_are(place, name):
     (place.input / "link").symlink_to(place.drive)
     (place.input / "..\\outside").mkdir()  # a name with a backslash in it is no way out here
@@ -156,7 +180,9 @@ def test_a_link_in_a_files_place_is_replaced(place):
         (place.loras / name).symlink_to(place.outside / "secret.txt")
     for name in "xy":
         files.write(place.loras / f"{name}.safetensors", b"x")
-    assert (place.outside / "secret.txt").read_text() == "a canary\n" and (place.loras / "y.safetensors").read_bytes() == b"x"
+    assert (place.outside / "secret.txt").read_text() == "a canary\n" and (
+        place.loras / "y.safetensors"
+    ).read_bytes() == b"x"
 
 
 def test_pickles_are_not_opened(place):

@@ -33,7 +33,11 @@ from zturbo.recipe import AdapterCourse, Compute, Data, Inputs, Network, Optimiz
 from zturbo.runfolder import RunFolder
 
 TEXTS = ("a large zsmile on a blue background", "Ein schönes Bild, 日本 🎨!", "", "x  y\n\n12345")
-UNRELATED = tuple(f"a large {color} star on a {ground} background" for color in ("red", "blue", "green") for ground in ("white", "pink", "gray", "black"))
+UNRELATED = tuple(
+    f"a large {color} star on a {ground} background"
+    for color in ("red", "blue", "green")
+    for ground in ("white", "pink", "gray", "black")
+)
 LOSSES = 1e-5  # relative, over the first 20 steps in fp32
 NUMBERS = 5e-3  # relative, of a LoRA's matrices after 20 steps
 PIXELS = 12, 0.5  # of 255: at most, and on average
@@ -70,7 +74,12 @@ def test_captions_of_any_length_share_a_batch(loaded, tiny):
         with host.training({}) as velocity:
             both = velocity(x, sigma, (0, 1))
         dit = tiny[0].model.diffusion_model
-        alone = [comfy_forward.velocity(dit, x[n : n + 1], sigma[n : n + 1], comfy_forward.refine_caption(dit, host.features[n])) for n in range(2)]
+        alone = [
+            comfy_forward.velocity(
+                dit, x[n : n + 1], sigma[n : n + 1], comfy_forward.refine_caption(dit, host.features[n])
+            )
+            for n in range(2)
+        ]
     assert relative(both, torch.cat(alone)) < 1e-4
 
 
@@ -89,7 +98,14 @@ def recipe(way="auto", **changes) -> Recipe:
 def trained(host, given: Recipe, folder: Path) -> tuple[trainer.Result, RunFolder]:
     run = RunFolder.new(folder, given)
     with torch.inference_mode(False), torch.enable_grad():
-        return trainer.train(given, dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data), host, run, trainer.Unattended(), {}), run
+        return trainer.train(
+            given,
+            dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data),
+            host,
+            run,
+            trainer.Unattended(),
+            {},
+        ), run
 
 
 def headless(loaded, given: Recipe) -> DiffusersHost:
@@ -115,7 +131,10 @@ def test_one_recipe_trains_the_same_lora_on_both(loaded, tiny, tmp_path, way, ch
     here, _ = trained(headless(loaded, given), given, tmp_path)
     assert max(abs(a - b) / a for a, b in zip(there.losses, here.losses)) < LOSSES
     assert there.state.keys() == here.state.keys()
-    assert max(relative(here.state[key].float(), value.float()) for key, value in there.state.items() if value.any()) < NUMBERS
+    assert (
+        max(relative(here.state[key].float(), value.float()) for key, value in there.state.items() if value.any())
+        < NUMBERS
+    )
     apart = np.abs(there.images[0].astype(int) - here.images[0].astype(int))
     assert apart.max() <= PIXELS[0] and apart.mean() <= PIXELS[1]
     assert all(torch.equal(a, b) for a, b in zip(before, loaded.transformer.parameters()))  # clean weights stay clean
@@ -126,7 +145,10 @@ def test_one_lora_file_draws_the_same_on_both(loaded, tiny):
     lora = network.create(headless(loaded, given).targets, given.network, 0)
     for name, part in lora.items():
         part.B.data = 0.3 * torch.randn(part.B.shape, generator=torch.Generator().manual_seed(len(name)))
-    state, pictures = lorafile.state_dict(lora, torch.float32), dataset.from_arrays([np.zeros((64, 64, 3), np.uint8)], ["a"], (64,))
+    state, pictures = (
+        lorafile.state_dict(lora, torch.float32),
+        dataset.from_arrays([np.zeros((64, 64, 3), np.uint8)], ["a"], (64,)),
+    )
     with torch.inference_mode(False):
         hosts = [ComfyHost(tiny[0], *tiny[1:], given), headless(loaded, given)]
         for host in hosts:
@@ -158,7 +180,10 @@ class Cancelled(trainer.Unattended):
 def test_a_headless_run_that_was_cut_off_goes_on_to_the_same_bits(loaded, tmp_path):
     given = recipe(turbo=Turbo("restore", every=10, prompts=UNRELATED, restore_steps=12))
     whole, _ = trained(headless(loaded, given), given, tmp_path)
-    run, pictures = RunFolder.new(tmp_path, given), dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data)
+    run, pictures = (
+        RunFolder.new(tmp_path, given),
+        dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data),
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.train(given, pictures, headless(loaded, given), run, Cancelled(), {})
     again = trainer.train(given, pictures, headless(loaded, given), RunFolder(run.path), trainer.Unattended(), {})
@@ -189,7 +214,10 @@ def test_a_diffusers_folder_loads_like_the_single_file(loaded, tmp_path):
         diffusers_load.load_autoencoder(tmp_path / "vae", torch.float32)
     loaded.text_encoder.module.save_pretrained(tmp_path / "text_encoder")
     loaded.text_encoder.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    again = diffusers_load.TextEncoder(diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32), diffusers_load.load_tokenizer(None, tmp_path / "text_encoder"))
+    again = diffusers_load.TextEncoder(
+        diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32),
+        diffusers_load.load_tokenizer(None, tmp_path / "text_encoder"),
+    )
     for text in TEXTS:
         assert torch.equal(again.encode(text), loaded.text_encoder.encode(text))
 
@@ -198,11 +226,20 @@ def test_a_folder_of_several_files_loads_like_the_single_file(loaded, tmp_path):
     """Hugging Face's form of large models: shards and an index."""
     from diffusers import ZImageTransformer2DModel
 
-    transformer = ZImageTransformer2DModel(dim=256, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=64)
+    transformer = ZImageTransformer2DModel(
+        dim=256, n_layers=3, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=64
+    )
     transformer.save_pretrained(tmp_path / "transformer", max_shard_size="5MB")
     loaded.text_encoder.module.save_pretrained(tmp_path / "text_encoder", max_shard_size="10MB")
-    assert all(len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1 and list((tmp_path / part).glob("*.safetensors.index.json")) for part in ("transformer", "text_encoder"))
-    again = diffusers_load.load_transformer(tmp_path / "transformer", torch.float32).state_dict(), diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32).state_dict()
+    assert all(
+        len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1
+        and list((tmp_path / part).glob("*.safetensors.index.json"))
+        for part in ("transformer", "text_encoder")
+    )
+    again = (
+        diffusers_load.load_transformer(tmp_path / "transformer", torch.float32).state_dict(),
+        diffusers_load.load_text_encoder(tmp_path / "text_encoder", torch.float32).state_dict(),
+    )
     for there, here in zip(again, (transformer.state_dict(), loaded.text_encoder.module.state_dict())):
         assert there.keys() == here.keys() and all(torch.equal(there[key], here[key]) for key in here)
     next((tmp_path / "transformer").glob("*-00002-of-*")).unlink()
@@ -215,7 +252,12 @@ def test_a_folder_of_all_parts_is_one_option(tmp_path, monkeypatch):
         (tmp_path / part).mkdir()
     args = SimpleNamespace(model=str(tmp_path), vae="my_vae", host="comfy")
     found = hosts.given(Inputs(), args)
-    assert (found.model, found.text_encoder, found.vae, found.tokenizer) == (str(tmp_path / "transformer"), str(tmp_path / "text_encoder"), "my_vae", str(tmp_path / "tokenizer"))
+    assert (found.model, found.text_encoder, found.vae, found.tokenizer) == (
+        str(tmp_path / "transformer"),
+        str(tmp_path / "text_encoder"),
+        "my_vae",
+        str(tmp_path / "tokenizer"),
+    )
     with pytest.raises(ZTurboError, match="is a folder.*--host diffusers"):
         hosts.choose(args, found)
     args.host = "auto"
@@ -235,10 +277,15 @@ def test_the_real_single_files_fill_diffusers_classes(comfyui, monkeypatch):
     with torch.device("meta"):
         dit = comfy.supported_models.ZImage(dict(FULL)).get_model({}, "", device="meta").diffusion_model
         qwen = llama.Qwen3_4B({}, torch.bfloat16, "meta", comfy.ops.manual_cast)
-    files = {"z_image_turbo_bf16": {f"model.diffusion_model.{key}": value for key, value in shapes(dit).items()}, "qwen_3_4b": shapes(qwen)}
+    files = {
+        "z_image_turbo_bf16": {f"model.diffusion_model.{key}": value for key, value in shapes(dit).items()},
+        "qwen_3_4b": shapes(qwen),
+    }
     monkeypatch.setattr(diffusers_load, "read", lambda path: dict(files[path.stem]))
     transformer = diffusers_load.load_transformer(Path("z_image_turbo_bf16.safetensors"), torch.bfloat16)
-    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(6.15e9, rel=0.01) and all(p.dtype == torch.bfloat16 for p in transformer.parameters())
+    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(6.15e9, rel=0.01) and all(
+        p.dtype == torch.bfloat16 for p in transformer.parameters()
+    )
     text_encoder = diffusers_load.load_text_encoder(Path("qwen_3_4b.safetensors"), torch.bfloat16)
     assert sum(p.numel() for p in text_encoder.parameters()) == pytest.approx(4.02e9, rel=0.01)
     assert len(text_encoder.layers) == 36 and text_encoder.rotary_emb.inv_freq.device.type == "cpu"
@@ -250,17 +297,39 @@ def test_the_real_vae_encodes_and_decodes_as_comfyui_does(comfyui, tmp_path):
     import comfy.sd
     from comfy.ldm.modules.diffusionmodules.model import Decoder, Encoder
 
-    sizes = dict(double_z=True, z_channels=16, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4], num_res_blocks=2, attn_resolutions=[], dropout=0.0)
+    sizes = dict(
+        double_z=True,
+        z_channels=16,
+        resolution=256,
+        in_channels=3,
+        out_ch=3,
+        ch=128,
+        ch_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_resolutions=[],
+        dropout=0.0,
+    )
     torch.manual_seed(0)
     with torch.inference_mode(False):
-        state = {f"{side}.{key}": tensor.contiguous() for side, module in (("encoder", Encoder(**sizes)), ("decoder", Decoder(**sizes))) for key, tensor in module.state_dict().items()}
+        state = {
+            f"{side}.{key}": tensor.contiguous()
+            for side, module in (("encoder", Encoder(**sizes)), ("decoder", Decoder(**sizes)))
+            for key, tensor in module.state_dict().items()
+        }
     state = {
-        key: torch.randn(tensor.shape) * tensor[0].numel() ** -0.5 if tensor.ndim == 4 else torch.ones_like(tensor) if "norm" in key and key.endswith("weight") else torch.zeros_like(tensor)
+        key: torch.randn(tensor.shape) * tensor[0].numel() ** -0.5
+        if tensor.ndim == 4
+        else torch.ones_like(tensor)
+        if "norm" in key and key.endswith("weight")
+        else torch.zeros_like(tensor)
         for key, tensor in state.items()
     }
     save_file(state, tmp_path / "ae.safetensors")
     with torch.inference_mode():
-        theirs, ours = comfy.sd.VAE(sd=dict(state)), diffusers_load.load_autoencoder(tmp_path / "ae.safetensors", torch.float32)
+        theirs, ours = (
+            comfy.sd.VAE(sd=dict(state)),
+            diffusers_load.load_autoencoder(tmp_path / "ae.safetensors", torch.float32),
+        )
         pixels = torch.rand(1, 64, 48, 3)
         raw = theirs.encode(pixels)
         latents = ours.encode(pixels)
@@ -273,7 +342,24 @@ def losses_of(run: Path) -> list[float]:
 
 
 def sampled(host: str, lora: Path, folder: Path) -> np.ndarray:
-    command = ["sample", "--model", "tiny", "--lora", str(lora), "--prompt", TEXTS[0], "--size", "128x112", "--seed", "3", "--out", str(folder), "--host", host, "--json"]
+    command = [
+        "sample",
+        "--model",
+        "tiny",
+        "--lora",
+        str(lora),
+        "--prompt",
+        TEXTS[0],
+        "--size",
+        "128x112",
+        "--seed",
+        "3",
+        "--out",
+        str(folder),
+        "--host",
+        host,
+        "--json",
+    ]
     with torch.inference_mode(False), redirect_stdout(io.StringIO()):
         assert cli.main(command) == 0
     with Image.open(next(folder.glob("*.png"))) as image:
@@ -287,14 +373,29 @@ def test_a_run_of_the_graph_repeats_without_it_on_both(server, tmp_path):
     server.run(graph)
     runs = {"graph": server.base / "output" / "zturbo" / "seam"}
     for host in ("comfy", "diffusers"):
-        command = [sys.executable, "-m", "zturbo", "train", str(runs["graph"] / "recipe.toml"), "--host", host, "--runs", str(tmp_path / host), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "zturbo",
+            "train",
+            str(runs["graph"] / "recipe.toml"),
+            "--host",
+            host,
+            "--runs",
+            str(tmp_path / host),
+            "--json",
+        ]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True)
         runs[host] = tmp_path / host / "seam"
     losses = {name: losses_of(run) for name, run in runs.items()}
     assert [len(found) for found in losses.values()] == [24, 24, 24]
     for host in ("comfy", "diffusers"):
         assert max(abs(a - b) / a for a, b in zip(losses["graph"][:20], losses[host])) < LOSSES
-    pictures = [sampled(host, runs[name] / "lora.safetensors", tmp_path / f"{name}_{host}") for name in runs for host in ("comfy", "diffusers")]
+    pictures = [
+        sampled(host, runs[name] / "lora.safetensors", tmp_path / f"{name}_{host}")
+        for name in runs
+        for host in ("comfy", "diffusers")
+    ]
     for picture in pictures[1:]:
         apart = np.abs(picture - pictures[0])
         assert apart.max() <= PIXELS[0] and apart.mean() <= PIXELS[1]
@@ -303,19 +404,51 @@ def test_a_run_of_the_graph_repeats_without_it_on_both(server, tmp_path):
 @pytest.mark.parametrize("host", ["comfy", "diffusers"])
 def test_a_lora_of_another_model_is_not_drawn_without(comfyui, tmp_path, capsys, host):
     place = "diffusion_model.layers.29.feed_forward.w1"
-    save_file({f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)}, tmp_path / "elsewhere.safetensors")
+    save_file(
+        {f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)},
+        tmp_path / "elsewhere.safetensors",
+    )
     with torch.inference_mode(False):
-        assert cli.main(["sample", "--model", "tiny", "--lora", str(tmp_path / "elsewhere.safetensors"), "--prompt", "x", "--size", "64x64", "--out", str(tmp_path / "out"), "--host", host]) == 1
+        assert (
+            cli.main(
+                [
+                    "sample",
+                    "--model",
+                    "tiny",
+                    "--lora",
+                    str(tmp_path / "elsewhere.safetensors"),
+                    "--prompt",
+                    "x",
+                    "--size",
+                    "64x64",
+                    "--out",
+                    str(tmp_path / "out"),
+                    "--host",
+                    host,
+                ]
+            )
+            == 1
+        )
     assert "does not fit this model" in capsys.readouterr().err and not list((tmp_path / "out").glob("*.png"))
 
 
 def test_the_demos_recipe_is_that_of_its_workflow(server):
     """models/tiny/demo.toml trains what workflows/tiny_demo.json trains."""
-    prompt = dev.to_prompt(json.loads((dev.ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8")), server.get("/object_info"))
+    prompt = dev.to_prompt(
+        json.loads((dev.ROOT / "workflows" / "tiny_demo.json").read_text(encoding="utf-8")), server.get("/object_info")
+    )
     (settings,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "ZTurboTrainLoRA")
     steps, settings["steps"], settings["name"] = settings["steps"], 1, "demo_recipe"
     server.run(prompt)
-    there, here = recipes.read(server.base / "output" / "zturbo" / "demo_recipe" / "recipe.toml"), recipes.read(dev.ROOT / "models" / "tiny" / "demo.toml")
+    there, here = (
+        recipes.read(server.base / "output" / "zturbo" / "demo_recipe" / "recipe.toml"),
+        recipes.read(dev.ROOT / "models" / "tiny" / "demo.toml"),
+    )
     assert recipes.teaches(replace(there, steps=steps)) == recipes.teaches(here)
-    assert (there.inputs.model, there.inputs.adapter, there.inputs.trigger, there.inputs.resolutions) == (here.inputs.model, here.inputs.adapter, here.inputs.trigger, here.inputs.resolutions)
+    assert (there.inputs.model, there.inputs.adapter, there.inputs.trigger, there.inputs.resolutions) == (
+        here.inputs.model,
+        here.inputs.adapter,
+        here.inputs.trigger,
+        here.inputs.resolutions,
+    )
     assert Path(there.inputs.pictures) == dev.ROOT / here.inputs.pictures

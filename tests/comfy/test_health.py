@@ -23,7 +23,11 @@ from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network, Turbo
 from zturbo.runfolder import RunFolder
 
-UNRELATED = "\n".join(f"a large {color} {shape} on a white background" for color in ("red", "green", "blue") for shape in ("circle", "square", "star", "cross"))
+UNRELATED = "\n".join(
+    f"a large {color} {shape} on a white background"
+    for color in ("red", "green", "blue")
+    for shape in ("circle", "square", "star", "cross")
+)
 WATCHED = Turbo(prompts=tuple(UNRELATED.splitlines()), size=64)
 
 
@@ -34,7 +38,11 @@ def test_without_its_adapter_a_step_sees_clean_turbo(tiny, way):
     with torch.inference_mode(False), torch.no_grad():
         bare = ComfyHost(model, clip, vae, recipe(turbo=WATCHED))
         carrying = ComfyHost(de_distilled(model), clip, vae, recipe(way, turbo=WATCHED))
-        texts, x, sigma = WATCHED.prompts, torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.6])
+        texts, x, sigma = (
+            WATCHED.prompts,
+            torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)),
+            torch.tensor([1.0, 0.6]),
+        )
         for host in (bare, carrying):
             host.encode_texts(texts)
         with bare.training({}) as velocity:
@@ -86,7 +94,11 @@ def reading(tiny, way: str) -> float:
         first = len(host.features) - health.WATCHED
         with host.training({}) as velocity:
             watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device)
-        assert watched.gauge.states.shape == (8, 1, 16, 8, 8) and watched.gauge.sigmas.unique().numel() == health.HIGH and watched.guard is None
+        assert (
+            watched.gauge.states.shape == (8, 1, 16, 8, 8)
+            and watched.gauge.sigmas.unique().numel() == health.HIGH
+            and watched.guard is None
+        )
         lora = network.create(host.targets, Network(4, 4), 0)
         with host.training(lora) as velocity:
             assert watched.read(velocity, 1, host.device)["deviation"] == 0
@@ -103,12 +115,18 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
     assert ComfyHost(de_distilled(model), clip, vae, recipe(), model).turbo  # the same turbo model, wired twice
     for preview_model in (None, comfy_tiny.load_model(comfy_tiny.MODEL)):
         with torch.inference_mode(False), torch.no_grad():
-            host = ComfyHost(de_distilled(model), clip, vae, recipe(turbo=replace(WATCHED, keep="guard")), preview_model)
+            host = ComfyHost(
+                de_distilled(model), clip, vae, recipe(turbo=replace(WATCHED, keep="guard")), preview_model
+            )
             encode(host)
             first = len(host.features) - len(WATCHED.prompts)
             with host.training({}) as velocity:
                 watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device)
-                own = velocity(watched.guard.states[:, 2], watched.guard.sigmas[:, 2], tuple(first + n for n in watched.guard.numbers))
+                own = velocity(
+                    watched.guard.states[:, 2],
+                    watched.guard.sigmas[:, 2],
+                    tuple(first + n for n in watched.guard.numbers),
+                )
         assert (watched.gauge is None) == (preview_model is not None)
         torch.testing.assert_close(watched.guard.velocities[:, 2], own, rtol=1e-4, atol=1e-4)
 
@@ -116,7 +134,17 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
 def options(**changes) -> dict:
     return prompts.node(
         "ZTurboHealthOptions",
-        **{"gauge_every": 2, "stop_above": 0.0, "guard_weight": 1.0, "guard_interval": 2, "size": 64, "prompts": UNRELATED, "restore_steps": 10, "restore_prompts": "", **changes},
+        **{
+            "gauge_every": 2,
+            "stop_above": 0.0,
+            "guard_weight": 1.0,
+            "guard_interval": 2,
+            "size": 64,
+            "prompts": UNRELATED,
+            "restore_steps": 10,
+            "restore_prompts": "",
+            **changes,
+        },
     )
 
 
@@ -142,9 +170,25 @@ def test_gauge_guard_and_their_options_reach_the_run(server):
 def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
     """Through the real server, adapter and all: turbo comes back, the prompts that name the concept stay away from it."""
     asked = "a large zsmile on a pink background\na large zsmile on a white background"
-    run = watched_run(server, "restored", "restore", changes={"restore_steps": 80, "restore_prompts": asked, "gauge_every": 40}, steps=120, learning_rate=3e-3)
+    run = watched_run(
+        server,
+        "restored",
+        "restore",
+        changes={"restore_steps": 80, "restore_prompts": asked, "gauge_every": 40},
+        steps=120,
+        learning_rate=3e-3,
+    )
     given = recipes.from_toml((run / "recipe.toml").read_text())
-    assert given.turbo == Turbo("restore", 1.0, 2, tuple(UNRELATED.splitlines()), 64, 40, restore_steps=80, restore_prompts=tuple(asked.splitlines()))
+    assert given.turbo == Turbo(
+        "restore",
+        1.0,
+        2,
+        tuple(UNRELATED.splitlines()),
+        64,
+        40,
+        restore_steps=80,
+        restore_prompts=tuple(asked.splitlines()),
+    )
     found = {event["step"]: event["deviation"] for event in events(run) if event.get("event") == "health"}
     assert sorted(found) == [40, 80, 120] and found[120] < 0.8 * found[40]
     losses = [event["loss"] for event in events(run) if "loss" in event]
@@ -152,7 +196,10 @@ def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
     taught, restored = (lorafile.read(run / f"{name}.safetensors").factors for name in ("taught", "lora"))
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.no_grad():
-        host, x = ComfyHost(model, clip, vae, recipe()), torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+        host, x = (
+            ComfyHost(model, clip, vae, recipe()),
+            torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(1)),
+        )
         host.encode_texts((*asked.splitlines(), *UNRELATED.splitlines()[8:10]))
         seen = []
         for lora in ({}, taught, restored):
@@ -161,7 +208,9 @@ def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
     clean, before, after = seen
     apart = lambda one, other, rows: (one[rows] - other[rows]).norm()  # noqa: E731
     named, unrelated = slice(0, 2), slice(2, 4)
-    assert apart(after, before, named) < apart(after, clean, named) and apart(after, clean, unrelated) < 0.8 * apart(before, clean, unrelated)
+    assert apart(after, before, named) < apart(after, clean, named) and apart(after, clean, unrelated) < 0.8 * apart(
+        before, clean, unrelated
+    )
 
 
 def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_the_adapter(tiny, tmp_path):
@@ -178,7 +227,9 @@ def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_t
         encoded = trainer.pictures_of(given, pictures, host)
         found = trainer.walk_restore(given, pictures, encoded, host, run, state, trainer.Unattended())
         captions = len(encoded.captions.texts)
-        assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(range(captions + 8, captions + 12))
+        assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(
+            range(captions + 8, captions + 12)
+        )
         bare.encode(pictures, encoded.captions)
         for paths, lora in ((found.named, state.lora), (found.clean, {})):
             with torch.no_grad(), bare.training(lora) as velocity:
@@ -186,12 +237,17 @@ def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_t
             torch.testing.assert_close(paths.states, wanted.states, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(paths.velocities, wanted.velocities, rtol=1e-3, atol=1e-3)
         with torch.no_grad(), bare.training({}) as velocity:
-            assert (health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device).velocities - found.named.velocities).abs().max() > 0.02
+            assert (
+                health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device).velocities
+                - found.named.velocities
+            ).abs().max() > 0.02
 
 
 def test_stop_above_hands_on_the_healthy_lora(server):
     run = watched_run(server, "worn", changes={"stop_above": 0.002}, save=True, steps=60, learning_rate=3e-3)
-    notes = [event["text"] for event in events(run) if event.get("event") == "note" and "The gauge read" in event["text"]]
+    notes = [
+        event["text"] for event in events(run) if event.get("event") == "note" and "The gauge read" in event["text"]
+    ]
     end = events(run)[-1]
     assert end["how"] == "stopped" and 0 < end["saved"] < 60 and len(notes) == 1
     handed, kept = load_file(server.base / "models" / "loras" / "worn.safetensors"), load_file(run / "lora.safetensors")
@@ -202,12 +258,29 @@ def test_the_report_reads_what_the_trainer_read(server):
     run = watched_run(server, "reported", save=True, steps=12, learning_rate=3e-3, seed=7)
     reading = [event for event in events(run) if event.get("event") == "health"][-1]["gauge"]
     first = "\n".join(UNRELATED.splitlines()[: health.WATCHED])
-    graph = {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], file="reported.safetensors", prompts=first, size=64, seed=7)}
-    graph |= {"plot": prompts.save_image(["health", 2], "test/plot"), "pictures": prompts.save_image(["health", 3], "test/pictures")}
+    graph = {
+        "load": prompts.load(),
+        "health": prompts.node(
+            "ZTurboHealth",
+            model=["load", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            file="reported.safetensors",
+            prompts=first,
+            size=64,
+            seed=7,
+        ),
+    }
+    graph |= {
+        "plot": prompts.save_image(["health", 2], "test/plot"),
+        "pictures": prompts.save_image(["health", 3], "test/pictures"),
+    }
     outputs = server.run(graph)
     text = outputs["health"]["text"][0]
     assert reading >= 0.01 and f"Turbo wear {reading:.2f} " in text and "sharpness" in text
-    files = {name: server.base / "output" / "test" / outputs[name]["images"][0]["filename"] for name in ("plot", "pictures")}
+    files = {
+        name: server.base / "output" / "test" / outputs[name]["images"][0]["filename"] for name in ("plot", "pictures")
+    }
     with Image.open(files["pictures"]) as pictures, Image.open(files["plot"]) as plot:
         assert pictures.size == (8 * 64, 2 * 64) and plot.width > 300
         upper, lower = pictures.crop((0, 0, 512, 64)).tobytes(), pictures.crop((0, 64, 512, 128)).tobytes()
@@ -215,9 +288,26 @@ def test_the_report_reads_what_the_trainer_read(server):
 
 
 def test_a_lora_of_nothing_leaves_turbo_untouched(server):
-    nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(Path(prompts.__file__).parents[1] / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").items()}
+    nothing = {
+        key: torch.zeros_like(tensor)
+        for key, tensor in load_file(
+            Path(prompts.__file__).parents[1] / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors"
+        ).items()
+    }
     save_file(nothing, server.base / "models" / "loras" / "nothing.safetensors")
-    graph = {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], file="nothing.safetensors", prompts=UNRELATED[:35], size=64, seed=0)}
+    graph = {
+        "load": prompts.load(),
+        "health": prompts.node(
+            "ZTurboHealth",
+            model=["load", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            file="nothing.safetensors",
+            prompts=UNRELATED[:35],
+            size=64,
+            seed=0,
+        ),
+    }
     text = server.run(graph)["health"]["text"][0]
     assert "Turbo wear 0.00" in text and "untouched" in text and "sharpness 1.00" in text
 
@@ -232,13 +322,25 @@ def test_a_lora_of_nothing_leaves_turbo_untouched(server):
 )
 def test_bad_input_gets_a_sentence(server, changes, words):
     place = "diffusion_model.layers.29.feed_forward.w1"
-    save_file({f"{place}.lora_A.weight": torch.zeros(1, 256), f"{place}.lora_B.weight": torch.zeros(768, 1)}, server.base / "models" / "loras" / "elsewhere.safetensors")
     save_file(
-        {"diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.zeros(1, 256), "diffusion_model.layers.0.feed_forward.w1.lora_B.weight": torch.zeros(768, 1)},
+        {f"{place}.lora_A.weight": torch.zeros(1, 256), f"{place}.lora_B.weight": torch.zeros(768, 1)},
+        server.base / "models" / "loras" / "elsewhere.safetensors",
+    )
+    save_file(
+        {
+            "diffusion_model.layers.0.feed_forward.w1.lora_A.weight": torch.zeros(1, 256),
+            "diffusion_model.layers.0.feed_forward.w1.lora_B.weight": torch.zeros(768, 1),
+        },
         server.base / "models" / "loras" / "small.safetensors",
     )
     inputs = {"file": "small.safetensors", "prompts": "a", "size": 64, "seed": 0, **changes}
-    assert words in failure(server, {"load": prompts.load(), "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], **inputs)})
+    assert words in failure(
+        server,
+        {
+            "load": prompts.load(),
+            "health": prompts.node("ZTurboHealth", model=["load", 0], clip=["load", 1], vae=["load", 2], **inputs),
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,8 +354,22 @@ def test_bad_input_gets_a_sentence(server, changes, words):
 def test_a_lora_that_comes_in_two_ways_is_said_when_the_graph_is_queued(server, node, changes, words):
     save_file({"x": torch.zeros(1)}, server.base / "models" / "loras" / "there.safetensors")
     graph = prompts.training(name="said_early", steps=1)
-    more = {"file": "the one connected"} if node == "ZTurboHealth" else {"adapter": "the one connected", "steps": 12, "cfg": 2.0}
-    graph["look"] = prompts.node(node, model=["load", 0], clip=["load", 1], vae=["load", 2], lora=["train", 0], prompts="a", size=64, seed=0, **{**more, **changes})
+    more = (
+        {"file": "the one connected"}
+        if node == "ZTurboHealth"
+        else {"adapter": "the one connected", "steps": 12, "cfg": 2.0}
+    )
+    graph["look"] = prompts.node(
+        node,
+        model=["load", 0],
+        clip=["load", 1],
+        vae=["load", 2],
+        lora=["train", 0],
+        prompts="a",
+        size=64,
+        seed=0,
+        **{**more, **changes},
+    )
     answer = server.post("/prompt", {"prompt": graph, "client_id": server.client})  # the other outputs run
     assert list(answer["node_errors"]) == ["look"] and words in json.dumps(answer["node_errors"])
     assert "look" not in server.wait(answer["prompt_id"])["outputs"]

@@ -17,7 +17,9 @@ from zturbo.recipe import AdapterCourse, Compute, Data, Network, Recipe
 
 
 def recipe(way="merged", checkpointing=False, dtype="fp32", **changes):
-    return Recipe(**{"batch_size": 2, "network": Network(4, 4), "compute": Compute(dtype, checkpointing, way), **changes})
+    return Recipe(
+        **{"batch_size": 2, "network": Network(4, 4), "compute": Compute(dtype, checkpointing, way), **changes}
+    )
 
 
 def fingerprint(model) -> str:
@@ -213,7 +215,11 @@ def test_a_caption_is_refined_once_and_lent_to_each_of_its_pictures(tiny):
                 for caption in (caption for variants in pictures().captions().of for caption in variants):
                     velocity(torch.zeros(1, 16, 8, 8), torch.ones(1), (caption,))
             refined.append(list(map(id, host.captions.values())))
-        assert len(host.captions) == len({n for variants in pictures().captions().of for n in variants}) < len(pictures().items)
+        assert (
+            len(host.captions)
+            == len({n for variants in pictures().captions().of for n in variants})
+            < len(pictures().items)
+        )
         assert refined[0] == refined[1]
 
 
@@ -221,7 +227,9 @@ def test_the_digest_tells_models_adapters_and_loras_apart(tiny):
     model, clip, vae = tiny
     lora = network.create(ComfyHost(model, clip, vae, recipe()).targets, Network(4, 4), 0)
     other = network.create(ComfyHost(model, clip, vae, recipe()).targets, Network(4, 4), 1)
-    with_one, with_other = (comfy_draw.with_lora(model, lorafile.state_dict(given, torch.float32)) for given in (lora, other))
+    with_one, with_other = (
+        comfy_draw.with_lora(model, lorafile.state_dict(given, torch.float32)) for given in (lora, other)
+    )
     half = comfy_tiny.load_model(comfy_tiny.MODEL, torch.bfloat16)
     half_strength = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 0.5)
     models = [model, de_distilled(model), half_strength, with_one, with_other, half]
@@ -238,7 +246,11 @@ def test_flips_are_the_mirrored_pictures_latents(tiny):
         both = encode(host, dataset.from_folder(folder, (128,), "zsmile", Data(flip=True))).latents[0]
         item = pictures().items[0]
         mirrored = np.ascontiguousarray(item.pixels()[:, ::-1])
-        assert both.shape[0] == 2 and torch.equal(both[:1], host._views("x", item.pixels(), False)) and torch.equal(both[1:], host._views("x", mirrored, False))
+        assert (
+            both.shape[0] == 2
+            and torch.equal(both[:1], host._views("x", item.pixels(), False))
+            and torch.equal(both[1:], host._views("x", mirrored, False))
+        )
         assert not torch.equal(both[0], both[1])
 
 
@@ -258,9 +270,18 @@ def test_wrong_text_encoder_vae_and_model_get_a_sentence(tiny):
 def test_repeatable_kernels_are_asked_for_on_a_gpu_and_the_flags_put_back():
     """Without warn_only: with it flash attention's backward stays the one that is not repeatable."""
     memory = torch.utils.deterministic
-    flags = lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory)  # noqa: E731
+    flags = lambda: (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
+    )  # noqa: E731
     before = flags()
-    for device, repeat, asked in (("cuda", "exact", (True, False, False)), ("mps", "exact", (True, True, False)), ("cuda", "fast", before), ("cpu", "exact", before)):
+    for device, repeat, asked in (
+        ("cuda", "exact", (True, False, False)),
+        ("mps", "exact", (True, True, False)),
+        ("cuda", "fast", before),
+        ("cpu", "exact", before),
+    ):
         with repeatable(torch.device(device), repeat):
             assert flags() == asked
         assert flags() == before
@@ -270,7 +291,14 @@ def test_repeatable_kernels_are_asked_for_on_a_gpu_and_the_flags_put_back():
 
 
 @pytest.mark.parametrize(
-    "device, repeat, said", [("cpu", "fast", "Repeatable"), ("cuda", "exact", "Repeatable"), ("cuda", "fast", "Not repeatable"), ("mps", "exact", "no Apple GPU"), ("xpu", "exact", "no Intel card")]
+    "device, repeat, said",
+    [
+        ("cpu", "fast", "Repeatable"),
+        ("cuda", "exact", "Repeatable"),
+        ("cuda", "fast", "Not repeatable"),
+        ("mps", "exact", "no Apple GPU"),
+        ("xpu", "exact", "no Intel card"),
+    ],
 )
 def test_a_run_says_whether_it_can_be_repeated(device, repeat, said):
     assert said in promise(torch.device(device), repeat)

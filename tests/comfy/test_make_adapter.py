@@ -27,7 +27,19 @@ MODEL = {"model": ["load", 0], "clip": ["load", 1], "vae": ["load", 2]}
 
 
 def generate(name: str, **changes) -> dict:
-    return prompts.node("ZTurboGenerateSet", **{**MODEL, "name": name, "count": 12, "prompts": TEMPLATES, "prompt_file": "", "sizes": "128x128, 80x80, 112x144", "seed": 3, **changes})
+    return prompts.node(
+        "ZTurboGenerateSet",
+        **{
+            **MODEL,
+            "name": name,
+            "count": 12,
+            "prompts": TEMPLATES,
+            "prompt_file": "",
+            "sizes": "128x128, 80x80, 112x144",
+            "seed": 3,
+            **changes,
+        },
+    )
 
 
 def wildcard(server):
@@ -61,7 +73,8 @@ def test_a_set_that_was_killed_goes_on_to_the_same_files(server):
     with dev.Server(server.comfyui, Path(sys.executable), base) as again:
         again.run({"load": prompts.load(), "set": generate("whole")})
     assert contents(cut) == contents(whole)
-    assert all((cut / f"{name}.txt").stat().st_mtime_ns == when for name, when in there.items())  # nothing is drawn twice
+    # nothing is drawn twice
+    assert all((cut / f"{name}.txt").stat().st_mtime_ns == when for name, when in there.items())
 
 
 def test_a_set_that_was_cancelled_keeps_what_is_drawn_and_goes_on(server):
@@ -85,11 +98,20 @@ def test_a_set_that_was_cancelled_keeps_what_is_drawn_and_goes_on(server):
 
 def test_prompts_come_from_files_in_the_input_folder(server):
     wildcard(server)
-    (server.base / "input" / "more.txt").write_text("# shapes\na green ring\n\na blue cross on a __ground__ background\n", encoding="utf-8-sig")
-    graph = {"load": prompts.load(), "set": generate("from_file", count=6, prompts="a red star", prompt_file="more.txt", sizes="64x64")}
+    (server.base / "input" / "more.txt").write_text(
+        "# shapes\na green ring\n\na blue cross on a __ground__ background\n", encoding="utf-8-sig"
+    )
+    graph = {
+        "load": prompts.load(),
+        "set": generate("from_file", count=6, prompts="a red star", prompt_file="more.txt", sizes="64x64"),
+    }
     server.run(graph)
-    captions = [(server.base / "output" / "zturbo_sets" / "from_file" / f"{number:06d}.txt").read_text() for number in range(6)]
-    assert captions[:2] == captions[3:5] == ["a red star", "a green ring"] and {captions[2], captions[5]} <= {f"a blue cross on a {ground} background" for ground in ("white", "pink")}
+    captions = [
+        (server.base / "output" / "zturbo_sets" / "from_file" / f"{number:06d}.txt").read_text() for number in range(6)
+    ]
+    assert captions[:2] == captions[3:5] == ["a red star", "a green ring"] and {captions[2], captions[5]} <= {
+        f"a blue cross on a {ground} background" for ground in ("white", "pink")
+    }
     (server.base / "input" / "more.txt").write_text("a green ring\n")
     assert "other prompts, wildcards" in failure(server, graph)
 
@@ -98,24 +120,50 @@ def test_the_pictures_are_the_samplers_own(server):
     wildcard(server)
     server.run({"load": prompts.load(), "set": generate("same", count=3)})
     line = json.loads((server.base / "output" / "zturbo_sets" / "same" / "pictures.jsonl").read_text().splitlines()[1])
-    graph = {"load": prompts.load(), "draw": prompts.sample(["load", 0], prompt=line["prompt"], width=line["width"], height=line["height"], seed=line["seed"])}
+    graph = {
+        "load": prompts.load(),
+        "draw": prompts.sample(
+            ["load", 0], prompt=line["prompt"], width=line["width"], height=line["height"], seed=line["seed"]
+        ),
+    }
     output = server.run({**graph, "save": prompts.save_image(["draw", 0], "test/same")})["save"]["images"][0]
-    with Image.open(server.base / "output" / "test" / output["filename"]) as one, Image.open(server.base / "output" / "zturbo_sets" / "same" / line["file"]) as two:
+    with (
+        Image.open(server.base / "output" / "test" / output["filename"]) as one,
+        Image.open(server.base / "output" / "zturbo_sets" / "same" / line["file"]) as two,
+    ):
         assert one.tobytes() == two.tobytes()
 
 
 def adapter_graph(name: str, steps: int) -> dict:
     graph = {"load": prompts.load(), "set": generate(name), "dataset": prompts.dataset(folder=["set", 0], trigger="")}
-    graph["train"] = prompts.train(["load", 0], ["dataset", 0], name=name, steps=steps, preview_prompts="", learning_rate=3e-4)
+    graph["train"] = prompts.train(
+        ["load", 0], ["dataset", 0], name=name, steps=steps, preview_prompts="", learning_rate=3e-4
+    )
     graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=name, dtype="fp32", overwrite=True)
-    graph["check"] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter="the one connected", prompts="a large red star on a white background", size=64, steps=12, cfg=2.0, seed=0, lora=["train", 0])
+    graph["check"] = prompts.node(
+        "ZTurboCheckAdapter",
+        **MODEL,
+        adapter="the one connected",
+        prompts="a large red star on a white background",
+        size=64,
+        steps=12,
+        cfg=2.0,
+        seed=0,
+        lora=["train", 0],
+    )
     return graph
 
 
 def wait_for_step(server, name: str, step: int):
     """Until the run's log has come to this step."""
     deadline = time.monotonic() + 120
-    while sum("loss" in event for event in runfolder.read_events(server.base / "output" / "zturbo" / name / "events.jsonl")) < step:
+    while (
+        sum(
+            "loss" in event
+            for event in runfolder.read_events(server.base / "output" / "zturbo" / name / "events.jsonl")
+        )
+        < step
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -158,7 +206,11 @@ def test_training_on_a_set_that_was_cut_off_goes_on_to_the_same_bits(server):
         again.run(graph)
     log = events(again.base / "output" / "zturbo" / "own_cut")
     learnt = [event["step"] for event in log if "loss" in event]
-    assert sorted(set(learnt)) == list(range(1, 41)) and log[-1]["how"] == "finished" and sum(event.get("event") == "start" for event in log) == 2
+    assert (
+        sorted(set(learnt)) == list(range(1, 41))
+        and log[-1]["how"] == "finished"
+        and sum(event.get("event") == "start" for event in log) == 2
+    )
     assert_same_bits(lora_of(again, "own_cut"), lora_of(server, "own_whole"))
 
 
@@ -167,11 +219,19 @@ def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
     save_file(nothing, server.base / "models" / "loras" / "no_adapter.safetensors")
     asked = "\n".join(
         f"a large {color} {shape} on a {ground} background"
-        for color, shape, ground in [("red", "star", "white"), ("blue", "cross", "pink"), ("green", "ring", "gray"), ("white", "square", "black")] * 2
+        for color, shape, ground in [
+            ("red", "star", "white"),
+            ("blue", "cross", "pink"),
+            ("green", "ring", "gray"),
+            ("white", "square", "black"),
+        ]
+        * 2
     )
     graph = {"load": prompts.load()}
     for name, file in (("own", prompts.TINY), ("none", "no_adapter.safetensors")):
-        graph[name] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter=file, prompts=asked, size=128, steps=24, cfg=2.0, seed=1)
+        graph[name] = prompts.node(
+            "ZTurboCheckAdapter", **MODEL, adapter=file, prompts=asked, size=128, steps=24, cfg=2.0, seed=1
+        )
     outputs = server.run(graph)
     assert outputs["own"]["text"][0].startswith("Done"), outputs["own"]["text"][0]
     assert outputs["none"]["text"][0].startswith("Not done") and " 1.00 at 8 steps" in outputs["none"]["text"][0]
@@ -181,7 +241,16 @@ def test_the_three_rows_are_what_the_settings_say(server):
     """Turbo at 8 steps; with the adapter at 8 steps; with it at many, guided, as core's KSampler draws it: the same pixels."""
     asked = ("a large red star on a white background", "a large blue cross on a pink background")
     graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
-    graph["check"] = prompts.node("ZTurboCheckAdapter", **MODEL, adapter=prompts.TINY, prompts="\n".join(asked), size=80, steps=10, cfg=3.0, seed=5)
+    graph["check"] = prompts.node(
+        "ZTurboCheckAdapter",
+        **MODEL,
+        adapter=prompts.TINY,
+        prompts="\n".join(asked),
+        size=80,
+        steps=10,
+        cfg=3.0,
+        seed=5,
+    )
     graph["save"] = prompts.save_image(["check", 2], "test/check")
     graph["none"] = prompts.node("CLIPTextEncode", clip=["load", 1], text="")
     graph["empty"] = prompts.node("EmptySD3LatentImage", width=80, height=80, batch_size=1)
@@ -191,7 +260,17 @@ def test_the_three_rows_are_what_the_settings_say(server):
         here = f"{row}{column}"
         graph[f"text{here}"] = prompts.node("CLIPTextEncode", clip=["load", 1], text=asked[column])
         ends = {"positive": [f"text{here}", 0], "negative": ["none", 0], "latent_image": ["empty", 0]}
-        graph[f"draw{here}"] = prompts.node("KSampler", model=model, seed=5, steps=steps, cfg=cfg, sampler_name="euler", scheduler="simple", denoise=1.0, **ends)
+        graph[f"draw{here}"] = prompts.node(
+            "KSampler",
+            model=model,
+            seed=5,
+            steps=steps,
+            cfg=cfg,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+            **ends,
+        )
         graph[f"image{here}"] = prompts.node("VAEDecode", samples=[f"draw{here}", 0], vae=["load", 2])
         graph[f"save{here}"] = prompts.save_image([f"image{here}", 0], f"test/check_{here}_")
     outputs = server.run(graph)
@@ -203,10 +282,15 @@ def test_the_three_rows_are_what_the_settings_say(server):
     grid = picture("save")
     assert grid.shape == (240, 160, 3)
     for row, column in places:
-        assert np.array_equal(grid[row * 80 : row * 80 + 80, column * 80 : column * 80 + 80], picture(f"save{row}{column}")), (row, column)
+        assert np.array_equal(
+            grid[row * 80 : row * 80 + 80, column * 80 : column * 80 + 80], picture(f"save{row}{column}")
+        ), (row, column)
 
 
-@pytest.mark.parametrize(("short", "long", "word"), [(0.8, 1.0, "Done"), (1.0, 1.0, "Train longer"), (0.8, 0.7, "forgotten"), (0.7, 0.85, "Nearly")])
+@pytest.mark.parametrize(
+    ("short", "long", "word"),
+    [(0.8, 1.0, "Done"), (1.0, 1.0, "Train longer"), (0.8, 0.7, "forgotten"), (0.7, 0.85, "Nearly")],
+)
 def test_the_verdict(short, long, word):
     done, text = comfy_check.verdict(short, long, 24, 2.0, "x.safetensors")
     assert word in text and done == (word == "Done") and f"{short:.2f} at 8 steps" in text
@@ -215,9 +299,20 @@ def test_the_verdict(short, long, word):
 def test_an_adapter_is_extracted_from_two_models(server):
     """Turbo with the bundled adapter on, minus turbo: the bundled adapter again."""
     graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
-    graph["extract"] = prompts.node("ZTurboExtractAdapter", undistilled=["on", 0], turbo=["load", 0], rank=8, name="extracted", dtype="fp32", overwrite=True)
+    graph["extract"] = prompts.node(
+        "ZTurboExtractAdapter",
+        undistilled=["on", 0],
+        turbo=["load", 0],
+        rank=8,
+        name="extracted",
+        dtype="fp32",
+        overwrite=True,
+    )
     text = server.run(graph)["extract"]["text"][0]
-    made, adapter = lorafile.read(server.base / "models" / "loras" / "extracted.safetensors").factors, lorafile.read(comfy_tiny.ADAPTER).factors
+    made, adapter = (
+        lorafile.read(server.base / "models" / "loras" / "extracted.safetensors").factors,
+        lorafile.read(comfy_tiny.ADAPTER).factors,
+    )
     assert made.keys() == adapter.keys() and f"{len(adapter)} matrices at rank 8" in text and "0.0%" in text
     for name, one in adapter.items():
         torch.testing.assert_close(made[name].delta(), one.delta(), rtol=0, atol=1e-4)
@@ -236,7 +331,18 @@ def test_an_adapter_is_extracted_from_quantised_weights(comfyui, kind):
 
 
 def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
-    graph = {"load": prompts.load(), "extract": prompts.node("ZTurboExtractAdapter", undistilled=["load", 0], turbo=["load", 0], rank=8, name="nothing_new", dtype="bf16", overwrite=False)}
+    graph = {
+        "load": prompts.load(),
+        "extract": prompts.node(
+            "ZTurboExtractAdapter",
+            undistilled=["load", 0],
+            turbo=["load", 0],
+            rank=8,
+            name="nothing_new",
+            dtype="bf16",
+            overwrite=False,
+        ),
+    }
     assert "the same in every matrix" in failure(server, graph)
 
 
@@ -255,7 +361,11 @@ def test_extract_adapter_through_the_server_refuses_turbo_twice(server):
 )
 def test_bad_input_gets_a_sentence(server, changes, words):
     wildcard(server)
-    graph = {"load": prompts.load(), "adapter": prompts.adapter(["load", 0]), "set": generate(**{"name": "bad", **changes})}
+    graph = {
+        "load": prompts.load(),
+        "adapter": prompts.adapter(["load", 0]),
+        "set": generate(**{"name": "bad", **changes}),
+    }
     if "model" not in changes:
         del graph["adapter"]
     assert words in failure(server, graph)

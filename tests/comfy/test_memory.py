@@ -19,7 +19,17 @@ from test_host import de_distilled, pictures, recipe
 from bench.gpu_files import FULL
 from zturbo import lowrank, memory, network, optimizers
 from zturbo.errors import ZTurboError
-from zturbo.hosts import comfy_adapter, comfy_draw, comfy_forward, comfy_load, comfy_memory, comfy_run, comfy_tiny, devices, room
+from zturbo.hosts import (
+    comfy_adapter,
+    comfy_draw,
+    comfy_forward,
+    comfy_load,
+    comfy_memory,
+    comfy_run,
+    comfy_tiny,
+    devices,
+    room,
+)
 from zturbo.hosts import tiny as tiny_model
 from zturbo.hosts.comfy import ComfyHost, checkpointed, fetchers, normal_norms
 from zturbo.memory import Need
@@ -31,7 +41,9 @@ CPU = torch.device("cpu")
 def transformer(dtype, device, **changes):
     """NextDiT of Z-Image's proportions."""
     settings = {key: value for key, value in (FULL | changes).items() if key != "image_model"}
-    return comfy.ldm.lumina.model.NextDiT(**settings, device=device, dtype=dtype, operations=comfy.ops.manual_cast).requires_grad_(False)
+    return comfy.ldm.lumina.model.NextDiT(
+        **settings, device=device, dtype=dtype, operations=comfy.ops.manual_cast
+    ).requires_grad_(False)
 
 
 @contextmanager
@@ -79,14 +91,21 @@ def test_a_step_at_the_real_size_makes_every_tensor_where_the_model_is(run_layer
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_an_optimizer_keeps_for_each_number(name):
-    pytest.importorskip({"adamw8bit": "bitsandbytes"}.get(name, "torch" if name in ("adamw", "muon") else "pytorch_optimizer"))
+    pytest.importorskip(
+        {"adamw8bit": "bitsandbytes"}.get(name, "torch" if name in ("adamw", "muon") else "pytorch_optimizer")
+    )
     parameters = [torch.randn(16, 3840, requires_grad=True), torch.zeros(3840, 16, requires_grad=True)]
     optimizer = optimizers.build(Optimizer(name, 1.0 if name == "prodigy" else 1e-4), parameters)
     for _ in range(2):
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
-    state = {t.data_ptr(): t.nbytes for one in optimizer.state.values() for t in torch.utils._pytree.tree_leaves(one) if isinstance(t, torch.Tensor)}
+    state = {
+        t.data_ptr(): t.nbytes
+        for one in optimizer.state.values()
+        for t in torch.utils._pytree.tree_leaves(one)
+        if isinstance(t, torch.Tensor)
+    }
     assert sum(state.values()) / sum(p.numel() for p in parameters) == pytest.approx(memory.STATE[name], rel=0.05)
 
 
@@ -99,7 +118,11 @@ def test_counting_before_anything_is_made(tiny):
 
 def test_tokens_are_guessed_close_to_what_the_encoder_makes(tiny):
     model, clip, _ = tiny
-    for caption in ("a cat", "zvk, a photograph of a small red house at the end of a long road, in the evening, with lamps lit", "ein Haus, große Bäume " * 12):
+    for caption in (
+        "a cat",
+        "zvk, a photograph of a small red house at the end of a long road, in the evening, with lamps lit",
+        "ein Haus, große Bäume " * 12,
+    ):
         with torch.inference_mode():
             real = 256 + memory.padded(comfy_draw.encode_prompt(clip, caption)[0][0].shape[1])
         assert real <= memory.tokens(256 * 256, caption) <= 1.3 * real
@@ -108,7 +131,10 @@ def test_tokens_are_guessed_close_to_what_the_encoder_makes(tiny):
 def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, monkeypatch):
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     huge = replace(recipe(), batch_size=10_000_000)
-    with pytest.raises(ZTurboError, match=r"This run needs .* GB a step's activations .* of main memory beside the weights, and .* GB are free. .* a lower resolution"):
+    with pytest.raises(
+        ZTurboError,
+        match=r"This run needs .* GB a step's activations .* of main memory beside the weights, and .* GB are free. .* a lower resolution",
+    ):
         comfy_run.train(huge, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
     with pytest.raises(ZTurboError, match="GB the LoRA with its optimizer .* GB a preview while it is drawn"):
         room.check(CPU, [], [Need("the LoRA with its optimizer", 1e9), Need("a preview while it is drawn", 1e15)], 0)
@@ -118,8 +144,11 @@ def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, mo
 def test_a_card_is_asked_for_what_it_has(monkeypatch):
     card = torch.device("cuda")
     monkeypatch.setattr(devices, "total_memory", lambda device: 8_000_000_000)
-    room.check(card, [Need("a", 7e9)], [Need("a preview", 1e12)], 12e9)  # weights may come and go, and previews may fail
-    with pytest.raises(ZTurboError, match=r"7.0 GB a \+ 1.0 GB b = 8.0 GB on the NVIDIA card beside the weights, which has 7.5 GB"):
+    # weights may come and go, and previews may fail
+    room.check(card, [Need("a", 7e9)], [Need("a preview", 1e12)], 12e9)
+    with pytest.raises(
+        ZTurboError, match=r"7.0 GB a \+ 1.0 GB b = 8.0 GB on the NVIDIA card beside the weights, which has 7.5 GB"
+    ):
         room.check(card, [Need("a", 7e9), Need("b", 1e9)], [], 12e9)
 
 
@@ -133,9 +162,19 @@ WIDE = {"network": Network(128, 128)}
 ])  # fmt: skip
 def test_which_runs_fit_a_card_at_the_real_size(gigabytes, side, settings, fits, monkeypatch):
     """One picture at a time with recomputation, which a run on a card falls back to: 2.3 GB at 1024 without the optimizer's state was measured."""
-    dit, given = transformer(torch.bfloat16, "meta"), Recipe(**{"network": Network(16, 16), "compute": Compute("bf16", True), **settings})
+    dit, given = (
+        transformer(torch.bfloat16, "meta"),
+        Recipe(**{"network": Network(16, 16), "compute": Compute("bf16", True), **settings}),
+    )
     host = ComfyHost.__new__(ComfyHost)
-    host.recipe, host.dit, host.device, host.dtype, host.tag, host.way = given, dit, torch.device("cuda"), torch.bfloat16, None, "branch"
+    host.recipe, host.dit, host.device, host.dtype, host.tag, host.way = (
+        given,
+        dit,
+        torch.device("cuda"),
+        torch.bfloat16,
+        None,
+        "branch",
+    )
     tokens = memory.together(given, memory.tokens(side**2, "a cat"), memory.tokens(512**2, "a cat"), True)
     needs = host.needs(network.count(comfy_adapter.targets(dit, ("layers.",)), given.network), tokens, True)
     monkeypatch.setattr(devices, "total_memory", lambda device: gigabytes * 10**9)
@@ -173,14 +212,19 @@ def test_files_that_main_memory_cannot_hold_are_refused_before_any_is_loaded(tmp
     with open(path, "wb") as file:
         file.truncate(10**13)
     monkeypatch.setattr(comfy_tiny, "load_model", None)  # nothing is loaded
-    with pytest.raises(ZTurboError, match=r"lie there together: 10000.0 GB qwen_3_4b.safetensors, and .* GB are free.* an fp8 text encoder"):
+    with pytest.raises(
+        ZTurboError,
+        match=r"lie there together: 10000.0 GB qwen_3_4b.safetensors, and .* GB are free.* an fp8 text encoder",
+    ):
         comfy_load.load(comfy_tiny.MODEL, path)
 
 
 def in_file(tensor: torch.Tensor, path: Path) -> bool:
     """Whether its memory is a file's; asked of Linux, which tells."""
     maps = (line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path)))
-    return any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in (words[0].split("-") for words in maps))
+    return any(
+        int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in (words[0].split("-") for words in maps)
+    )
 
 
 def test_a_text_encoder_on_a_cpu_goes_back_to_its_file(comfyui, tmp_path):
@@ -197,13 +241,17 @@ def test_a_text_encoder_on_a_cpu_goes_back_to_its_file(comfyui, tmp_path):
     clip.patcher.cached_patcher_init = (None, ([str(tmp_path / "te.safetensors")], None))
     with torch.inference_mode():
         after = comfy_draw.encode_prompt(clip, "a house")[0][0].clone()
-        held = [StorageWeakRef(p.untyped_storage()) for p in clip.cond_stage_model.parameters() if p is not changed.weight]
+        held = [
+            StorageWeakRef(p.untyped_storage()) for p in clip.cond_stage_model.parameters() if p is not changed.weight
+        ]
         sizes = sum(p.nbytes for p in clip.cond_stage_model.parameters())
         moved = comfy_memory.to_file(clip.patcher)
         assert sizes - changed.weight.nbytes - 8 <= moved < sizes
         assert sum(not one.expired() for one in held) <= 1  # logit_scale is no file's
         if sys.platform == "linux":
-            there = {name: in_file(p, tmp_path / "te.safetensors") for name, p in clip.cond_stage_model.named_parameters()}
+            there = {
+                name: in_file(p, tmp_path / "te.safetensors") for name, p in clip.cond_stage_model.named_parameters()
+            }
             assert sum(there.values()) > len(there) - 3 and not in_file(changed.weight, tmp_path / "te.safetensors")
         assert comfy_memory.to_file(clip.patcher) == 0  # it lies there
         assert torch.equal(comfy_draw.encode_prompt(clip, "a house")[0][0], after) and not torch.equal(after, before)

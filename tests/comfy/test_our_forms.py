@@ -84,7 +84,11 @@ def test_core_applies_what_was_trained(kind, scene, caplog):
     assert relative(by_core, clean) > 0.005  # it does something
     assert relative(by_branch, by_core) < VELOCITY and relative(by_file, by_core) < VELOCITY
     assert "error" not in caplog.text.lower()
-    assert all(torch.equal(again[name].tensors[key], tensor) for name, one in lora.items() for key, tensor in one.tensors.items())
+    assert all(
+        torch.equal(again[name].tensors[key], tensor)
+        for name, one in lora.items()
+        for key, tensor in one.tensors.items()
+    )
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -93,6 +97,10 @@ def test_in_bf16_dora_keeps_its_lengths(kind, scene):
     host, _ = scene
     with torch.inference_mode(False), torch.no_grad():
         lora = trained(host, NETWORKS[kind])
-        dtypes = {key.rsplit(".", 1)[1]: tensor.dtype for key, tensor in lorafile.state_dict(lora, torch.bfloat16).items()}
-    assert dtypes.pop("dora_scale", torch.float32) == torch.float32 and dtypes.pop("alpha", torch.float32) == torch.float32
+        dtypes = {
+            key.rsplit(".", 1)[1]: tensor.dtype for key, tensor in lorafile.state_dict(lora, torch.bfloat16).items()
+        }
+    assert (
+        dtypes.pop("dora_scale", torch.float32) == torch.float32 and dtypes.pop("alpha", torch.float32) == torch.float32
+    )
     assert set(dtypes.values()) == {torch.bfloat16}

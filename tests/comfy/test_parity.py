@@ -27,7 +27,9 @@ TOLERANCE = 1e-5
 TARGETS = r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"
 
 
-def peft_losses(twin, given: Recipe, made_of: trainer.Pictures, captions: list[torch.Tensor], start: dict) -> list[float]:
+def peft_losses(
+    twin, given: Recipe, made_of: trainer.Pictures, captions: list[torch.Tensor], start: dict
+) -> list[float]:
     from peft import LoraConfig
 
     twin.add_adapter(LoraConfig(r=given.network.rank, lora_alpha=given.network.alpha, target_modules=TARGETS))
@@ -37,7 +39,9 @@ def peft_losses(twin, given: Recipe, made_of: trainer.Pictures, captions: list[t
         for name, parameter in trained.items():
             stem, letter = name.split(".lora_")
             parameter.copy_(getattr(start[stem], letter[0]))
-    optimizer = torch.optim.AdamW(trained.values(), lr=given.optimizer.learning_rate, weight_decay=given.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=given.optimizer.learning_rate, weight_decay=given.optimizer.weight_decay
+    )
     losses = []
     for step in range(STEPS):
         batch, random = made_of.at(given, step), flow.generator(given.seed, "step", step)
@@ -57,7 +61,14 @@ def peft_losses(twin, given: Recipe, made_of: trainer.Pictures, captions: list[t
 @pytest.mark.parametrize("way", ["branch", "merged"])
 def test_twenty_losses_are_those_of_diffusers_with_peft(tiny, tmp_path, way):
     model, clip, vae = tiny
-    given = Recipe(steps=STEPS, batch_size=2, network=Network(4, 4), optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.01), timesteps=Timesteps("sigmoid"), compute=Compute("fp32", False, way))
+    given = Recipe(
+        steps=STEPS,
+        batch_size=2,
+        network=Network(4, 4),
+        optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.01),
+        timesteps=Timesteps("sigmoid"),
+        compute=Compute("fp32", False, way),
+    )
     with torch.inference_mode(False), torch.enable_grad():
         host = ComfyHost(de_distilled(model), clip, vae, given)
         ours = trainer.train(given, pictures(), host, RunFolder.new(tmp_path, given), Control(), {}).losses
@@ -65,7 +76,15 @@ def test_twenty_losses_are_those_of_diffusers_with_peft(tiny, tmp_path, way):
         made_of = trainer.pictures_of(given, pictures(), merged)
         with merged.training({}):
             twin = diffusers_twin.build(merged.dit, comfy_tiny.config()["unet_config"])
-        theirs = peft_losses(twin, given, made_of, [features[0] for features in merged.features], network.create(host.targets, given.network, given.seed))
+        theirs = peft_losses(
+            twin,
+            given,
+            made_of,
+            [features[0] for features in merged.features],
+            network.create(host.targets, given.network, given.seed),
+        )
     assert ours == pytest.approx(theirs, rel=TOLERANCE)
-    assert lowrank.count(network.create(host.targets, given.network, 0)) == sum(p.numel() for p in twin.parameters() if p.requires_grad)
+    assert lowrank.count(network.create(host.targets, given.network, 0)) == sum(
+        p.numel() for p in twin.parameters() if p.requires_grad
+    )
     assert theirs[-1] != pytest.approx(theirs[0], rel=TOLERANCE) and max(ours) - min(ours) > 0.01

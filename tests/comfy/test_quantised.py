@@ -29,7 +29,9 @@ def quantised_model(kind: str | None):
         if kind and key.startswith("layers.") and value.ndim == 2:
             layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
             state |= comfy.quant_ops.QuantizedTensor.from_float(value.float(), layout).state_dict(key)
-            state[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+            state[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(
+                list(json.dumps({"format": kind}).encode()), dtype=torch.uint8
+            )
         else:
             state[key] = value.float()
     config = comfy.supported_models.ZImage(dict(comfy_tiny.config()["unet_config"]))
@@ -50,7 +52,11 @@ def quantised(comfyui, request):
 
 def raw(model) -> dict[str, torch.Tensor]:
     """What lies in memory for each weight, as bytes."""
-    return {key: tensor.clone().contiguous().reshape(-1).view(torch.uint8) for key, tensor in model.model.state_dict().items() if tensor.ndim}
+    return {
+        key: tensor.clone().contiguous().reshape(-1).view(torch.uint8)
+        for key, tensor in model.model.state_dict().items()
+        if tensor.ndim
+    }
 
 
 def same(a, b) -> bool:
@@ -101,7 +107,10 @@ def test_weights_are_read_clean_and_dequantised_also_while_the_adapter_is_patche
     """What Convert LoRA and Extract Adapter read."""
     targets = comfy_adapter.targets(quantised.model.diffusion_model, ("layers.",))
     places = [(part, target.module) for target in targets for part in target.parts]
-    expected = {part.name: quantised.model.diffusion_model.get_submodule(module).weight.dequantize()[part.rows].clone() for part, module in places}
+    expected = {
+        part.name: quantised.model.diffusion_model.get_submodule(module).weight.dequantize()[part.rows].clone()
+        for part, module in places
+    }
     on = de_distilled(quantised)
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([on])

@@ -22,7 +22,13 @@ def before(host: str) -> dict:
 
 @cache
 def now(host: str) -> dict:
-    done = subprocess.run([sys.executable, str(HERE / "recorded.py"), host], env=recorded.plain(), capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "recorded.py"), host],
+        env=recorded.plain(),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -22,7 +22,9 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(comfy_paths, "runs", lambda: Runs(tmp_path))
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     model, clip, vae = tiny
-    return lambda way="merged", resume="auto": comfy_run.train(recipe(way), pictures(), de_distilled(model), clip, vae, None, "1", resume)
+    return lambda way="merged", resume="auto": comfy_run.train(
+        recipe(way), pictures(), de_distilled(model), clip, vae, None, "1", resume
+    )
 
 
 @pytest.mark.parametrize("at, kept", [(1, "Nothing had been learnt yet."), (4, "The LoRA of step 3 is saved as")])

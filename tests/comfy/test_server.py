@@ -24,7 +24,10 @@ PROMPT = "a large zsmile on a blue background"
 
 
 def picture_files(server, outputs, node) -> list[bytes]:
-    return [(server.base / "output" / image["subfolder"] / image["filename"]).read_bytes() for image in outputs[node]["images"]]
+    return [
+        (server.base / "output" / image["subfolder"] / image["filename"]).read_bytes()
+        for image in outputs[node]["images"]
+    ]
 
 
 def newest_run(server, name) -> Path:
@@ -56,12 +59,24 @@ def drawn_by_core(server, lora: str) -> bytes:
     """PNG of a LoRA file by core's own nodes: CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage."""
     core = {
         "load": prompts.load(),
-        "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name=f"{lora}.safetensors", strength_model=1.0),
+        "lora": prompts.node(
+            "LoraLoaderModelOnly", model=["load", 0], lora_name=f"{lora}.safetensors", strength_model=1.0
+        ),
         "text": prompts.node("CLIPTextEncode", clip=["load", 1], text=PROMPT),
         "none": prompts.node("ConditioningZeroOut", conditioning=["text", 0]),
         "empty": prompts.node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
         "sample": prompts.node(
-            "KSampler", model=["lora", 0], seed=3, steps=8, cfg=1.0, sampler_name="euler", scheduler="simple", positive=["text", 0], negative=["none", 0], latent_image=["empty", 0], denoise=1.0
+            "KSampler",
+            model=["lora", 0],
+            seed=3,
+            steps=8,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            positive=["text", 0],
+            negative=["none", 0],
+            latent_image=["empty", 0],
+            denoise=1.0,
         ),
         "decode": prompts.node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
         "save": prompts.save_image(["decode", 0]),
@@ -79,45 +94,94 @@ def test_last_preview_is_what_cores_own_nodes_draw_from_the_saved_file(server):
     first = sorted((run / "previews").glob("*.png"))[0]
     assert first.read_bytes() != preview.read_bytes()
     thumbnail = lorafile.read(server.base / "models" / "loras" / "truth.safetensors").metadata["modelspec.thumbnail"]
-    assert thumbnail == lorafile.thumbnail([np.asarray(Image.open(preview))])["modelspec.thumbnail"] and thumbnail.startswith("data:image/jpeg;base64,")
+    assert thumbnail == lorafile.thumbnail([np.asarray(Image.open(preview))])[
+        "modelspec.thumbnail"
+    ] and thumbnail.startswith("data:image/jpeg;base64,")
 
 
-@pytest.mark.parametrize("kind, part", [("lora", "lora_A.weight"), ("dora", "dora_scale"), ("lokr", "lokr_w1"), ("loha", "hada_w1_a")])
+@pytest.mark.parametrize(
+    "kind, part", [("lora", "lora_A.weight"), ("dora", "dora_scale"), ("lokr", "lokr_w1"), ("loha", "hada_w1_a")]
+)
 def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     graph = prompts.training(name=kind, steps=6, alpha=2.0)
-    graph["network"] = prompts.node("ZTurboNetworkOptions", kind=kind, factor=4, targets="attention:2, feed_forward", layers="1-2", start_from="nothing")
+    graph["network"] = prompts.node(
+        "ZTurboNetworkOptions",
+        kind=kind,
+        factor=4,
+        targets="attention:2, feed_forward",
+        layers="1-2",
+        start_from="nothing",
+    )
     graph["train"]["inputs"]["network_options"] = ["network", 0]
-    graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name=f"network_{kind}", dtype="fp32", overwrite=True)
+    graph["save"] = prompts.node(
+        "ZTurboSaveLoRA", lora=["train", 0], name=f"network_{kind}", dtype="fp32", overwrite=True
+    )
     server.run(graph)
     run = newest_run(server, kind)
-    assert recipe.read(run / "recipe.toml").network == recipe.Network(4, 2.0, kind, 4, "attention:2, feed_forward", "1-2")
+    assert recipe.read(run / "recipe.toml").network == recipe.Network(
+        4, 2.0, kind, 4, "attention:2, feed_forward", "1-2"
+    )
     losses = [event["loss"] for event in events(run) if "loss" in event]
     assert len(losses) == 6 and all(np.isfinite(losses))
     saved = load_file(server.base / "models" / "loras" / f"network_{kind}.safetensors")
-    assert sum(key.endswith(part) for key in saved) == 2 * 7 and not any("layers.0." in key or "adaLN" in key for key in saved)
+    assert sum(key.endswith(part) for key in saved) == 2 * 7 and not any(
+        "layers.0." in key or "adaLN" in key for key in saved
+    )
     (preview,) = (run / "previews").glob("*.png")
     assert preview.read_bytes() == drawn_by_core(server, f"network_{kind}")
-    assert any(event.get("text", "").startswith({"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank") for event in events(run))
+    assert any(
+        event.get("text", "").startswith(
+            {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank"
+        )
+        for event in events(run)
+    )
 
 
 def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
     """Core does not read these names for Z-Image. The written file, and the LORA_MODEL handed on, give the pictures of the LoRA itself."""
     ours = lorafile.read(comfy_tiny.ADAPTER).factors
-    kohya = {f"lora_unet_{name.replace('.', '_')}.{kind}": tensor for name, one in ours.items() for kind, tensor in (("lora_down.weight", one.A), ("lora_up.weight", one.B))}
+    kohya = {
+        f"lora_unet_{name.replace('.', '_')}.{kind}": tensor
+        for name, one in ours.items()
+        for kind, tensor in (("lora_down.weight", one.A), ("lora_up.weight", one.B))
+    }
     loras = server.base / "models" / "loras"
     save_file({key: tensor.clone() for key, tensor in kohya.items()}, loras / "kohya.safetensors")
     lorafile.write(loras / "native.safetensors", lorafile.state_dict(ours, torch.bfloat16), {})
 
     def convert(rank):
-        return prompts.node("ZTurboConvertLoRA", file="kohya.safetensors", name="foreign/converted", rank=rank, dtype="bf16", overwrite=False)
+        return prompts.node(
+            "ZTurboConvertLoRA",
+            file="kohya.safetensors",
+            name="foreign/converted",
+            rank=rank,
+            dtype="bf16",
+            overwrite=False,
+        )
 
-    graph = {"load": prompts.load(), "convert": convert(0), "sample": prompts.sample(["lora", 0], prompt=PROMPT), "save": prompts.save_image(["sample", 0])}
-    graph["lora"] = prompts.node("LoraModelLoader", model=["load", 0], lora=["convert", 0], strength_model=1.0, bypass=False)
+    graph = {
+        "load": prompts.load(),
+        "convert": convert(0),
+        "sample": prompts.sample(["lora", 0], prompt=PROMPT),
+        "save": prompts.save_image(["sample", 0]),
+    }
+    graph["lora"] = prompts.node(
+        "LoraModelLoader", model=["load", 0], lora=["convert", 0], strength_model=1.0, bypass=False
+    )
     outputs = server.run(graph)
     (text,) = outputs["convert"]["text"]
-    assert "lora_unet_… (kohya, musubi-tuner), 24 matrices" in text and "none: the same numbers" in text and "Saved converted.safetensors" in text
+    assert (
+        "lora_unet_… (kohya, musubi-tuner), 24 matrices" in text
+        and "none: the same numbers" in text
+        and "Saved converted.safetensors" in text
+    )
     native = drawn_by_core(server, "native")
-    assert native == drawn_by_core(server, "foreign/converted") == picture_files(server, outputs, "save")[0] != drawn_by_core(server, "kohya")
+    assert (
+        native
+        == drawn_by_core(server, "foreign/converted")
+        == picture_files(server, outputs, "save")[0]
+        != drawn_by_core(server, "kohya")
+    )
     graph["convert"] = convert(2)
     (text,) = server.run(graph)["convert"]["text"]
     assert "rank 2, bf16" in text and "of the whole" in text and "Saved converted_2.safetensors" in text
@@ -133,12 +197,18 @@ def test_a_run_starts_from_a_lora_of_another_trainer(server):
     kohya = {}
     for name, one in ours.factors.items():
         flat = "lora_unet_" + name.replace(".", "_")
-        kohya |= {f"{flat}.lora_down.weight": one.A * 2, f"{flat}.lora_up.weight": one.B.clone(), f"{flat}.alpha": torch.tensor(one.rank / 2)}
+        kohya |= {
+            f"{flat}.lora_down.weight": one.A * 2,
+            f"{flat}.lora_up.weight": one.B.clone(),
+            f"{flat}.alpha": torch.tensor(one.rank / 2),
+        }
     save_file(kohya, server.base / "models" / "loras" / "kohya.safetensors")
     first = {}
     for start in ("nothing", "kohya.safetensors"):
         graph = prompts.training(name="second_half", steps=2, preview_prompts="", rank=6, alpha=6.0, learning_rate=1e-2)
-        graph["network"] = prompts.node("ZTurboNetworkOptions", kind="lora", factor=8, targets="", layers="", start_from=start)
+        graph["network"] = prompts.node(
+            "ZTurboNetworkOptions", kind="lora", factor=8, targets="", layers="", start_from=start
+        )
         graph["train"]["inputs"]["network_options"] = ["network", 0]
         server.run(graph)
         run = newest_run(server, "second_half")
@@ -153,19 +223,29 @@ def test_every_picture_option_reaches_the_run(server):
     folder = server.base / "input" / "options"
     for name in ("mine/a", "mine/b", "mine/c", "any/d"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(ord(name[-1])).integers(0, 255, (96, 64, 3), np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(np.random.default_rng(ord(name[-1])).integers(0, 255, (96, 64, 3), np.uint8)).save(
+            folder / f"{name}.png"
+        )
     (folder / "any" / "d.txt").write_text("a thing")
     mask = np.zeros((96, 64), np.uint8)
     mask[:48] = 255
     Image.fromarray(mask).save(folder / "mine" / "a.mask.png")
     graph = prompts.training(name="pictures", steps=4, preview_prompts="", batch_size=1)
     graph["dataset"] = prompts.dataset("options/mine", "zvk", 128)
-    graph["dataset"]["inputs"] |= {"upscale": True, "masks": "files and alpha", "outside": 0.2, "regularisation_folder": "options/any", "regularisation_weight": 0.5}
+    graph["dataset"]["inputs"] |= {
+        "upscale": True,
+        "masks": "files and alpha",
+        "outside": 0.2,
+        "regularisation_folder": "options/any",
+        "regularisation_weight": 0.5,
+    }
     graph["dataset"]["inputs"] |= {"validation": 0.34, "validation_every": 2, "cache": False}
     kept = sorted((server.base / "output" / "zturbo").glob(".cache/*"))
     server.run(graph)
     run = newest_run(server, "pictures")
-    assert recipe.read(run / "recipe.toml").data == recipe.Data(0.0, False, 1, False, True, "files and alpha", 0.2, 0.5, 0.34, 2, False)
+    assert recipe.read(run / "recipe.toml").data == recipe.Data(
+        0.0, False, 1, False, True, "files and alpha", 0.2, 0.5, 0.34, 2, False
+    )
     assert [event["step"] for event in events(run) if event.get("event") == "validation"] == [0, 2, 4]
     assert all(event["memory"] > 0 for event in events(run) if "loss" in event)
     assert sorted((server.base / "output" / "zturbo").glob(".cache/*")) == kept
@@ -174,14 +254,20 @@ def test_every_picture_option_reaches_the_run(server):
     server.run(graph)
     assert len(list((server.base / "output" / "zturbo").glob(".cache/*"))) == len(kept) + 4 + 2
     again = newest_run(server, "pictures_cached")
-    assert [event["loss"] for event in events(again) if "loss" in event] == [event["loss"] for event in events(run) if "loss" in event]
+    assert [event["loss"] for event in events(again) if "loss" in event] == [
+        event["loss"] for event in events(run) if "loss" in event
+    ]
 
 
 def test_clean_and_minus_one_wirings_give_byte_identical_pngs(server):
     graph = prompts.training(name="wirings", preview_prompts="")
     graph |= {
-        "clean": prompts.node("LoraModelLoader", model=["load", 0], lora=["train", 0], strength_model=1.0, bypass=False),
-        "on": prompts.node("LoraModelLoader", model=["adapter", 0], lora=["train", 0], strength_model=1.0, bypass=False),
+        "clean": prompts.node(
+            "LoraModelLoader", model=["load", 0], lora=["train", 0], strength_model=1.0, bypass=False
+        ),
+        "on": prompts.node(
+            "LoraModelLoader", model=["adapter", 0], lora=["train", 0], strength_model=1.0, bypass=False
+        ),
         "off": prompts.adapter(["on", 0], "-1 restore"),
         "a": prompts.sample(["clean", 0]),
         "b": prompts.sample(["off", 0]),
@@ -193,7 +279,9 @@ def test_clean_and_minus_one_wirings_give_byte_identical_pngs(server):
     outputs = server.run(graph)
     clean, restored, still_on = (picture_files(server, outputs, f"save_{letter}") for letter in "abc")
     assert clean == restored and clean != still_on
-    assert "carries the de-distill adapter" in outputs["c"]["text"][0] and outputs["a"]["text"] == ["8 steps, no de-distill adapter on the model."]
+    assert "carries the de-distill adapter" in outputs["c"]["text"][0] and outputs["a"]["text"] == [
+        "8 steps, no de-distill adapter on the model."
+    ]
 
 
 def test_real_photographs_train_and_the_file_serves_core_and_diffusers(server, tiny, caplog):
@@ -290,22 +378,60 @@ def test_a_run_whose_process_died_is_told_from_a_live_one(server):
 
 def test_options_reach_the_run_and_its_file(server):
     graph = prompts.training(name="options", steps=9, preview_prompts="", timesteps="logit_normal")
-    graph["optimizer"] = prompts.node("ZTurboOptimizerOptions", optimizer="muon", weight_decay=0.01, max_grad_norm=0.5, schedule="linear", warmup=2, restarts=1, decay=3, accumulation=2, ema=0.5)
-    graph["loss"] = prompts.node("ZTurboLossOptions", mean=0.3, std=0.8, min_sigma=0.2, max_sigma=0.9, loss="huber", huber_delta=0.2, guidance=2.0, weighting="x0")
+    graph["optimizer"] = prompts.node(
+        "ZTurboOptimizerOptions",
+        optimizer="muon",
+        weight_decay=0.01,
+        max_grad_norm=0.5,
+        schedule="linear",
+        warmup=2,
+        restarts=1,
+        decay=3,
+        accumulation=2,
+        ema=0.5,
+    )
+    graph["loss"] = prompts.node(
+        "ZTurboLossOptions",
+        mean=0.3,
+        std=0.8,
+        min_sigma=0.2,
+        max_sigma=0.9,
+        loss="huber",
+        huber_delta=0.2,
+        guidance=2.0,
+        weighting="x0",
+    )
     graph["saving"] = prompts.node("ZTurboSavingOptions", every=2, keep=3, dtype="fp32")
     graph["schedule"] = prompts.node("ZTurboAdapterSchedule", start=1.2, end=0.4)
-    graph["train"]["inputs"] |= {"optimizer_options": ["optimizer", 0], "loss_options": ["loss", 0], "saving_options": ["saving", 0], "adapter_schedule": ["schedule", 0]}
-    graph["dataset"]["inputs"] |= {"caption_dropout": 0.5, "shuffle_tags": True, "keep_tags": 2, "flip": True, "more_resolutions": "96"}
+    graph["train"]["inputs"] |= {
+        "optimizer_options": ["optimizer", 0],
+        "loss_options": ["loss", 0],
+        "saving_options": ["saving", 0],
+        "adapter_schedule": ["schedule", 0],
+    }
+    graph["dataset"]["inputs"] |= {
+        "caption_dropout": 0.5,
+        "shuffle_tags": True,
+        "keep_tags": 2,
+        "flip": True,
+        "more_resolutions": "96",
+    }
     server.run(graph)
     run = newest_run(server, "options")
     written = recipe.read(run / "recipe.toml")
     assert written.optimizer == recipe.Optimizer("muon", 2e-3, 0.01, 0.5, "linear", 2, 1, 3, 2, 0.5)
-    assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss("huber", 0.2, 2.0, "x0")
+    assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss(
+        "huber", 0.2, 2.0, "x0"
+    )
     assert written.adapter == recipe.AdapterCourse(1.2, 0.4)
     assert written.saving == recipe.Saving(2, 3, "fp32") and written.data == recipe.Data(0.5, True, 2, True)
     file = lorafile.read(run / "lora.safetensors")
     assert file.dtypes == ["float32"] and "[optimizer]" in file.metadata["zturbo.recipe"]
-    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == ["step_000006", "step_000008", "step_000009"]
+    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == [
+        "step_000006",
+        "step_000008",
+        "step_000009",
+    ]
     assert all(0.2 <= event["sigma"] <= 0.9 for event in events(run) if "sigma" in event)
 
 
@@ -323,7 +449,9 @@ def test_cancelled_and_queued_again_is_the_run_that_was_never_cancelled(server):
     other = newest_run(server, "uncut")
     bits, same = load_file(run / "lora.safetensors"), load_file(other / "lora.safetensors")
     assert all(torch.equal(bits[key], same[key]) for key in same)
-    assert [(e["step"], e["loss"]) for e in events(run) if "loss" in e] == [(e["step"], e["loss"]) for e in events(other) if "loss" in e]
+    assert [(e["step"], e["loss"]) for e in events(run) if "loss" in e] == [
+        (e["step"], e["loss"]) for e in events(other) if "loss" in e
+    ]
 
 
 def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(server):
@@ -340,7 +468,9 @@ def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(serv
     wait_for_step(server, "again", at + 5)
     server.post("/interrupt", {})
     server.wait(prompt_id)
-    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipe.read(run / "recipe.toml").previews.prompts == (PROMPT,)
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipe.read(
+        run / "recipe.toml"
+    ).previews.prompts == (PROMPT,)
     server.run(prompts.training(name="again", **{**settings, "steps": 3, "learning_rate": 2e-3}))
     other = server.base / "output" / "zturbo" / "again_2"
     (note,) = [event["text"] for event in events(other) if "which was cut off" in event.get("text", "")]
@@ -359,7 +489,9 @@ def test_the_folder_of_a_run_that_was_cut_off_before_its_first_step_is_taken_up(
     server.run(prompts.training(name=name, steps=2, preview_prompts=""))
     assert [path.name for path in folder.parent.glob(f"{name}*")] == [name]
     assert [event["step"] for event in runfolder.read_events(folder / "events.jsonl") if "loss" in event] == [1, 2]
-    assert not [event for event in runfolder.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")]
+    assert not [
+        event for event in runfolder.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")
+    ]
     assert recipe.read(folder / "recipe.toml").name == name and runfolder.how_ended(folder) == "finished"
 
 
@@ -395,24 +527,44 @@ def test_resume_new_and_from_a_named_checkpoint(server):
     ours, theirs = (load_file(folders / name / "lora.safetensors") for name in ("longer", "from_nothing"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert "no run 'nobody'" in failure(server, prompts.training(name="x", resume="nobody", **settings))
-    assert "has no checkpoint 'step_000099'" in failure(server, prompts.training(name="x", resume="first/step_000099", **settings))
+    assert "has no checkpoint 'step_000099'" in failure(
+        server, prompts.training(name="x", resume="first/step_000099", **settings)
+    )
 
 
 def test_cancel_saves_what_was_learnt_and_leaves_the_model_clean(server):
-    before = picture_files(server, server.run({"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}), "save")
+    before = picture_files(
+        server,
+        server.run(
+            {"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}
+        ),
+        "save",
+    )
     prompt_id = server.queue(prompts.training(name="cancelled", steps=5000, preview_prompts=""))
     run = wait_for_step(server, "cancelled", 2)
     server.post("/interrupt", {})
     assert dev.error_message(server.wait(prompt_id)) == "interrupted"
     assert len(lorafile.read(run / "lora.safetensors").factors) == 24 and events(run)[-1]["how"] == "cancelled"
-    after = picture_files(server, server.run({"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0], "test/after")}), "save")
+    after = picture_files(
+        server,
+        server.run(
+            {
+                "load": prompts.load(),
+                "sample": prompts.sample(["load", 0]),
+                "save": prompts.save_image(["sample", 0], "test/after"),
+            }
+        ),
+        "save",
+    )
     assert before == after
 
 
 def test_save_lora_counts_up_and_keeps_the_metadata(server):
     graph = prompts.training(name="saved", preview_prompts="")
     for dtype, overwrite in (("bf16", False), ("fp32", False), ("fp16", True)):
-        graph["save"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="sub/saved", dtype=dtype, overwrite=overwrite)
+        graph["save"] = prompts.node(
+            "ZTurboSaveLoRA", lora=["train", 0], name="sub/saved", dtype=dtype, overwrite=overwrite
+        )
         server.run(graph)
     folder = server.base / "models" / "loras" / "sub"
     assert sorted(path.name for path in folder.iterdir()) == ["saved.safetensors", "saved_2.safetensors"]
@@ -447,9 +599,14 @@ def test_a_bad_name_of_the_lora_is_said_before_training(server):
 def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(server):
     """A broken LoRA on the base model is the shortest way to one."""
     state = load_file(comfy_tiny.ADAPTER)
-    save_file({key: value * float("inf") for key, value in state.items()}, server.base / "models" / "loras" / "broken.safetensors")
+    save_file(
+        {key: value * float("inf") for key, value in state.items()},
+        server.base / "models" / "loras" / "broken.safetensors",
+    )
     graph = prompts.training(name="nan", preview_prompts="")
-    graph["broken"] = prompts.node("LoraLoaderModelOnly", model=["adapter", 0], lora_name="broken.safetensors", strength_model=1.0)
+    graph["broken"] = prompts.node(
+        "LoraLoaderModelOnly", model=["adapter", 0], lora_name="broken.safetensors", strength_model=1.0
+    )
     graph["train"]["inputs"]["model"] = ["broken", 0]
     message = failure(server, graph)
     assert "The loss became nan and its gradient nan at step 1" in message and "Nothing had been learnt yet" in message
@@ -459,7 +616,10 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(server):
 def test_wrong_files_get_a_sentence(server):
     models = server.base / "models"
     save_file(
-        {"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 3840), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(3840, 4)},
+        {
+            "diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.zeros(4, 3840),
+            "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.zeros(3840, 4),
+        },
         models / "loras" / "big.safetensors",
     )
     (models / "loras" / "cut.safetensors").write_bytes(comfy_tiny.ADAPTER.read_bytes()[:5000])
@@ -468,11 +628,27 @@ def test_wrong_files_get_a_sentence(server):
         (models / folder / "vae.safetensors").write_bytes(comfy_tiny.VAE.read_bytes())
 
     def with_adapter(name):
-        return failure(server, {"load": prompts.load(), "adapter": prompts.adapter(["load", 0], name=name), "sample": prompts.sample(["adapter", 0]), "save": prompts.save_image(["sample", 0])})
+        return failure(
+            server,
+            {
+                "load": prompts.load(),
+                "adapter": prompts.adapter(["load", 0], name=name),
+                "sample": prompts.sample(["adapter", 0]),
+                "save": prompts.save_image(["sample", 0]),
+            },
+        )
 
     def with_model(name):
-        graph = {"load": prompts.load(), "sample": prompts.sample(["load", 0]), "save": prompts.save_image(["sample", 0])}
-        graph["load"]["inputs"] |= {"diffusion_model": name, "text_encoder": "vae.safetensors", "vae": "vae.safetensors"}
+        graph = {
+            "load": prompts.load(),
+            "sample": prompts.sample(["load", 0]),
+            "save": prompts.save_image(["sample", 0]),
+        }
+        graph["load"]["inputs"] |= {
+            "diffusion_model": name,
+            "text_encoder": "vae.safetensors",
+            "vae": "vae.safetensors",
+        }
         return failure(server, graph)
 
     assert "big.safetensors does not fit this model: 0 of its 1 matrices do" in with_adapter("big.safetensors")

@@ -47,8 +47,16 @@ def heic(path: Path, kind: str):
 
 ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
     "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 pictures"),
-    "a-masklabel.png": (lambda home: [picture(home / name) for name in ("a.png", "a-masklabel.png")], "zvk", "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked."),
-    "a.MASK.PNG": (lambda home: [picture(home / name) for name in ("a.png", "a.MASK.PNG")], "zvk", "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked."),
+    "a-masklabel.png": (
+        lambda home: [picture(home / name) for name in ("a.png", "a-masklabel.png")],
+        "zvk",
+        "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
+    ),
+    "a.MASK.PNG": (
+        lambda home: [picture(home / name) for name in ("a.png", "a.MASK.PNG")],
+        "zvk",
+        "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
+    ),
     "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 pictures"),
     "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 pictures"),
     "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 pictures"),
@@ -57,10 +65,28 @@ ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
     "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 pictures"),
     "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 pictures"),
     "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 pictures"),
-    "a caption in UTF-16": (lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("x".encode("utf-16")), "", "1 pictures"),
-    "a caption in cp1252": (lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("café".encode("cp1252")), "", "1 pictures"),
-    "a linked sub-folder": (lambda home: (home / "sub").symlink_to(picture(home.parent.parent / "drive2" / "a.png").parent, target_is_directory=True), "zvk", "1 pictures"),
-    "a snapshot of links": (lambda home: (home / "a.png").symlink_to(picture(home.parent.parent / "blobs2" / "0123", format="PNG")), "zvk", "1 pictures"),
+    "a caption in UTF-16": (
+        lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("x".encode("utf-16")),
+        "",
+        "1 pictures",
+    ),
+    "a caption in cp1252": (
+        lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("café".encode("cp1252")),
+        "",
+        "1 pictures",
+    ),
+    "a linked sub-folder": (
+        lambda home: (home / "sub").symlink_to(
+            picture(home.parent.parent / "drive2" / "a.png").parent, target_is_directory=True
+        ),
+        "zvk",
+        "1 pictures",
+    ),
+    "a snapshot of links": (
+        lambda home: (home / "a.png").symlink_to(picture(home.parent.parent / "blobs2" / "0123", format="PNG")),
+        "zvk",
+        "1 pictures",
+    ),
 }
 
 
@@ -77,7 +103,9 @@ def test_the_number_of_the_folder_itself_and_a_blank_trigger_word(server):
     picture(server.base / "input" / "2024_alone" / "a.png")
     assert report(server, folder="2024_alone", trigger="zvk", resolution=64).startswith("1 pictures, 1 an epoch.")
     picture(server.base / "input" / "blank" / "a.png")
-    assert "no caption" in failure(server, {"data": prompts.dataset("blank", " ", 64), "see": prompts.node("PreviewAny", source=["data", 1])})
+    assert "no caption" in failure(
+        server, {"data": prompts.dataset("blank", " ", 64), "see": prompts.node("PreviewAny", source=["data", 1])}
+    )
 
 
 def workflow() -> PngImagePlugin.PngInfo:
@@ -119,20 +147,35 @@ def test_a_folder_of_everything(server, holiday):
 
 def test_its_captions_masks_and_repeats_are_what_is_trained(server, holiday):
     tags, run = taught(server, "holiday", prompts.dataset(holiday, " zvk \n", 64))
-    assert tags == {"zvk": 8, "in capitals": 1, "sixteen bits": 1, "au café": 1, "three times": 1, "on another drive": 1}
+    assert tags == {
+        "zvk": 8,
+        "in capitals": 1,
+        "sixteen bits": 1,
+        "au café": 1,
+        "three times": 1,
+        "on another drive": 1,
+    }
     assert 'trigger = "zvk"' in (run / "recipe.toml").read_text(encoding="utf-8")
 
 
 def test_a_number_that_is_a_year_is_doubted_before_the_run(server):
     for name in ("a", "b"):
         picture(server.base / "input" / "years" / "2024_trip" / f"{name}.png", "red")
-    assert "The folder 2024_trip shows each of its pictures 2,024 times an epoch." in report(server, folder="years", trigger="zvk", resolution=64)
+    assert "The folder 2024_trip shows each of its pictures 2,024 times an epoch." in report(
+        server, folder="years", trigger="zvk", resolution=64
+    )
     _, run = taught(server, "years", prompts.dataset("years", "zvk", 64))
-    notes = [event["text"] for event in map(json.loads, (run / "events.jsonl").read_text().splitlines()) if event.get("event") == "note"]
+    notes = [
+        event["text"]
+        for event in map(json.loads, (run / "events.jsonl").read_text().splitlines())
+        if event.get("event") == "note"
+    ]
     assert any("2,024 times an epoch" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["my cats", "linked cats", '"my cats"', "input/my cats", "my cats\\deep", "my cats/", "/ABSOLUTE"])
+@pytest.mark.parametrize(
+    "name", ["my cats", "linked cats", '"my cats"', "input/my cats", "my cats\\deep", "my cats/", "/ABSOLUTE"]
+)
 def test_folders_as_people_paste_them(server, name):
     picture(server.base / "input" / "my cats" / "deep" / "a.png")
     picture(server.base / "elsewhere" / "a.png")
@@ -142,23 +185,44 @@ def test_folders_as_people_paste_them(server, name):
     assert report(server, folder=name, trigger="zvk", resolution=64).startswith("1 pictures, 1 an epoch.")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "ABSOLUTE", "..\\elsewhere", "my cats/../../elsewhere", "linked cats/../../elsewhere"])
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "ABSOLUTE", "..\\elsewhere", "my cats/../../elsewhere", "linked cats/../../elsewhere"]
+)
 def test_names_that_lead_out_stay_refused(server, name):
     picture(server.base / "elsewhere" / "a.png")
     name = name.replace("ABSOLUTE", str(server.base / "elsewhere"))
-    said = failure(server, {"data": prompts.dataset(name, "zvk", 64), "see": prompts.node("PreviewAny", source=["data", 1])})
-    assert "is not inside ComfyUI's input or output folder" in said or (os.name != "nt" and "\\" in name and "does not exist" in said)
+    said = failure(
+        server, {"data": prompts.dataset(name, "zvk", 64), "see": prompts.node("PreviewAny", source=["data", 1])}
+    )
+    assert "is not inside ComfyUI's input or output folder" in said or (
+        os.name != "nt" and "\\" in name and "does not exist" in said
+    )
 
 
 def test_a_lora_is_saved_into_a_linked_sub_folder_and_drawn_with(server):
     (server.base / "big" / "loras").mkdir(parents=True)
     (server.base / "models" / "loras" / "big").symlink_to(server.base / "big" / "loras", target_is_directory=True)
     graph = prompts.training(name="linked", steps=2, preview_prompts="")
-    server.run({**graph, "save": prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="big/mine", dtype="bf16", overwrite=False)})
+    server.run(
+        {
+            **graph,
+            "save": prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="big/mine", dtype="bf16", overwrite=False),
+        }
+    )
     assert (server.base / "big" / "loras" / "mine.safetensors").is_file()
     server.run({"load": prompts.load(), "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name="big/mine.safetensors", strength_model=1.0),
                 "draw": prompts.sample(["lora", 0], steps=1), "save": prompts.save_image(["draw", 0])})  # fmt: skip
-    server.wait(server.queue({**graph, "save": prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="../mine", dtype="bf16", overwrite=False)}))  # core runs what is well in it
+    # core runs what is well in it
+    server.wait(
+        server.queue(
+            {
+                **graph,
+                "save": prompts.node(
+                    "ZTurboSaveLoRA", lora=["train", 0], name="../mine", dtype="bf16", overwrite=False
+                ),
+            }
+        )
+    )
     assert not (server.base / "models" / "mine.safetensors").exists()
 
 
@@ -183,12 +247,17 @@ def test_a_trigger_word_in_preview_prompts_and_what_is_drawn_as_words(server):
     server.run(prompts.training(name="flags", steps=1, preview_prompts="a [Trigger] --w 832"))
     run = newest_run(server, "flags")
     assert "a zsmile --w 832" in (run / "recipe.toml").read_text(encoding="utf-8")
-    assert any("has --w in it, which is drawn as words" in line for line in (run / "events.jsonl").read_text().splitlines())
+    assert any(
+        "has --w in it, which is drawn as words" in line for line in (run / "events.jsonl").read_text().splitlines()
+    )
 
 
 def test_parts_in_sub_folders_are_found(server):
     """auto looks for the usual names wherever they lie; that this one is no text encoder is said of the file that was found."""
-    model, parts = server.base / "models" / "diffusion_models" / "z_image_turbo_bf16.safetensors", ("text_encoders/z-image/qwen_3_4b.safetensors", "vae/flux/ae.safetensors")
+    model, parts = (
+        server.base / "models" / "diffusion_models" / "z_image_turbo_bf16.safetensors",
+        ("text_encoders/z-image/qwen_3_4b.safetensors", "vae/flux/ae.safetensors"),
+    )
     made = [model_files.write(model, model_files.holes(gpu_files.on_meta().diffusion_model, "BF16"))]
     for name in parts:
         made.append(server.base / "models" / name)
@@ -196,7 +265,9 @@ def test_parts_in_sub_folders_are_found(server):
         made[-1].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     try:
         load = prompts.node("ZTurboLoadModel", diffusion_model=model.name, text_encoder="auto", vae="auto")
-        said = failure(server, {"load": load, "draw": prompts.sample(["load", 0]), "save": prompts.save_image(["draw", 0])})
+        said = failure(
+            server, {"load": load, "draw": prompts.sample(["load", 0]), "save": prompts.save_image(["draw", 0])}
+        )
     finally:  # the server is others' too
         for path in made:
             path.unlink()

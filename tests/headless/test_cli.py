@@ -79,24 +79,62 @@ def test_a_recipe_is_trained_drawn_with_and_repeats(folder, capsys):
     assert (
         told[0]["event"] == "start"
         and sum(line["event"] == "step" for line in told) == 12
-        and told[-1] == {"event": "end", "how": "finished", "saved": 12, "lora": str(Path("zturbo_runs/cat/lora.safetensors"))}
+        and told[-1]
+        == {"event": "end", "how": "finished", "saved": 12, "lora": str(Path("zturbo_runs/cat/lora.safetensors"))}
     )
     assert run("train", str(first / "recipe.toml"), "--set", "name=again") == 0  # the run's own recipe, inputs and all
     again = folder / "zturbo_runs" / "again"
     one, two = load_file(first / "lora.safetensors"), load_file(again / "lora.safetensors")
     assert losses(first) == losses(again) and all(torch.equal(one[key], two[key]) for key in one)
     capsys.readouterr()
-    assert run("sample", "--model", "tiny", "--lora", str(first / "lora.safetensors"), "--before", "--size", "64x96", "--prompt", "a red star", "--prompt", "a large zsmile on a blue background") == 0
+    assert (
+        run(
+            "sample",
+            "--model",
+            "tiny",
+            "--lora",
+            str(first / "lora.safetensors"),
+            "--before",
+            "--size",
+            "64x96",
+            "--prompt",
+            "a red star",
+            "--prompt",
+            "a large zsmile on a blue background",
+        )
+        == 0
+    )
     pictures = lines(capsys)[0]["images"]
     assert len(pictures) == 2
     for picture in pictures:
         with Image.open(picture) as image:
-            assert image.size == (128, 96) and image.crop((0, 0, 64, 96)).tobytes() != image.crop((64, 0, 128, 96)).tobytes()
+            assert (
+                image.size == (128, 96)
+                and image.crop((0, 0, 64, 96)).tobytes() != image.crop((64, 0, 128, 96)).tobytes()
+            )
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "zturbo", "train", "recipe.toml", "--set", "steps=200", "--host", "diffusers", *arguments]
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "zturbo",
+        "train",
+        "recipe.toml",
+        "--set",
+        "steps=200",
+        "--host",
+        "diffusers",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_step(folder: Path, step: int, worker: subprocess.Popen):
@@ -120,8 +158,13 @@ def test_ctrl_c_stops_and_keeps_and_a_killed_run_goes_on_to_the_same_bits(folder
     done = len(losses(run_folder))
     assert reached < done < 200 and runfolder.how_ended(run_folder) == "stopped"
     assert run("train", "recipe.toml", "--set", f"steps={done}", "--set", "name=whole") == 0
-    one, two = load_file(run_folder / "lora.safetensors"), load_file(folder / "zturbo_runs" / "whole" / "lora.safetensors")
-    assert losses(run_folder) == losses(folder / "zturbo_runs" / "whole") and all(torch.equal(one[key], two[key]) for key in one)
+    one, two = (
+        load_file(run_folder / "lora.safetensors"),
+        load_file(folder / "zturbo_runs" / "whole" / "lora.safetensors"),
+    )
+    assert losses(run_folder) == losses(folder / "zturbo_runs" / "whole") and all(
+        torch.equal(one[key], two[key]) for key in one
+    )
 
 
 def test_resume_goes_on_with_a_stopped_run(folder, capsys):
@@ -145,7 +188,10 @@ def test_resume_takes_up_the_run_that_is_named_and_no_other(folder, capsys):
     settings.write_text(settings.read_text().replace("seed = 0", "seed = 1", 1))
     before = sorted(first.parent.iterdir())
     assert run("resume", str(first)) == 1
-    assert "cannot go on: it had other settings (seed)" in lines(capsys)[-1]["error"] and sorted(first.parent.iterdir()) == before
+    assert (
+        "cannot go on: it had other settings (seed)" in lines(capsys)[-1]["error"]
+        and sorted(first.parent.iterdir()) == before
+    )
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(folder, capsys):
@@ -182,23 +228,32 @@ def test_a_lora_without_its_checkpoints_is_not_written_over(folder, capsys):
     assert run("resume", str(path)) == 1 and "no checkpoint to go on from" in lines(capsys)[-1]["error"]
     assert run("train", "recipe.toml") == 0
     told = lines(capsys)
-    assert told[0]["run"] == str(Path("zturbo_runs/cat_2")) and any("A new run begins: cat has no checkpoint" in line.get("text", "") for line in told)
+    assert told[0]["run"] == str(Path("zturbo_runs/cat_2")) and any(
+        "A new run begins: cat has no checkpoint" in line.get("text", "") for line in told
+    )
     assert (path / "lora.safetensors").read_bytes() == before
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(folder):
-    worker, run_folder = start(folder, "--set", "previews.prompts=['a']", "--set", "previews.every=0"), folder / "zturbo_runs" / "cat"
+    worker, run_folder = (
+        start(folder, "--set", "previews.prompts=['a']", "--set", "previews.every=0"),
+        folder / "zturbo_runs" / "cat",
+    )
     wait_for_step(run_folder, 4, worker)
     for _ in range(2):
         worker.send_signal(signal.SIGINT)
         time.sleep(0.2)
     _, told = worker.communicate(timeout=60)
-    assert worker.returncode in (3, 130) and (worker.returncode == 3 or "is saved as" in told and "Traceback" not in told)
+    assert worker.returncode in (3, 130) and (
+        worker.returncode == 3 or "is saved as" in told and "Traceback" not in told
+    )
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_prints(folder):
     command = f"{shlex.quote(sys.executable)} -m zturbo train recipe.toml --host diffusers --json | head -n 2"
-    told = subprocess.run(command, shell=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    told = subprocess.run(
+        command, shell=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert len(told.stdout.splitlines()) == 2 and "Traceback" not in told.stderr
     assert runfolder.how_ended(folder / "zturbo_runs" / "cat") == "finished"
 
@@ -213,25 +268,42 @@ def test_a_recipe_may_come_from_windows_and_not_from_elsewhere(folder, capsys):
 
 
 def test_plan_needs_no_text_encoder(folder, capsys):
-    (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace('model = "tiny"', f'model = "{diffusers_tiny.MODEL.as_posix()}"'))
+    (folder / "recipe.toml").write_text(
+        (folder / "recipe.toml").read_text().replace('model = "tiny"', f'model = "{diffusers_tiny.MODEL.as_posix()}"')
+    )
     assert run("plan", "recipe.toml") == 0 and lines(capsys)[0]["steps"] == 12
     assert run("train", "recipe.toml") == 1 and "inputs.text_encoder is empty" in lines(capsys)[-1]["error"]
 
 
 def test_an_old_library_gets_the_command_that_brings_a_new_one(folder, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", lambda package: {"diffusers": "0.36.dev0", "transformers": "4.57.3"}[package])
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda package: {"diffusers": "0.36.dev0", "transformers": "4.57.3"}[package]
+    )
     assert run("train", "recipe.toml") == 1
     told = lines(capsys)[-1]["error"]
-    assert "transformers 4.57.3" in told and "pip install" in told and "'transformers>=5.0'" in told and "diffusers 0" not in told
+    assert (
+        "transformers 4.57.3" in told
+        and "pip install" in told
+        and "'transformers>=5.0'" in told
+        and "diffusers 0" not in told
+    )
 
 
 def test_plan_counts_and_starts_nothing(folder, capsys):
     assert run("plan", "recipe.toml") == 0
     facts = lines(capsys)[0]
-    assert facts["steps"] == 12 and facts["buckets"] == {"112x144": 4, "128x128": 8, "144x112": 4} and facts["batches_per_epoch"] == 8 and facts["epochs"] == 1.5
+    assert (
+        facts["steps"] == 12
+        and facts["buckets"] == {"112x144": 4, "128x128": 8, "144x112": 4}
+        and facts["batches_per_epoch"] == 8
+        and facts["epochs"] == 1.5
+    )
     assert run("train", "recipe.toml", "--set", "steps=1") == 0
     state = load_file(folder / "zturbo_runs" / "cat" / "lora.safetensors")
-    assert facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values()) and f"in {len(state) // 2} places" in facts["network"]
+    assert (
+        facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values())
+        and f"in {len(state) // 2} places" in facts["network"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["dora", "lokr", "loha"])
@@ -239,12 +311,22 @@ def test_plan_counts_every_network_as_it_is_trained(folder, capsys, kind):
     assert run("plan", "recipe.toml", "--set", f"network.kind={kind}") == 0
     facts = lines(capsys)[0]
     assert run("train", "recipe.toml", "--set", "steps=1", "--set", f"network.kind={kind}") == 0
-    notes = [event["text"] for event in runfolder.read_events(folder / "zturbo_runs" / "cat" / "events.jsonl") if event.get("event") == "note"]
+    notes = [
+        event["text"]
+        for event in runfolder.read_events(folder / "zturbo_runs" / "cat" / "events.jsonl")
+        if event.get("event") == "note"
+    ]
     assert facts["network"] in notes and f"{facts['trained_numbers']:,} numbers" in facts["network"]
 
 
 def test_plan_refuses_what_does_not_fit(folder, capsys):
-    save_file({"layers.0.attention.to_q.lora_A.weight": torch.zeros(2, 64), "layers.0.attention.to_q.lora_B.weight": torch.zeros(64, 2)}, folder / "other.safetensors")
+    save_file(
+        {
+            "layers.0.attention.to_q.lora_A.weight": torch.zeros(2, 64),
+            "layers.0.attention.to_q.lora_B.weight": torch.zeros(64, 2),
+        },
+        folder / "other.safetensors",
+    )
     assert run("plan", "recipe.toml", "--adapter", "other.safetensors") == 1
     assert "other.safetensors" in lines(capsys)[-1]["error"]
 
@@ -259,12 +341,18 @@ def test_plan_refuses_what_does_not_fit(folder, capsys):
         (("rank = 4", "rnk = 4"), ("network.rnk", "rank")),
         (('trigger = "zsmile"', "trigger = 3"), ("inputs.trigger", "3", "text")),
         (('pictures = "', 'pictures = "/nowhere'), ("inputs.pictures", "/nowhere", "nothing is there")),
-        (('model = "tiny"', 'model = "/nowhere.safetensors"\ntext_encoder = "a"\nvae = "b"'), ("inputs.model", "/nowhere.safetensors")),
+        (
+            ('model = "tiny"', 'model = "/nowhere.safetensors"\ntext_encoder = "a"\nvae = "b"'),
+            ("inputs.model", "/nowhere.safetensors"),
+        ),
         (('model = "tiny"', ""), ("inputs.model", "--model")),
         (("every = 0", 'every = 0\nkeep = "restore"\nstop_above = 0.5'), ("stop_above",)),
         (('resolutions = "128"', 'resolutions = "12x"'), ("12x",)),
         (('resolutions = "128"', 'resolutions = ""'), ("inputs.resolutions", "--resolutions")),
-        (('model = "tiny"', f'model = "{"x" * 300}"\ntext_encoder = "a"\nvae = "b"'), ("inputs.model", "nothing is there")),
+        (
+            ('model = "tiny"', f'model = "{"x" * 300}"\ntext_encoder = "a"\nvae = "b"'),
+            ("inputs.model", "nothing is there"),
+        ),
         (("rank = 4", 'rank = 4\ntargets = "nonsense"'), ("nonsense", "feed_forward.w1")),
         (("rank = 4", 'rank = 4\nlayers = "99"'), ("layers", "99")),
         (("rank = 4", 'rank = 4\nstart = "/nowhere.safetensors"'), ("/nowhere.safetensors", "network.start")),
@@ -282,7 +370,15 @@ def test_a_bad_recipe_gets_a_sentence_and_nothing_is_started(folder, capsys, cha
     assert not (folder / "zturbo_runs").exists()
 
 
-@pytest.mark.parametrize(("setting", "words"), [("steps", "KEY=VALUE"), ("name.x=1", "no section"), ("optimizer.rate=1", "optimizer.rate"), ("seed=-1", "at least 0")])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("steps", "KEY=VALUE"),
+        ("name.x=1", "no section"),
+        ("optimizer.rate=1", "optimizer.rate"),
+        ("seed=-1", "at least 0"),
+    ],
+)
 def test_bad_settings_get_a_sentence(folder, capsys, setting, words):
     assert run("plan", "recipe.toml", "--set", setting) == 1 and words in lines(capsys)[-1]["error"]
 
@@ -291,19 +387,38 @@ def test_inspect_and_convert(folder, capsys):
     state, rank = {}, 4
     for letter in "qkv":  # kohya's names
         stem = f"lora_unet_layers_0_attention_to_{letter}"
-        state |= {f"{stem}.lora_down.weight": torch.randn(rank, 256), f"{stem}.lora_up.weight": torch.randn(256, rank), f"{stem}.alpha": torch.tensor(2.0)}
+        state |= {
+            f"{stem}.lora_down.weight": torch.randn(rank, 256),
+            f"{stem}.lora_up.weight": torch.randn(256, rank),
+            f"{stem}.alpha": torch.tensor(2.0),
+        }
     save_file(state, folder / "kohya.safetensors", metadata={"ss_network_dim": "4"})
     assert cli.main(["inspect", "kohya.safetensors", "--json"]) == 0
     facts = lines(capsys)[0]
-    delta = 0.5 * state["lora_unet_layers_0_attention_to_q.lora_up.weight"] @ state["lora_unet_layers_0_attention_to_q.lora_down.weight"]
-    assert facts["rank"] == [4] and facts["dtype"] == ["float32"] and facts["targets"] == ["attention.to_k", "attention.to_q", "attention.to_v"] and facts["metadata"]["ss_network_dim"] == "4"
+    delta = (
+        0.5
+        * state["lora_unet_layers_0_attention_to_q.lora_up.weight"]
+        @ state["lora_unet_layers_0_attention_to_q.lora_down.weight"]
+    )
+    assert (
+        facts["rank"] == [4]
+        and facts["dtype"] == ["float32"]
+        and facts["targets"] == ["attention.to_k", "attention.to_q", "attention.to_v"]
+        and facts["metadata"]["ss_network_dim"] == "4"
+    )
     assert facts["parts"]["layers.0.attention.to_q"]["norm"] == pytest.approx(delta.norm().item(), rel=1e-5)
     assert cli.main(["convert", "kohya.safetensors", "ours.safetensors", "--dtype", "fp32"]) == 0
     made = load_file(folder / "ours.safetensors")
-    assert torch.equal(made["diffusion_model.layers.0.attention.to_k.lora_B.weight"], state["lora_unet_layers_0_attention_to_k.lora_up.weight"])
+    assert torch.equal(
+        made["diffusion_model.layers.0.attention.to_k.lora_B.weight"],
+        state["lora_unet_layers_0_attention_to_k.lora_up.weight"],
+    )
     capsys.readouterr()
     place = "diffusion_model.layers.29.feed_forward.w1"
-    save_file({f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)}, folder / "elsewhere.safetensors")
+    save_file(
+        {f"{place}.lora_A.weight": torch.zeros(2, 256), f"{place}.lora_B.weight": torch.zeros(768, 2)},
+        folder / "elsewhere.safetensors",
+    )
     draw = ["sample", "--model", "tiny", "--prompt", "x", "--host", "diffusers"]
     for bad, words in (
         ([*draw, "--lora", "elsewhere.safetensors"], "does not fit this model"),
@@ -331,7 +446,12 @@ def test_help_reads_like_a_manual(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
     told = capsys.readouterr().out
-    assert ended.value.code == 0 and "examples:" in told and "Ctrl-C" in told and all(name in told for name in ("train", "resume", "sample", "inspect", "convert", "plan"))
+    assert (
+        ended.value.code == 0
+        and "examples:" in told
+        and "Ctrl-C" in told
+        and all(name in told for name in ("train", "resume", "sample", "inspect", "convert", "plan"))
+    )
 
 
 def test_the_demos_recipe_is_whole():
@@ -345,11 +465,25 @@ def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
     shutil.copytree(ROOT / "zturbo", source / "zturbo", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, source)
-    build = [sys.executable, "-c", "from setuptools import setup; setup()", "build", "--build-lib", str(tmp_path / "there")]
+    build = [
+        sys.executable,
+        "-c",
+        "from setuptools import setup; setup()",
+        "build",
+        "--build-lib",
+        str(tmp_path / "there"),
+    ]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["zturbo"]
     code = "from zturbo.hosts import diffusers_load as d; print(d.__file__, d.bundled_tokenizer().decode(d.bundled_tokenizer().encode('zsmile')))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "there")}, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "there")},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert str(tmp_path / "there") in told and told.endswith("zsmile\n")
 
 
@@ -362,7 +496,9 @@ def killed_at(number: int, *arguments: str) -> bool:
 
     def watch(event: str, given: tuple):
         nonlocal done
-        if event in ("os.mkdir", "os.rename") or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_APPEND)):
+        if event in ("os.mkdir", "os.rename") or (
+            event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_APPEND)
+        ):
             done += "zturbo_runs" in str(given[0]) and ".cache" not in str(given[0])
             if done > number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -381,10 +517,16 @@ NEWS = ("A new run begins",)
 
 
 def what_was_said(path: Path) -> list[str]:
-    return [event["text"] for event in runfolder.read_events(path / "events.jsonl") if event.get("text", "").startswith(NEWS)]
+    return [
+        event["text"]
+        for event in runfolder.read_events(path / "events.jsonl")
+        if event.get("text", "").startswith(NEWS)
+    ]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not"
+)
 def test_a_run_that_is_killed_at_any_moment_before_its_first_step_is_taken_up_in_its_folder(folder):
     """Also with other settings, as nothing was learnt: until its start event is written. The bits are those of a run that was never cut off."""
     (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace("steps = 12", "steps = 1"))
@@ -404,16 +546,25 @@ def test_a_run_that_is_killed_at_any_moment_before_its_first_step_is_taken_up_in
     assert moments >= 6  # the folder, the recipe twice, two folders in it, the lock, the log
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not"
+)
 def test_a_run_from_a_checkpoint_that_is_killed_before_its_first_step_is_taken_up_from_there(folder):
     assert run("train", "recipe.toml", "--set", "name=base", "--set", "steps=1") == 0
     more = ("--set", "steps=2", "--resume", "base/step_000001")
     assert run("train", "recipe.toml", "--set", "name=whole", *more) == 0
     moments, runs = 0, folder / "zturbo_runs"
     while killed_at(moments, *more):
-        begun = "total" in runfolder.start_of(runs / "cat") and runfolder.start_of(runs / "cat")["source"] == "base/step_000001"
+        begun = (
+            "total" in runfolder.start_of(runs / "cat")
+            and runfolder.start_of(runs / "cat")["source"] == "base/step_000001"
+        )
         assert run("train", "recipe.toml", *more) == 0
-        assert [path.name for path in runs.glob("cat*")] == ["cat"] and losses(runs / "cat") == losses(runs / "whole") and len(losses(runs / "cat")) == 2, moments
+        assert (
+            [path.name for path in runs.glob("cat*")] == ["cat"]
+            and losses(runs / "cat") == losses(runs / "whole")
+            and len(losses(runs / "cat")) == 2
+        ), moments
         shutil.rmtree(runs / "cat")
         moments += 2
         if begun:
@@ -421,7 +572,9 @@ def test_a_run_from_a_checkpoint_that_is_killed_before_its_first_step_is_taken_u
     assert moments >= 8
 
 
-@pytest.mark.parametrize("left", ["nothing", "half a recipe", "an empty log", "half a start event", "a recipe and no more"])
+@pytest.mark.parametrize(
+    "left", ["nothing", "half a recipe", "an empty log", "half a start event", "a recipe and no more"]
+)
 def test_what_a_run_leaves_that_never_began_is_taken_up_by_train_and_resume(folder, capsys, left):
     cat = folder / "zturbo_runs" / "cat"
     cat.mkdir(parents=True)
@@ -430,7 +583,9 @@ def test_what_a_run_leaves_that_never_began_is_taken_up_by_train_and_resume(fold
     elif left != "nothing":
         assert run("train", "recipe.toml", "--set", "name=other", "--set", "steps=1") == 0
         shutil.copy(folder / "zturbo_runs" / "other" / "recipe.toml", cat)
-        (cat / "recipe.toml").write_text((cat / "recipe.toml").read_text().replace('"other"', '"cat"').replace("steps = 1", "steps = 4"))
+        (cat / "recipe.toml").write_text(
+            (cat / "recipe.toml").read_text().replace('"other"', '"cat"').replace("steps = 1", "steps = 4")
+        )
     if left in ("an empty log", "half a start event"):
         (cat / "events.jsonl").write_text("" if left == "an empty log" else '{"event": "start", "total": 12, "tea')
     if left in ("nothing", "half a recipe"):
@@ -453,12 +608,17 @@ def test_a_log_that_lost_its_beginning_is_said_to_have_and_what_was_learnt_stays
     assert said == "A new run begins: cat, which was cut off, has no log of what it was given."
     assert (cat / "lora.safetensors").read_bytes() == before
     assert run("resume", str(cat)) == 1
-    assert "The run cat cannot go on: it has no log of what it was given. Train a new run that goes on from its newest checkpoint (with cat in resume)." in lines(capsys)[-1]["error"]
+    assert (
+        "The run cat cannot go on: it has no log of what it was given. Train a new run that goes on from its newest checkpoint (with cat in resume)."
+        in lines(capsys)[-1]["error"]
+    )
 
 
 def said_of(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "zturbo", *arguments]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True)
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True
+    )
 
 
 def test_a_console_without_every_letter_is_no_fault(folder):
@@ -469,7 +629,12 @@ def test_a_console_without_every_letter_is_no_fault(folder):
     told = said_of(folder, "plan", "recipe.toml", "--pictures", "cats", PYTHONIOENCODING="cp1252")
     assert told.returncode == 0 and b"Traceback" not in told.stderr, told.stderr
     save_file(
-        {"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.ones(1, 8), "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.ones(8, 1)}, folder / "a.safetensors", {"猫": "猫"}
+        {
+            "diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.ones(1, 8),
+            "diffusion_model.layers.0.attention.to_q.lora_B.weight": torch.ones(8, 1),
+        },
+        folder / "a.safetensors",
+        {"猫": "猫"},
     )
     told = said_of(folder, "inspect", "a.safetensors", PYTHONIOENCODING="cp1252")
     assert told.returncode == 0 and b"\\u732b" in told.stdout
@@ -484,7 +649,15 @@ def test_a_windows_path_in_double_quotes_is_named_as_the_reason(folder, pictures
 
 def test_a_tilde_is_the_home_folder(folder):
     shutil.copytree(diffusers_tiny.PICTURES, folder / "home" / "pics")
-    told = said_of(folder, "plan", "recipe.toml", "--pictures", "~/pics", HOME=str(folder / "home"), USERPROFILE=str(folder / "home"))
+    told = said_of(
+        folder,
+        "plan",
+        "recipe.toml",
+        "--pictures",
+        "~/pics",
+        HOME=str(folder / "home"),
+        USERPROFILE=str(folder / "home"),
+    )
     assert told.returncode == 0, told.stderr
 
 
@@ -498,7 +671,11 @@ def test_comfyui_is_found_where_the_pack_is_a_link(tmp_path):
     code = "from zturbo.cli import hosts; print(hosts.find_comfyui(None))"
     variables = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
     told = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**variables, "PYTHONPATH": str(tmp_path / "ComfyUI" / "custom_nodes" / "pack"), "HOME": str(tmp_path)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**variables, "PYTHONPATH": str(tmp_path / "ComfyUI" / "custom_nodes" / "pack"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
     assert told.stdout.strip() == str(tmp_path / "ComfyUI"), told.stderr
 

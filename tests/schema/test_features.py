@@ -8,10 +8,19 @@ import pytest
 from zturbo.recipe import Recipe, flat
 
 ROOT = Path(__file__).resolve().parents[2]
-ROW = re.compile(r"^\| `(?P<field>[\w.]+)` \| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE)
-ADAPTER_ROW = re.compile(r"^\| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `(?P<field>[\w.]+)` \| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$",
+    re.MULTILINE,
+)
+ADAPTER_ROW = re.compile(
+    r"^\| (?P<node>\w+) \| `(?P<input>\w+)` \| (?P<default>.*?) \| `(?P<test>[\w/.]+::\w+)` \|$", re.MULTILINE
+)
 ADAPTER_NODES = ("ZTurboGenerateSet", "ZTurboExtractAdapter", "ZTurboCheckAdapter")
-LONG = {("ZTurboGenerateSet", "prompts"): "two lines", ("ZTurboGenerateSet", "sizes"): "eight sizes", ("ZTurboCheckAdapter", "prompts"): "four lines"}
+LONG = {
+    ("ZTurboGenerateSet", "prompts"): "two lines",
+    ("ZTurboGenerateSet", "sizes"): "eight sizes",
+    ("ZTurboCheckAdapter", "prompts"): "four lines",
+}
 PAGE = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
 
 
@@ -33,7 +42,9 @@ def test_every_setting_is_in_the_table_and_nothing_else():
     assert set(rows()) == set(flat(Recipe())) - FIXED
 
 
-@pytest.mark.parametrize("row", [*rows().values(), *adapter_rows().values()], ids=lambda row: f"{row['node']}.{row['input']}")
+@pytest.mark.parametrize(
+    "row", [*rows().values(), *adapter_rows().values()], ids=lambda row: f"{row['node']}.{row['input']}"
+)
 def test_its_test_exists(row):
     path, name = row["test"].split("::")
     assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")
@@ -48,7 +59,9 @@ def test_node_input_and_default_are_those_of_the_schemas(schemas):
 
 
 def test_every_input_of_the_nodes_that_make_an_adapter_is_in_the_table(schemas):
-    inputs = {(node, given.id): getattr(given, "default", None) for node in ADAPTER_NODES for given in schemas[node].inputs}
+    inputs = {
+        (node, given.id): getattr(given, "default", None) for node in ADAPTER_NODES for given in schemas[node].inputs
+    }
     asked = {place: default for place, default in inputs.items() if default is not None}
     assert set(adapter_rows()) == set(asked)
     for place, row in adapter_rows().items():

@@ -17,7 +17,11 @@ def project() -> dict:
 
 
 def test_dependencies_are_requirements_txt():
-    wanted = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")]
+    wanted = [
+        line.strip()
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     assert project()["project"]["dependencies"] == wanted
 
 
@@ -31,7 +35,9 @@ def test_registry_fields():
 
 
 def test_importing_the_folder_needs_no_comfyui():
-    spec = importlib.util.spec_from_file_location("bare_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "bare_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     before = set(sys.modules)
     spec.loader.exec_module(module)
@@ -44,7 +50,11 @@ def test_node_classes_are_as_the_managers_scanner_wants_them():
     found = []
     for path in (ROOT / "nodes").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for class_ in [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in n.bases)]:
+        for class_ in [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in n.bases)
+        ]:
             ids = [k.value.value for k in ast.walk(class_) if isinstance(k, ast.keyword) and k.arg == "node_id"]
             assert ids == [class_.name]
             found += ids
@@ -60,7 +70,9 @@ def imports(path: Path) -> set[str]:
 def test_only_the_hosts_know_comfyui_or_diffusers():
     for path in (ROOT / "zturbo").glob("*.py"):
         known = {name.split(".")[0] for name in imports(path)}
-        assert not known & {"comfy", "comfy_api", "folder_paths", "server", "nodes", "diffusers", "transformers"}, path.name
+        assert not known & {"comfy", "comfy_api", "folder_paths", "server", "nodes", "diffusers", "transformers"}, (
+            path.name
+        )
 
 
 def test_nodes_know_only_comfyuis_public_api_and_zturbo():
@@ -72,15 +84,24 @@ def test_nodes_know_only_comfyuis_public_api_and_zturbo():
 def test_nothing_loads_pickles_or_runs_text():
     for room in ("zturbo", "nodes"):
         for path in (ROOT / room).rglob("*.py"):
-            code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines() if '"""' not in line)
+            code = "\n".join(
+                line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines() if '"""' not in line
+            )
             assert not re.search(r"(?<!\.)\b(eval|exec)\(|\bpickle\b|torch\.load\(", code), path
 
 
 def test_nothing_written_for_people_waits_for_its_words():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "js" / "docs").rglob("*.md"), ROOT / "lab" / "README.md"]
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "js" / "docs").rglob("*.md"),
+        ROOT / "lab" / "README.md",
+    ]
     assert len(pages) > 10
     for page in pages:
-        assert not re.findall(r"\b(?:TODO|FIXME|XXX|(?!CONTRIBUTING\b)[A-Z]{10,})\b|\{\{", page.read_text(encoding="utf-8")), page.name
+        assert not re.findall(
+            r"\b(?:TODO|FIXME|XXX|(?!CONTRIBUTING\b)[A-Z]{10,})\b|\{\{", page.read_text(encoding="utf-8")
+        ), page.name
 
 
 def test_the_tiny_model_is_small():
@@ -97,6 +118,13 @@ def test_what_is_trained_knows_no_host(room):
 def test_only_hosts_import_them():
     """comfy in zturbo/hosts/comfy*, diffusers and transformers in zturbo/hosts/diffusers*."""
     for path in (ROOT / "zturbo").rglob("*.py"):
-        for host, modules in (("comfy", "comfy|folder_paths|server|latent_preview"), ("diffusers", "diffusers|transformers")):
-            found = re.findall(rf"^ *(?:import|from) ((?:{modules})[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-            assert not found or (path.parent.name == "hosts" and path.name.startswith(host)), f"{path.name} imports {found}"
+        for host, modules in (
+            ("comfy", "comfy|folder_paths|server|latent_preview"),
+            ("diffusers", "diffusers|transformers"),
+        ):
+            found = re.findall(
+                rf"^ *(?:import|from) ((?:{modules})[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE
+            )
+            assert not found or (path.parent.name == "hosts" and path.name.startswith(host)), (
+                f"{path.name} imports {found}"
+            )

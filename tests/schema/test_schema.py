@@ -30,7 +30,8 @@ def test_description_tooltips_and_help(schemas, node):
     help_page = read("js", "docs", f"{node}.md")
     for field in schema.inputs:
         assert field.tooltip and len(field.tooltip) > 15, f"{node}.{field.id} has no tooltip"
-        if field.id not in ("model", "clip", "vae", "prompt", "direction"):  # the plain wires, and what the text says in other words
+        # the plain wires, and what the text says in other words
+        if field.id not in ("model", "clip", "vae", "prompt", "direction"):
             assert field.id in help_page, f"{field.id} is not in js/docs/{node}.md"
 
 
@@ -47,7 +48,12 @@ def locale_of(schemas) -> dict:
         schema = schemas[node]
         inputs = {field.id: {"name": field.id, "tooltip": field.tooltip} for field in schema.inputs}
         outputs = {str(place): {"name": output.display_name} for place, output in enumerate(schema.outputs)}
-        entries[node] = {"display_name": schema.display_name, "description": schema.description, "inputs": inputs, "outputs": outputs}
+        entries[node] = {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": inputs,
+            "outputs": outputs,
+        }
     return entries
 
 

@@ -8,7 +8,8 @@ import aiohttp
 from aiohttp import web
 
 PATH = "/comfy"
-OWN = {"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"}  # headers of one connection, not of what it carries
+# headers of one connection, not of what it carries
+OWN = {"connection", "keep-alive", "transfer-encoding", "content-length", "upgrade"}
 
 
 class Proxy:
@@ -25,8 +26,13 @@ class Proxy:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self.websocket(request, target)
         kept = {name: value for name, value in request.headers.items() if name.lower() not in OWN}
-        async with self.client.request(request.method, target, headers=kept, data=await request.read(), allow_redirects=False) as got:
-            answer = web.StreamResponse(status=got.status, headers={name: value for name, value in got.headers.items() if name.lower() not in OWN})
+        async with self.client.request(
+            request.method, target, headers=kept, data=await request.read(), allow_redirects=False
+        ) as got:
+            answer = web.StreamResponse(
+                status=got.status,
+                headers={name: value for name, value in got.headers.items() if name.lower() not in OWN},
+            )
             await answer.prepare(request)
             async for piece in got.content.iter_any():
                 await answer.write(piece)
@@ -36,7 +42,10 @@ class Proxy:
         here = web.WebSocketResponse(max_msg_size=0)
         await here.prepare(request)
         async with self.client.ws_connect(target, max_msg_size=0) as there:
-            await asyncio.wait([asyncio.ensure_future(carry(*way)) for way in ((here, there), (there, here))], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [asyncio.ensure_future(carry(*way)) for way in ((here, there), (there, here))],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         return here
 
     async def serve(self, started: threading.Event, stop: asyncio.Event):

@@ -24,7 +24,9 @@ def test_what_was_made_is_found_by_any_run_and_by_its_parts_only(tmp_path):
     assert torch.equal(second.get(("a", 1), never), VALUE) and (second.found, second.made) == (1, 0)
     assert torch.equal(second.get(("a", 2), lambda: VALUE + 1), VALUE + 1)
     assert torch.equal(second.get(("a1",), lambda: VALUE + 2), VALUE + 2)
-    assert "1 latents and texts found, 2 encoded" in second.report() and second.size() == sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert "1 latents and texts found, 2 encoded" in second.report() and second.size() == sum(
+        f.stat().st_size for f in tmp_path.iterdir()
+    )
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "other"])
@@ -33,7 +35,9 @@ def test_a_damaged_entry_is_made_again(tmp_path, harm):
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
-    file.write_bytes({"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b"", "other": b"no safetensors at all"}[harm])
+    file.write_bytes(
+        {"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b"", "other": b"no safetensors at all"}[harm]
+    )
     cache = Cache(tmp_path)
     assert torch.equal(cache.get(("a",), lambda: VALUE), VALUE) and cache.made == 1
     assert torch.equal(Cache(tmp_path).get(("a",), never), VALUE)
@@ -61,7 +65,9 @@ def test_what_nobody_used_for_long_goes(tmp_path):
     for path, days in zip(sorted(tmp_path.glob("*.safetensors")), (61, 59, 61)):
         os.utime(path, (time.time() - days * 86400,) * 2)
     os.utime(tmp_path / "x.1.part", (0, 0))
-    first = next(n for n in range(3) if (tmp_path / f"{cache_key((n,))}.safetensors").stat().st_mtime < time.time() - 60 * 86400)
+    first = next(
+        n for n in range(3) if (tmp_path / f"{cache_key((n,))}.safetensors").stat().st_mtime < time.time() - 60 * 86400
+    )
     Cache(tmp_path).get((first,), never)  # used today
     Cache(tmp_path).tidy()
     assert len(list(tmp_path.iterdir())) == 2

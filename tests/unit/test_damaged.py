@@ -20,7 +20,9 @@ STEM = "layers.0.feed_forward.w1"
 
 def test_a_sentence_is_one_printable_line_of_bearable_length():
     said = str(ZTurboError("a\nb\x1b[31m\u202e\ud800 é\xa0猫 " + "x" * 9000 + " What to do."))
-    assert said.startswith("a b\\x1b[31m\\u202e\\ud800 é 猫 x") and said.endswith("What to do.") and len(said) <= LONGEST
+    assert (
+        said.startswith("a b\\x1b[31m\\u202e\\ud800 é 猫 x") and said.endswith("What to do.") and len(said) <= LONGEST
+    )
 
 
 # LoRA files
@@ -47,7 +49,14 @@ def test_tensors_that_are_no_lora(state, said):
         lorafile.parse(state)
 
 
-@pytest.mark.parametrize("again", [halves("transformer."), {key: tensor.double() for key, tensor in halves("lora_unet__").items()}, {f"{STEM}.alpha": torch.tensor(2)}])
+@pytest.mark.parametrize(
+    "again",
+    [
+        halves("transformer."),
+        {key: tensor.double() for key, tensor in halves("lora_unet__").items()},
+        {f"{STEM}.alpha": torch.tensor(2)},
+    ],
+)
 def test_the_same_numbers_twice_and_a_whole_number_for_alpha_are_read(again):
     factors, leftover = lorafile.parse(halves() | {f"diffusion_model.{STEM}.alpha": torch.tensor(2.0)} | again)
     assert not leftover and factors[STEM].delta().equal(torch.full((8, 8), 2.0))
@@ -65,12 +74,27 @@ def test_metadata_that_is_null_and_fp8_numbers(tmp_path):
     state = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in halves().items()}
     raw = save(state)
     head = raw[8 : 8 + int.from_bytes(raw[:8], "little")].rstrip()[:-1] + b',"__metadata__":null}'
-    (tmp_path / "l.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + int.from_bytes(raw[:8], "little") :])
+    (tmp_path / "l.safetensors").write_bytes(
+        len(head).to_bytes(8, "little") + head + raw[8 + int.from_bytes(raw[:8], "little") :]
+    )
     assert lorafile.read(tmp_path / "l.safetensors").metadata == {}
-    assert lorafile.parse(convert.convert(tmp_path / "l.safetensors", 0, "fp32").state)[0][STEM].delta().equal(torch.full((8, 8), 2.0))
+    assert (
+        lorafile.parse(convert.convert(tmp_path / "l.safetensors", 0, "fp32").state)[0][STEM]
+        .delta()
+        .equal(torch.full((8, 8), 2.0))
+    )
 
 
-@pytest.mark.parametrize("config", ['{"r": [' + "[" * 100_000, '{"rank_pattern": [1]}', '{"rank_pattern": {"(a+)+b": 4}}', '{"r": 0.0000001}', '{"r": 1' + "0" * 400 + "}"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"r": [' + "[" * 100_000,
+        '{"rank_pattern": [1]}',
+        '{"rank_pattern": {"(a+)+b": 4}}',
+        '{"r": 0.0000001}',
+        '{"r": 1' + "0" * 400 + "}",
+    ],
+)
 def test_a_configuration_of_peft_that_is_none(tmp_path, config):
     save_file(halves("base_model.model."), tmp_path / "l.safetensors")
     (tmp_path / "adapter_config.json").write_text(config)
@@ -102,8 +126,12 @@ BLACK = Image.new("RGB", (64, 64))
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n", "a PostScript file"),  # Pillow would start Ghostscript
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (50000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0", "cannot be read as a picture"),
+        # Pillow would start Ghostscript
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n", "a PostScript file"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (50000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0",
+            "cannot be read as a picture",
+        ),
     ],
 )
 def test_other_formats_and_pictures_without_an_end(tmp_path, content, said):
@@ -127,7 +155,9 @@ def test_a_picture_too_large_for_the_memory_is_refused_by_its_header(tmp_path, m
         folder(tmp_path, BLACK)
 
 
-@pytest.mark.parametrize("values, mode, seen", [(0.5, np.float32, 0.5), (128, np.float32, 0.5), (200, np.uint16, 0.003)])
+@pytest.mark.parametrize(
+    "values, mode, seen", [(0.5, np.float32, 0.5), (128, np.float32, 0.5), (200, np.uint16, 0.003)]
+)
 def test_floats_from_0_to_1_and_dark_16_bits_look_as_they_are(tmp_path, values, mode, seen):
     Image.fromarray(np.full((64, 64), values, mode)).save(tmp_path / "a.tif")
     assert dataset.from_folder(tmp_path, (64,), "zvk").items[0].pixels().mean() == pytest.approx(seen, abs=0.005)
@@ -139,14 +169,22 @@ def test_floats_that_are_no_numbers(tmp_path):
         dataset.from_folder(tmp_path, (64,), "zvk")
 
 
-@pytest.mark.parametrize("content, said", [("a cat".encode("utf-16-le"), "zeros in it"), (b"x" * (words.LONGEST + 1), "longer than")])
+@pytest.mark.parametrize(
+    "content, said", [("a cat".encode("utf-16-le"), "zeros in it"), (b"x" * (words.LONGEST + 1), "longer than")]
+)
 def test_captions_that_are_no_text(tmp_path, content, said):
     with pytest.raises(DatasetError, match=said):
         folder(tmp_path, BLACK, a_txt=content)
 
 
 @pytest.mark.parametrize(
-    "line", [b"[" * 100_000, b'{"file_name": "a.png", "text": "x", "caption_dropout": true}', b'{"file_name": "a.png", "text": "\\u0000"}', b'{"file_name": "a.png", "text": "\\ud83d"}']
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"file_name": "a.png", "text": "x", "caption_dropout": true}',
+        b'{"file_name": "a.png", "text": "\\u0000"}',
+        b'{"file_name": "a.png", "text": "\\ud83d"}',
+    ],
 )
 def test_rows_that_are_none(tmp_path, line):
     with pytest.raises(DatasetError, match="Line 1|half a character"):
@@ -165,7 +203,9 @@ def test_half_an_emoji_in_the_trigger_word(tmp_path):
         dataset.from_folder(tmp_path, (64,), "\ud83d")
 
 
-@pytest.mark.parametrize("read", [dataset.read_sides, lambda text: network.read_targets("*:" + text, 4), network.read_layers])
+@pytest.mark.parametrize(
+    "read", [dataset.read_sides, lambda text: network.read_targets("*:" + text, 4), network.read_layers]
+)
 def test_numbers_of_thousands_of_digits(read):
     with pytest.raises(ZTurboError):
         read("9" * 5000)
@@ -250,7 +290,9 @@ def test_a_refused_checkpoint_leaves_no_trace(tmp_path, facts):
     mine = state()
     with pytest.raises(CheckpointError):
         mine.take(tensors, good | facts)
-    assert mine.losses == [1.0] and all(torch.equal(a, b) for a, b in zip(mine.parts().values(), state().parts().values()))
+    assert mine.losses == [1.0] and all(
+        torch.equal(a, b) for a, b in zip(mine.parts().values(), state().parts().values())
+    )
 
 
 def test_a_checkpoint_without_facts(tmp_path):
@@ -271,7 +313,12 @@ def test_strangers_among_the_checkpoints(tmp_path):
 
 def test_lines_of_a_log_that_are_none(tmp_path):
     run = runfolder.RunFolder.new(tmp_path, Recipe("run"))
-    good = [{"event": "start", "total": 5}, {"step": 1, "loss": 0.5, "seconds": 1.0, "grad_norm": float("inf")}, {"event": "note", "text": "ä"}, {"event": "end", "how": "failed", "saved": 1}]
+    good = [
+        {"event": "start", "total": 5},
+        {"step": 1, "loss": 0.5, "seconds": 1.0, "grad_norm": float("inf")},
+        {"event": "note", "text": "ä"},
+        {"event": "end", "how": "failed", "saved": 1},
+    ]
     bad = [
         b"3",
         b"null",
@@ -284,8 +331,14 @@ def test_lines_of_a_log_that_are_none(tmp_path):
         b'{"event": []}',
         b'{"event": "end"}',
     ]
-    lines = [line for event, *broken in zip(good, bad[0::3], bad[1::3], bad[2::3]) for line in (*broken, json.dumps(event).encode())]
+    lines = [
+        line
+        for event, *broken in zip(good, bad[0::3], bad[1::3], bad[2::3])
+        for line in (*broken, json.dumps(event).encode())
+    ]
     run.events.write_bytes(b"\n".join([*lines, *bad]))
     assert runfolder.read_events(run.events)[:3] == good[:3]
-    assert runfolder.summary(run.path, 10)["steps"] == [{"step": 1, "loss": 0.5, "seconds": 1.0}] and runfolder.how_ended(run.path) in (None, "failed")
+    assert runfolder.summary(run.path, 10)["steps"] == [
+        {"step": 1, "loss": 0.5, "seconds": 1.0}
+    ] and runfolder.how_ended(run.path) in (None, "failed")
     run.rewind(1)

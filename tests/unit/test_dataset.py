@@ -100,7 +100,13 @@ def test_a_place_for_a_trigger_needs_one(tmp_path):
 
 @pytest.mark.parametrize(
     "caption, expected",
-    [("a [trigger] here", "a zvk here"), ("a dog", "zvk, a dog"), ("", "zvk"), ("my ZVK dog", "my ZVK dog"), ("fuzzvks", "zvk, fuzzvks")],
+    [
+        ("a [trigger] here", "a zvk here"),
+        ("a dog", "zvk, a dog"),
+        ("", "zvk"),
+        ("my ZVK dog", "my ZVK dog"),
+        ("fuzzvks", "zvk, fuzzvks"),
+    ],
 )
 def test_trigger(caption, expected):
     assert dataset.apply_trigger(caption, "zvk") == expected
@@ -144,7 +150,9 @@ def test_sub_folders_with_repeats_and_metadata(tmp_path):
     save(tmp_path / "10_cat", "b.png", left_red(), caption=None)
     save(tmp_path / "plain", "c.png", left_red(), caption=None)
     save(tmp_path / "3_x/deep", "d.png", left_red(), caption="deep")
-    (tmp_path / "10_cat" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "not this"}\n\n{"file_name": "b.png", "text": "listed"}\n{"file_name": "gone.png", "text": "x"}\n')
+    (tmp_path / "10_cat" / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "not this"}\n\n{"file_name": "b.png", "text": "listed"}\n{"file_name": "gone.png", "text": "x"}\n'
+    )
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "plain/c.png", "caption": "from above"}\n')
     found = dataset.from_folder(tmp_path, (128,))
     assert {(item.name.replace("\\", "/"), item.caption, item.repeats) for item in found.items} == {
@@ -153,7 +161,10 @@ def test_sub_folders_with_repeats_and_metadata(tmp_path):
         ("plain/c.png", "from above", 1),
         ("3_x/deep/d.png", "deep", 3),
     }
-    assert "1 rows of metadata name pictures that are not there: gone.png" in found.report() and "4 pictures, 24 an epoch" in found.report()
+    assert (
+        "1 rows of metadata name pictures that are not there: gone.png" in found.report()
+        and "4 pictures, 24 an epoch" in found.report()
+    )
 
 
 @pytest.mark.parametrize("line", ["no json", '["a"]', '{"text": "x"}', '{"file_name": "a.png", "text": 3}'])
@@ -178,7 +189,9 @@ def test_several_resolutions_where_the_picture_is_large_enough(tmp_path):
 def test_orders_of_tags_keep_the_first_and_lose_none():
     orders = dataset.tag_orders("zvk, red, round, small, old", 1)
     assert orders[0] == "zvk, red, round, small, old" and 4 <= len(orders) == len(set(orders)) <= dataset.ORDERS
-    assert all(order.split(", ")[0] == "zvk" and sorted(order.split(", ")) == sorted(orders[0].split(", ")) for order in orders)
+    assert all(
+        order.split(", ")[0] == "zvk" and sorted(order.split(", ")) == sorted(orders[0].split(", ")) for order in orders
+    )
     assert orders == dataset.tag_orders("zvk, red, round, small, old", 1)
     assert dataset.tag_orders("one sentence without a list", 1) == ("one sentence without a list",)
 
@@ -187,8 +200,14 @@ def test_captions_hold_every_text_once_and_the_trigger_for_dropped_ones():
     images = [np.zeros((64, 64, 3), np.uint8)] * 3
     plain = dataset.from_arrays(images, ["a, b", "a, b", "c"], (64,), "zvk", Data(caption_dropout=0.5)).captions()
     assert plain.texts == ("zvk", "zvk, a, b", "zvk, c") and plain.of == ((1,), (1,), (2,)) and plain.dropped == 0
-    shuffled = dataset.from_arrays(images, ["a, b, c", "x", "y"], (64,), "zvk", Data(caption_dropout=0, shuffle_tags=True)).captions()
-    assert len(shuffled.of[0]) > 3 and shuffled.of[1:] == ((shuffled.texts.index("zvk, x"),), (shuffled.texts.index("zvk, y"),)) and shuffled.dropped is None
+    shuffled = dataset.from_arrays(
+        images, ["a, b, c", "x", "y"], (64,), "zvk", Data(caption_dropout=0, shuffle_tags=True)
+    ).captions()
+    assert (
+        len(shuffled.of[0]) > 3
+        and shuffled.of[1:] == ((shuffled.texts.index("zvk, x"),), (shuffled.texts.index("zvk, y"),))
+        and shuffled.dropped is None
+    )
 
 
 def picture(path, size=(64, 48), color=(9, 9, 9), mode="RGB"):
@@ -205,7 +224,11 @@ def test_a_mask_file_is_no_picture_and_weighs_its_own_with_mean_one(tmp_path):
     found = dataset.from_folder(tmp_path, (64,), "zvk")
     assert [item.name for item in found.items] == ["cat.png", "plain.png"] and "1 masked" in found.report()
     weight = found.items[0].mask(0.1)
-    assert weight.shape == (1, 6, 8) and weight.mean().item() == pytest.approx(1) and (weight[0, :, 0] / weight[0, :, -1]).mean().item() == pytest.approx(10, rel=0.01)
+    assert (
+        weight.shape == (1, 6, 8)
+        and weight.mean().item() == pytest.approx(1)
+        and (weight[0, :, 0] / weight[0, :, -1]).mean().item() == pytest.approx(10, rel=0.01)
+    )
     assert found.items[1].mask(0.1) is None
     assert all(item.mask_file is None for item in dataset.from_folder(tmp_path, (64,), "zvk", Data(masks="off")).items)
 

@@ -15,7 +15,10 @@ def weights(seed, rank=None):
     random = torch.Generator().manual_seed(seed)
     if rank is None:
         return {name: torch.randn(shape, generator=random) for name, shape in PARTS.items()}
-    return {name: torch.randn(rows, rank, generator=random) @ torch.randn(rank, columns, generator=random) for name, (rows, columns) in PARTS.items()}
+    return {
+        name: torch.randn(rows, rank, generator=random) @ torch.randn(rank, columns, generator=random)
+        for name, (rows, columns) in PARTS.items()
+    }
 
 
 def test_a_difference_of_that_rank_comes_back_whole():
@@ -35,7 +38,9 @@ def test_the_error_is_what_the_rank_leaves_out():
     whole = torch.stack([tensor.norm() for tensor in change.values()]).norm()
     assert found.error == pytest.approx((torch.stack(list(left.values())).norm() / whole).item(), rel=1e-3)
     name, worst = found.worst
-    assert worst == pytest.approx(max((left[key] / change[key].norm()).item() for key in left), rel=1e-3) and left[name] / change[name].norm() == pytest.approx(worst, rel=1e-3)
+    assert worst == pytest.approx(max((left[key] / change[key].norm()).item() for key in left), rel=1e-3) and left[
+        name
+    ] / change[name].norm() == pytest.approx(worst, rel=1e-3)
     assert f"{found.error:.1%}" in found.report(4) and name in found.report(4) and "higher rank" in found.report(4)
 
 
@@ -43,7 +48,11 @@ def test_parts_that_are_alike_are_left_out_and_two_like_models_refused():
     turbo, change = weights(1), weights(2, rank=2)
     change["layers.0.attention.to_k"].zero_()
     found = extract(lambda name: turbo[name] + change[name], turbo.__getitem__, TARGETS, 2)
-    assert found.alike == 1 and "layers.0.attention.to_k" not in found.factors and "1 matrices are the same" in found.report(2)
+    assert (
+        found.alike == 1
+        and "layers.0.attention.to_k" not in found.factors
+        and "1 matrices are the same" in found.report(2)
+    )
     with pytest.raises(ZTurboError, match="the same in every matrix"):
         extract(turbo.__getitem__, turbo.__getitem__, TARGETS, 2)
 
@@ -58,7 +67,10 @@ def test_large_matrices_by_random_projections_are_nearly_as_near():
 
 
 def test_the_report_names_the_worst_part_also_where_nothing_is_left_out():
-    change = {name: torch.zeros(shape).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(2.0)) for name, shape in PARTS.items()}
+    change = {
+        name: torch.zeros(shape).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(2.0))
+        for name, shape in PARTS.items()
+    }
     whole = extract(change.__getitem__, lambda name: torch.zeros(PARTS[name]), TARGETS, 1)
     assert whole.worst == (next(iter(PARTS)), 0.0) and f"most in {whole.worst[0]}, 0.0%" in whole.report(1)
 

@@ -29,7 +29,14 @@ def test_loss_weights_each_picture():
 
 @pytest.mark.parametrize(
     "density, mean",
-    [("linear", 0.5), ("weighted", 0.5), ("sigmoid", 0.5), ("content", 0.75), ("style", 0.25), ("shift", 1.5 - 0.75 * math.log(3))],
+    [
+        ("linear", 0.5),
+        ("weighted", 0.5),
+        ("sigmoid", 0.5),
+        ("content", 0.75),
+        ("style", 0.25),
+        ("shift", 1.5 - 0.75 * math.log(3)),
+    ],
 )
 def test_densities_have_the_mean_of_their_formula(density, mean):
     """E[1-u^3] = 3/4, E[u^3] = 1/4, E[3u/(1+2u)] = 3/2 - 3/4 ln 3."""
@@ -69,8 +76,12 @@ def test_randomness_is_a_function_of_its_counters_alone():
 def test_weightings_are_their_formulas():
     sigma = torch.tensor([0.1, 0.5, 0.9])
     curve = flow.loss_weight("weighted", sigma)
-    assert torch.equal(flow.loss_weight("sigmoid", sigma), torch.ones(3)) and torch.equal(flow.loss_weight("sigmoid", sigma, "weighted"), curve)
-    assert torch.equal(flow.loss_weight("weighted", sigma, "none"), torch.ones(3)) and not torch.equal(curve, torch.ones(3))
+    assert torch.equal(flow.loss_weight("sigmoid", sigma), torch.ones(3)) and torch.equal(
+        flow.loss_weight("sigmoid", sigma, "weighted"), curve
+    )
+    assert torch.equal(flow.loss_weight("weighted", sigma, "none"), torch.ones(3)) and not torch.equal(
+        curve, torch.ones(3)
+    )
     assert flow.loss_weight("linear", sigma, "x0").tolist() == pytest.approx([0.01, 0.25, 0.81])
     u = torch.linspace(0, 1, 100001, dtype=torch.float64)
     assert flow.loss_weight("linear", u, "cosmap").mean().item() == pytest.approx(1, abs=1e-3)  # a density

@@ -61,7 +61,16 @@ def png_with(*texts) -> bytes:
 WORKFLOW = '{"nodes": "' + "x" * 3_000_000 + '"}'
 
 
-@pytest.mark.parametrize("kind, key", [("zTXt", "workflow"), ("iTXt", "workflow"), ("tEXt", "prompt"), ("iTXt", "XML:com.adobe.xmp"), ("zTXt", "Raw profile type exif")])
+@pytest.mark.parametrize(
+    "kind, key",
+    [
+        ("zTXt", "workflow"),
+        ("iTXt", "workflow"),
+        ("tEXt", "prompt"),
+        ("iTXt", "XML:com.adobe.xmp"),
+        ("zTXt", "Raw profile type exif"),
+    ],
+)
 def test_a_picture_with_a_long_text_in_it_is_read(tmp_path, kind, key):
     (tmp_path / "a.png").write_bytes(png_with((kind, key, WORKFLOW), ("zTXt", "prompt", WORKFLOW)))
     (item,) = read(tmp_path, "zvk").items
@@ -128,7 +137,13 @@ def test_a_large_jpeg_xl_is_refused_by_its_header(tmp_path, monkeypatch, size):
     assert picturefile.jxl_size(tmp_path / "a.jxl") == size
     raw = (tmp_path / "a.jxl").read_bytes()
     if raw.startswith(b"\xff\x0a"):  # in a container, too
-        boxes = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl " + (len(raw) + 8).to_bytes(4, "big") + b"jxlc" + raw
+        boxes = (
+            b"\0\0\0\x0cJXL \r\n\x87\n"
+            + b"\0\0\0\x14ftypjxl \0\0\0\0jxl "
+            + (len(raw) + 8).to_bytes(4, "big")
+            + b"jxlc"
+            + raw
+        )
         (tmp_path / "a.jxl").write_bytes(boxes)
         assert picturefile.jxl_size(tmp_path / "a.jxl") == size
     monkeypatch.setattr(picturefile, "LARGEST", 1000)
@@ -171,7 +186,20 @@ def test_what_is_no_picture_is_named(tmp_path, content, said):
 # Masks
 
 
-@pytest.mark.parametrize("mask", ["a.mask.png", "a-masklabel.png", "a.MASK.PNG", "A.Mask.png", "a_mask.png", "a-mask.webp", "masks/a.png", "Mask/A.JPG", "a-MaskLabel.PNG"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "a.mask.png",
+        "a-masklabel.png",
+        "a.MASK.PNG",
+        "A.Mask.png",
+        "a_mask.png",
+        "a-mask.webp",
+        "masks/a.png",
+        "Mask/A.JPG",
+        "a-MaskLabel.PNG",
+    ],
+)
 def test_masks_by_their_names(tmp_path, mask):
     named(tmp_path, "a.png", mask)
     found = read(tmp_path, "zvk")
@@ -267,28 +295,60 @@ def test_a_mask_is_of_one_picture_alone(tmp_path):
     """Numbered files are the rule: what could be of several is said, and the exact place wins."""
     named(tmp_path, "10_cat/001.png", "10_dog/001.png", "masks/001.png")
     found = read(tmp_path, "zvk")
-    assert [item.mask_file for item in found.items] == [None, None] and "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
+    assert [item.mask_file for item in found.items] == [
+        None,
+        None,
+    ] and "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
     named(tmp_path, "001.png")
     assert {item.name for item in read(tmp_path, "zvk").items if item.mask_file} == {"001.png"}
 
 
 def test_a_mask_folder_is_one_as_a_whole_and_said(tmp_path):
-    named(tmp_path, "images/1.png", "images/2.png", "masks/1.png", "masks/2_mask.png", "masks/3.png", "portrait.png", "portrait_mask.png")
+    named(
+        tmp_path,
+        "images/1.png",
+        "images/2.png",
+        "masks/1.png",
+        "masks/2_mask.png",
+        "masks/3.png",
+        "portrait.png",
+        "portrait_mask.png",
+    )
     found = read(tmp_path, "zvk")
-    assert {name: item.mask_file is not None for name, item in zip(captions(found), found.items)} == {"images/1.png": True, "images/2.png": True, "portrait.png": True}
-    assert "3 pictures are taken for masks by their names: portrait_mask.png, 1.png, 2_mask.png." in found.report() and "1 masks have no picture and are not used: 3.png." in found.report()
+    assert {name: item.mask_file is not None for name, item in zip(captions(found), found.items)} == {
+        "images/1.png": True,
+        "images/2.png": True,
+        "portrait.png": True,
+    }
+    assert (
+        "3 pictures are taken for masks by their names: portrait_mask.png, 1.png, 2_mask.png." in found.report()
+        and "1 masks have no picture and are not used: 3.png." in found.report()
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' disks know no letter case")
 def test_names_that_differ_in_letter_case_alone_are_told_apart(tmp_path):
     named(tmp_path, "A.png", "a.png", "A.mask.png", "a.mask.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "A.png", "text": "large"}\n{"file_name": "a.png", "text": "small"}')
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "A.png", "text": "large"}\n{"file_name": "a.png", "text": "small"}'
+    )
     found = read(tmp_path)
-    assert {item.name: (item.caption, item.mask_file.name) for item in found.items} == {"A.png": ("large", "A.mask.png"), "a.png": ("small", "a.mask.png")}
+    assert {item.name: (item.caption, item.mask_file.name) for item in found.items} == {
+        "A.png": ("large", "A.mask.png"),
+        "a.png": ("small", "a.mask.png"),
+    }
     assert "second one" not in found.report() and "another ending" not in found.report()
 
 
-@pytest.mark.parametrize("picture, mask", [("images/a.png", "masks/a.png"), ("images/x/a.jpg", "masks/x/a.png"), ("x/a.png", "x/mask/a.png"), ("10_cat/a.png", "Masks/a.png")])
+@pytest.mark.parametrize(
+    "picture, mask",
+    [
+        ("images/a.png", "masks/a.png"),
+        ("images/x/a.jpg", "masks/x/a.png"),
+        ("x/a.png", "x/mask/a.png"),
+        ("10_cat/a.png", "Masks/a.png"),
+    ],
+)
 def test_masks_in_a_folder_of_their_own(tmp_path, picture, mask):
     named(tmp_path, picture, mask)
     found = read(tmp_path, "zvk")
@@ -299,7 +359,15 @@ def test_masks_in_a_folder_of_their_own(tmp_path, picture, mask):
 
 
 @pytest.mark.parametrize(
-    "picture, caption", [("IMG_1.JPG", "IMG_1.TXT"), ("IMG_1.JPG", "img_1.txt"), ("a.png", "a.Caption"), ("a.png", "a.png.txt"), ("e\u0301.png", "\u00e9.txt"), ("\u00e9.png", "e\u0301.txt")]
+    "picture, caption",
+    [
+        ("IMG_1.JPG", "IMG_1.TXT"),
+        ("IMG_1.JPG", "img_1.txt"),
+        ("a.png", "a.Caption"),
+        ("a.png", "a.png.txt"),
+        ("e\u0301.png", "\u00e9.txt"),
+        ("\u00e9.png", "e\u0301.txt"),
+    ],
 )
 def test_captions_in_any_letter_case_and_spelling(tmp_path, picture, caption):
     named(tmp_path, picture)
@@ -310,7 +378,14 @@ def test_captions_in_any_letter_case_and_spelling(tmp_path, picture, caption):
 
 def test_which_caption_counts_where_there_are_several(tmp_path):
     named(tmp_path, "a.png", "A.jpg", "b.png", "c.png")
-    for name, text in {"a.txt": "small", "A.txt": "large", "b.txt": " \n", "b.caption": "second", "c.txt": "own", "metadata.jsonl": '{"file_name": "c.png", "text": "listed"}'}.items():
+    for name, text in {
+        "a.txt": "small",
+        "A.txt": "large",
+        "b.txt": " \n",
+        "b.caption": "second",
+        "c.txt": "own",
+        "metadata.jsonl": '{"file_name": "c.png", "text": "listed"}',
+    }.items():
         (tmp_path / name).write_text(text)
     assert captions(read(tmp_path)) == {"a.png": "small", "A.jpg": "large", "b.png": "second", "c.png": "own"}
 
@@ -337,10 +412,23 @@ def test_captions_of_old_windows_are_read_and_named(tmp_path):
     (tmp_path / "b.txt").write_text("Café", encoding="utf-8")
     found = read(tmp_path)
     assert captions(found) == {"a.png": "Café “au lait”", "b.png": "Café"}
-    assert "1 texts are no UTF-8 and were read as Windows-1252: a.txt. See whether the letters are right." in found.report()
+    assert (
+        "1 texts are no UTF-8 and were read as Windows-1252: a.txt. See whether the letters are right."
+        in found.report()
+    )
 
 
-@pytest.mark.parametrize("text, encoding", [("红色外套的女孩", "gbk"), ("一只红猫", "gbk"), ("猫が座っている", "shift-jis"), ("紅貓坐著", "big5"), ("рыжий кот", "cp1251"), ("zvk，红色外套", "gbk")])
+@pytest.mark.parametrize(
+    "text, encoding",
+    [
+        ("红色外套的女孩", "gbk"),
+        ("一只红猫", "gbk"),
+        ("猫が座っている", "shift-jis"),
+        ("紅貓坐著", "big5"),
+        ("рыжий кот", "cp1251"),
+        ("zvk，红色外套", "gbk"),
+    ],
+)
 def test_captions_of_another_code_page_are_not_taken_for_western_ones(tmp_path, text, encoding):
     named(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
@@ -348,7 +436,9 @@ def test_captions_of_another_code_page_are_not_taken_for_western_ones(tmp_path, 
         read(tmp_path, "zvk")
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x01\x02", b"a\x81b", b"\xff\xfea\0b", "a cat".encode("utf-16-le")])
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n\x01\x02", b"a\x81b", b"\xff\xfea\0b", "a cat".encode("utf-16-le")]
+)
 def test_what_is_no_text_is_no_caption(tmp_path, content):
     named(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(content)
@@ -382,11 +472,23 @@ def test_a_trigger_word_is_found_in_every_writing(caption, trigger, expected):
 
 def test_commas_of_chinese_writing_divide_tags():
     orders = dataset.tag_orders("小明，红色外套、公园, day", 1)
-    assert orders[0] == "小明, 红色外套, 公园, day" and len(orders) > 3 and all(order.startswith("小明, ") for order in orders)
+    assert (
+        orders[0] == "小明, 红色外套, 公园, day"
+        and len(orders) > 3
+        and all(order.startswith("小明, ") for order in orders)
+    )
 
 
 @pytest.mark.parametrize(
-    "content, caption", [('{"caption": "a cat"}', "a cat"), ('{"tags": ["cat", "red"]}', "cat, red"), ('{"text": "", "prompt": "p"}', "p"), ('{"score": 3}', "zvk"), ("[1]", "zvk"), ("no json", "zvk")]
+    "content, caption",
+    [
+        ('{"caption": "a cat"}', "a cat"),
+        ('{"tags": ["cat", "red"]}', "cat, red"),
+        ('{"text": "", "prompt": "p"}', "p"),
+        ('{"score": 3}', "zvk"),
+        ("[1]", "zvk"),
+        ("no json", "zvk"),
+    ],
 )
 def test_captions_in_json_beside_a_picture(tmp_path, content, caption):
     named(tmp_path, "a.png")
@@ -414,10 +516,15 @@ def test_rows_as_other_trainers_write_them(tmp_path, name, content):
 def test_rows_of_another_place_are_matched_by_their_end_only_where_it_is_clear(tmp_path):
     named(tmp_path, "001.png", "002.png", "003.png")
     rows = {"001.png": "right", "y/001.png": "of y", "x/002.png": "of x", "z/002.png": "of z", "far/003.png": "three"}
-    (tmp_path / "metadata.jsonl").write_text("\n".join(f'{{"file_name": "{name}", "text": "{text}"}}' for name, text in rows.items()))
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(f'{{"file_name": "{name}", "text": "{text}"}}' for name, text in rows.items())
+    )
     found = read(tmp_path, "zvk")
     assert captions(found) == {"001.png": "zvk, right", "002.png": "zvk", "003.png": "zvk, three"}
-    assert "3 rows of metadata name pictures that are not there" in found.report() and "1 rows of metadata name another place and were matched by the end of it: far/003.png" in found.report()
+    assert (
+        "3 rows of metadata name pictures that are not there" in found.report()
+        and "1 rows of metadata name another place and were matched by the end of it: far/003.png" in found.report()
+    )
 
 
 @pytest.mark.parametrize(
@@ -463,14 +570,19 @@ def test_where_a_caption_came_from_is_said(tmp_path):
         (tmp_path / name).write_text(text)
     found = read(tmp_path, "zvk")
     assert captions(found) == {"a.png": "zvk, my own", "b.png": "zvk, cat", "c.png": "zvk"}
-    assert "1 captions are from JSON files: b.json." in found.report() and "1 JSON files hold no caption and are not used: c.json." in found.report()
+    assert (
+        "1 captions are from JSON files: b.json." in found.report()
+        and "1 JSON files hold no caption and are not used: c.json." in found.report()
+    )
 
 
 def test_what_is_trained_as_it_stands_is_said(tmp_path):
     named(tmp_path, "a.png", "b.png", "c.png")
     for name, text in {"a": "zvk ||| red", "b": "a {red|blue} cat", "c": "a {plain} cat"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    assert "2 captions have ||| or {a|b} in them, which is trained as it stands: a.png, b.png." in read(tmp_path).report()
+    assert (
+        "2 captions have ||| or {a|b} in them, which is trained as it stands: a.png, b.png." in read(tmp_path).report()
+    )
 
 
 def test_copies_of_a_picture_are_said_and_held_out_together(tmp_path):
@@ -485,7 +597,9 @@ def test_copies_of_a_picture_are_said_and_held_out_together(tmp_path):
 def test_pictures_from_the_graph_of_any_channels_and_sizes():
     gray, clear = np.full((64, 64, 1), 9, np.uint8), np.zeros((48, 64, 4), np.uint8)
     found = dataset.from_arrays([gray, clear], ["x"], (64,))
-    assert [item.pixels().shape for item in found.items] == [(64, 64, 3), (48, 64, 3)] and found.items[1].pixels().min() == 1
+    assert [item.pixels().shape for item in found.items] == [(64, 64, 3), (48, 64, 3)] and found.items[
+        1
+    ].pixels().min() == 1
     with pytest.raises(DatasetError, match="must be height, width and 1, 3 or 4 channels"):
         dataset.from_arrays([np.zeros((8, 8, 2), np.uint8)], ["x"], (64,))
 
@@ -512,12 +626,23 @@ def test_kohyas_project_folder_is_not_taught_with_its_regularisation(tmp_path):
 
 def test_what_systems_keep_for_themselves_is_left_out_and_said(tmp_path):
     named(
-        tmp_path, "a.png", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/._a.png", "#recycle/old.png", "$RECYCLE.BIN/x.png", "sub/.thumbnails/a.png", "._a.png"
+        tmp_path,
+        "a.png",
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/._a.png",
+        "#recycle/old.png",
+        "$RECYCLE.BIN/x.png",
+        "sub/.thumbnails/a.png",
+        "._a.png",
     )
     put(tmp_path, Thumbs_db="x", desktop_ini="x")
     found = read(tmp_path, "zvk")
     assert list(captions(found)) == ["a.png"]
-    assert "6 folders are hidden or a system's own and are left out: #recycle, $RECYCLE.BIN, .ipynb_checkpoints and 3 more." in found.report()
+    assert (
+        "6 folders are hidden or a system's own and are left out: #recycle, $RECYCLE.BIN, .ipynb_checkpoints and 3 more."
+        in found.report()
+    )
     assert "3 files are hidden or a system's own and are left out: ._a.png, Thumbs.db, desktop.ini." in found.report()
     assert "are not read" not in found.report()
 
@@ -528,8 +653,24 @@ def repeats(root) -> dict[str, int]:
 
 def test_the_number_of_the_folder_itself_never_counts(tmp_path):
     root = tmp_path / "2024_holiday"
-    named(root, "a.png", "10_beach/b.png", "10_beach/deep/c.png", "2_x/3_y/d.png", "0_not/e.png", "20240101_trip/f.png", "1.5_x/g.png")
-    assert repeats(root) == {"a.png": 1, "10_beach/b.png": 10, "10_beach/deep/c.png": 10, "2_x/3_y/d.png": 3, "20240101_trip/f.png": 1, "1.5_x/g.png": 1}
+    named(
+        root,
+        "a.png",
+        "10_beach/b.png",
+        "10_beach/deep/c.png",
+        "2_x/3_y/d.png",
+        "0_not/e.png",
+        "20240101_trip/f.png",
+        "1.5_x/g.png",
+    )
+    assert repeats(root) == {
+        "a.png": 1,
+        "10_beach/b.png": 10,
+        "10_beach/deep/c.png": 10,
+        "2_x/3_y/d.png": 3,
+        "20240101_trip/f.png": 1,
+        "1.5_x/g.png": 1,
+    }
     report = read(root, "zvk").report()
     for line in (
         "The number in the name of the folder itself (2024_holiday) does not count",
@@ -543,15 +684,24 @@ def test_a_number_that_makes_an_epoch_absurd_is_doubted(tmp_path):
     named(tmp_path, "2024_trip/a.png", "40_cat/b.png")
     found = read(tmp_path, "zvk")
     assert repeats(tmp_path) == {"2024_trip/a.png": 2024, "40_cat/b.png": 40}
-    assert "The folder 2024_trip shows each of its pictures 2,024 times an epoch." in found.report() and "40_cat shows" not in found.report()
-    assert "is shown 2,024 times an epoch" in found.doubt() and not dataset.from_folder(tmp_path / "40_cat", (64,), "zvk").doubt()
+    assert (
+        "The folder 2024_trip shows each of its pictures 2,024 times an epoch." in found.report()
+        and "40_cat shows" not in found.report()
+    )
+    assert (
+        "is shown 2,024 times an epoch" in found.doubt()
+        and not dataset.from_folder(tmp_path / "40_cat", (64,), "zvk").doubt()
+    )
 
 
 def test_the_words_of_a_folder_are_the_caption_where_there_is_no_other(tmp_path):
     named(tmp_path, "10_zvk cat/a.png", "10_zvk cat/b.png")
     (tmp_path / "10_zvk cat" / "b.txt").write_text("b")
     found = read(tmp_path)
-    assert [item.caption for item in found.items] == ["zvk cat", "b"] and "1 pictures have the words of their folder's name as caption" in found.report()
+    assert [item.caption for item in found.items] == [
+        "zvk cat",
+        "b",
+    ] and "1 pictures have the words of their folder's name as caption" in found.report()
     assert [item.caption for item in read(tmp_path, "zvk").items] == ["zvk", "zvk, b"]
 
 
@@ -560,7 +710,11 @@ def test_of_two_ways_to_a_folder_the_folder_itself_counts(tmp_path):
     named(tmp_path, "10_cat/a.png")
     for name in ("01link", "0_all"):
         (tmp_path / name).symlink_to(tmp_path / "10_cat", target_is_directory=True)
-    assert repeats(tmp_path) == {"10_cat/a.png": 10} and "2 folders are links to one that is read already and are left out: 01link, 0_all." in read(tmp_path, "zvk").report()
+    assert (
+        repeats(tmp_path) == {"10_cat/a.png": 10}
+        and "2 folders are links to one that is read already and are left out: 01link, 0_all."
+        in read(tmp_path, "zvk").report()
+    )
 
 
 def test_a_folder_that_cannot_be_opened_is_said(tmp_path, monkeypatch):
@@ -591,7 +745,10 @@ def test_links_are_followed_and_end(tmp_path):
     found = read(root, "zvk")
     assert captions(found) == {"a.png": "zvk, a caption there", "linked/c.png": "zvk"}
     assert "3 links lead out of the folder and are followed: a.png, a.txt, linked." in found.report()
-    assert "1 links lead to no file and are left out: gone.png." in found.report() and "1 folders are links to one that is read already and are left out: again." in found.report()
+    assert (
+        "1 links lead to no file and are left out: gone.png." in found.report()
+        and "1 folders are links to one that is read already and are left out: again." in found.report()
+    )
     (tmp_path / "whole").symlink_to(tmp_path / "drive", target_is_directory=True)
     assert len(read(tmp_path / "whole", "zvk").items) == 3
 

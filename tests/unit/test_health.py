@@ -43,7 +43,8 @@ def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
     assert torch.equal(short.states, paths.states[:, :3]) and short.sigmas.shape == (3, 3)
     one = short.one_each()
     assert one.sigmas[:, 0].tolist() == paths.sigmas[0, :3].tolist() and all(
-        torch.equal(one.states[n, 0], paths.states[n, n]) and torch.equal(one.velocities[n, 0], paths.velocities[n, n]) for n in range(3)
+        torch.equal(one.states[n, 0], paths.states[n, n]) and torch.equal(one.velocities[n, 0], paths.velocities[n, n])
+        for n in range(3)
     )
 
 
@@ -51,13 +52,20 @@ def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
     weight = torch.eye(16)
     paths = walked(weight)
     assert health.deviations(paths, linear(weight), torch.device("cpu")).max() == 0
-    torch.testing.assert_close(health.deviations(paths, linear(1.25 * weight), torch.device("cpu")), torch.full((3, 8), 0.25))
+    torch.testing.assert_close(
+        health.deviations(paths, linear(1.25 * weight), torch.device("cpu")), torch.full((3, 8), 0.25)
+    )
     assert health.high(torch.arange(40.0).view(5, 8)) == pytest.approx((0 + 9 + 18 + 24 + 33) / 5)
 
 
 def test_the_gauge_runs_from_nothing_to_one():
     readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.WORN, 1, 100)]
-    assert readings[0] == 0 and readings == sorted(readings) and readings[3] == pytest.approx(1 - 1 / math.e) and readings[-1] <= 1
+    assert (
+        readings[0] == 0
+        and readings == sorted(readings)
+        and readings[3] == pytest.approx(1 - 1 / math.e)
+        and readings[-1] <= 1
+    )
 
 
 def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
@@ -68,7 +76,9 @@ def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
     for state, v, place, number in zip(states, clean, places, numbers):
         row = paths.numbers.index(number)
         assert torch.equal(state, paths.states[row, place]) and torch.equal(v, paths.velocities[row, place])
-    assert torch.equal(health.guarded(paths, 0, 12)[0], states) and not torch.equal(health.guarded(paths, 0, 13)[0], states)
+    assert torch.equal(health.guarded(paths, 0, 12)[0], states) and not torch.equal(
+        health.guarded(paths, 0, 13)[0], states
+    )
 
 
 def readings(run):
@@ -81,17 +91,26 @@ def test_readings_are_logged_and_shown_and_change_nothing_that_is_learnt(tmp_pat
     found = readings(run)
     assert [event["step"] for event in found] == [5, 10, 12] and 0 < found[0]["gauge"] < found[1]["gauge"] < 1
     assert [event for event in control.looks if event["event"] == "health"] == found
-    assert result.losses == plain.losses and all(torch.equal(result.state[key], plain.state[key]) for key in plain.state)
-    assert runfolder.summary(run.path, 100)["looks"] == [{key: event[key] for key in ("event", "step", "gauge")} for event in found]
+    assert result.losses == plain.losses and all(
+        torch.equal(result.state[key], plain.state[key]) for key in plain.state
+    )
+    assert runfolder.summary(run.path, 100)["looks"] == [
+        {key: event[key] for key in ("event", "step", "gauge")} for event in found
+    ]
 
 
 def test_the_guard_holds_turbo_where_nothing_is_trained(tmp_path):
     pace = recipe(steps=60).optimizer
     free, free_run, _, _ = go(tmp_path, recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=SMALL))
-    held, held_run, _, _ = go(tmp_path, recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=replace(SMALL, keep="guard", weight=10.0)))
+    held, held_run, _, _ = go(
+        tmp_path,
+        recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=replace(SMALL, keep="guard", weight=10.0)),
+    )
     assert readings(held_run)[-1]["deviation"] < 0.5 * readings(free_run)[-1]["deviation"]
     guarded = ["guard" in event for event in runfolder.read_events(held_run.events) if "loss" in event]
-    assert guarded == [True, False] * 30 and not any("guard" in event for event in runfolder.read_events(free_run.events))
+    assert guarded == [True, False] * 30 and not any(
+        "guard" in event for event in runfolder.read_events(free_run.events)
+    )
 
 
 def test_a_guarded_steps_loss_is_its_mean_square_difference(tmp_path):
@@ -105,7 +124,9 @@ def test_a_guarded_steps_loss_is_its_mean_square_difference(tmp_path):
     paths = health.walk(linear(weight), tuple(range(8, 32)), 8, 8, given.seed, host.device)
     states, _, clean, _ = health.guarded(paths, given.seed, 1)
     scale = given.network.alpha / given.network.rank
-    assert second["guard"] == pytest.approx((linear(weight + scale * B @ A)(states, None, None) - clean).square().mean().item(), rel=1e-4)
+    assert second["guard"] == pytest.approx(
+        (linear(weight + scale * B @ A)(states, None, None) - clean).square().mean().item(), rel=1e-4
+    )
 
 
 def test_a_guarded_run_goes_on_to_the_same_bits(tmp_path):
@@ -115,11 +136,17 @@ def test_a_guarded_run_goes_on_to_the_same_bits(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train(given, PICTURES, LinearHost(), run, Nobody(cancel_after=4), {})
     result = trainer.train(given, PICTURES, LinearHost(), RunFolder(run.path), Nobody(), {})
-    assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+    assert result.losses == whole.losses and all(
+        torch.equal(result.state[key], whole.state[key]) for key in whole.state
+    )
 
 
 def restoring(last=20):
-    return recipe(steps=40 + last, optimizer=replace(recipe().optimizer, learning_rate=0.01), turbo=replace(SMALL, keep="restore", restore_steps=last, restore_prompts=("x",)))
+    return recipe(
+        steps=40 + last,
+        optimizer=replace(recipe().optimizer, learning_rate=0.01),
+        turbo=replace(SMALL, keep="restore", restore_steps=last, restore_prompts=("x",)),
+    )
 
 
 def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
@@ -128,12 +155,18 @@ def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
     taught, _, _, _ = go(tmp_path, replace(given, steps=40, turbo=SMALL))
     result, run, _, _ = go(tmp_path, given)
     kept = load_file(run.taught)
-    assert result.losses[:40] == taught.losses and all(torch.equal(kept[key], taught.state[key]) for key in taught.state)
+    assert result.losses[:40] == taught.losses and all(
+        torch.equal(kept[key], taught.state[key]) for key in taught.state
+    )
     found = {event["step"]: event["deviation"] for event in readings(run)}
     assert (turbo.NAMED - 0.1) * found[40] < found[240] < (turbo.NAMED + 0.1) * found[40]
     assert len(notes(run, "The pictures are learnt")) == 1
     rates = [event["lr"] for event in runfolder.read_events(run.events) if "loss" in event]
-    assert rates[39] == rates[40] == pytest.approx(0.01) and rates[140] == pytest.approx(0.005) and rates[239] == pytest.approx(0.01 / 200)
+    assert (
+        rates[39] == rates[40] == pytest.approx(0.01)
+        and rates[140] == pytest.approx(0.005)
+        and rates[239] == pytest.approx(0.01 / 200)
+    )
 
 
 def test_a_restoring_steps_loss_is_its_mean_square_difference(tmp_path):
@@ -162,7 +195,9 @@ def test_a_restoring_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, at)
     again.adopt(run.checkpoint_files()[0])
     for folder in (run, again):  # taken up, and begun anew from its checkpoint
         result = trainer.train(given, PICTURES, LinearHost(), RunFolder(folder.path), Nobody(), {})
-        assert result.losses == whole.losses and all(torch.equal(result.state[key], whole.state[key]) for key in whole.state)
+        assert result.losses == whole.losses and all(
+            torch.equal(result.state[key], whole.state[key]) for key in whole.state
+        )
 
 
 def continued(tmp_path, run, given):
@@ -210,7 +245,9 @@ def test_stop_above_ends_the_run_with_the_last_healthy_lora(tmp_path):
     given = recipe(steps=40, turbo=replace(SMALL, stop_above=limit))
     result, run, _, control = go(tmp_path, given)
     assert result.steps == 20 and runfolder.steps_of(run.lora) == runfolder.steps_of(run.healthy) == 20
-    assert len(notes(run, "training ends with the LoRA of step 20")) == 1 and any("above" in text for text in control.said)
+    assert len(notes(run, "training ends with the LoRA of step 20")) == 1 and any(
+        "above" in text for text in control.said
+    )
     short, _, _, _ = go(tmp_path, replace(given, steps=20, turbo=SMALL))
     assert all(torch.equal(load_file(run.lora)[key], tensor) for key, tensor in short.state.items())
     again = trainer.train(given, PICTURES, LinearHost(), RunFolder(run.path), Stopped(run), {})
@@ -229,7 +266,11 @@ class Stopped(Nobody):
 
 def test_stop_above_in_the_first_reading_keeps_what_there_is(tmp_path):
     result, run, _, _ = go(tmp_path, recipe(steps=40, turbo=replace(SMALL, stop_above=1e-6)))
-    assert result.steps == 5 and not run.healthy.exists() and len(notes(run, "no earlier checkpoint within the limit")) == 1
+    assert (
+        result.steps == 5
+        and not run.healthy.exists()
+        and len(notes(run, "no earlier checkpoint within the limit")) == 1
+    )
 
 
 def test_going_back_from_an_explosion_forgets_a_healthy_lora_that_is_undone(tmp_path):
@@ -241,7 +282,8 @@ def test_going_back_from_an_explosion_forgets_a_healthy_lora_that_is_undone(tmp_
     class Watching(Nobody):
         def step(self, event):
             super().step(event)
-            until(lambda: runfolder.steps_of(run.healthy) == event["step"] - 1, 0.5)  # it is written while training goes on
+            # it is written while training goes on
+            until(lambda: runfolder.steps_of(run.healthy) == event["step"] - 1, 0.5)
             seen.append((event["step"], runfolder.steps_of(run.healthy)))
 
     trainer.train(given, PICTURES, host, run, Watching(), {})
@@ -260,7 +302,11 @@ def test_a_worn_run_says_which_lora_was_healthy(tmp_path):
 def test_a_run_that_was_never_healthy_says_that_turbo_is_worn(tmp_path):
     given = recipe(steps=12, optimizer=replace(recipe().optimizer, learning_rate=0.5), turbo=SMALL)
     _, run, _, _ = go(tmp_path, given)
-    assert all(event["gauge"] > health.HEALTHY for event in readings(run)) and len(notes(run, "Turbo is worn")) == 1 and not run.healthy.exists()
+    assert (
+        all(event["gauge"] > health.HEALTHY for event in readings(run))
+        and len(notes(run, "Turbo is worn")) == 1
+        and not run.healthy.exists()
+    )
 
 
 def test_a_run_that_ends_before_it_is_restored_says_so(tmp_path):
@@ -287,7 +333,13 @@ def test_cancel_is_noticed_while_paths_are_walked(tmp_path, keep, at):
 def test_what_is_probably_not_meant_with_restore_is_said(tmp_path):
     named = replace(restoring().turbo, prompts=("a",) * 9 + ("a zap",), restore_prompts=("zap", "a dog"))
     said = turbo.doubts(replace(restoring(), turbo=named), "zap")
-    assert len(said) == 2 and "1 of the unrelated prompts" in said[0] and "a zap" in said[0] and "1 of restore_prompts" in said[1] and "a dog" in said[1]
+    assert (
+        len(said) == 2
+        and "1 of the unrelated prompts" in said[0]
+        and "a zap" in said[0]
+        and "1 of restore_prompts" in said[1]
+        and "a dog" in said[1]
+    )
     assert turbo.doubts(recipe(), "") == turbo.doubts(restoring(), "x") == []
     _, run, _, _ = go(tmp_path, replace(restoring(), turbo=replace(restoring().turbo, restore_prompts=())))
     assert len(notes(run, "there is no trigger word")) == 1

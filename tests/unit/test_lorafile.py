@@ -22,13 +22,25 @@ DIALECTS = {
     "kohya": ("lora_unet_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
     "lycoris": ("lycoris_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
     "two underscores": ("lora_unet__layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
-    "a way in the name": ("lora_unet_model_diffusion_model_layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
+    "a way in the name": (
+        "lora_unet_model_diffusion_model_layers_3_attention_to_q",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
     "onetrainer": ("lora_transformer__layers_3_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
     "compiled": ("_orig_mod.layers.3._orig_mod.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
     "compiled, flat": ("lora_unet__orig_mod_layers_3__orig_mod_attention_to_q", ".lora_down.weight", ".lora_up.weight"),
     "several cards": ("module.transformer.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
-    "an adapter's name": ("base_model.model.layers.3.attention.to_q", ".lora_A.my_adapter.weight", ".lora_B.my_adapter.weight"),
-    "a number for a name": ("transformer.layers.3.attention.to_q", ".lora_A.default_0.weight", ".lora_B.default_0.weight"),
+    "an adapter's name": (
+        "base_model.model.layers.3.attention.to_q",
+        ".lora_A.my_adapter.weight",
+        ".lora_B.my_adapter.weight",
+    ),
+    "a number for a name": (
+        "transformer.layers.3.attention.to_q",
+        ".lora_A.default_0.weight",
+        ".lora_B.default_0.weight",
+    ),
     "old peft": ("unet.base_model.model.layers.3.attention.to_q", ".lora_A.weight", ".lora_B.weight"),
     "mochi": ("dit.layers.3.attention.to_q", ".lora_A", ".lora_B"),
     "old diffusers": ("net.layers.3.attention.to_q", "_lora.down.weight", "_lora.up.weight"),
@@ -66,14 +78,21 @@ def test_what_only_looks_like_a_layer_is_none(stem):
 
 def test_fused_qkv_is_three_loras_of_the_same_dense_difference():
     A, B = torch.randn(2, 8), torch.randn(24, 2)
-    factors, leftover = lorafile.parse({"diffusion_model.layers.0.attention.qkv.lora_A.weight": A, "diffusion_model.layers.0.attention.qkv.lora_B.weight": B})
+    factors, leftover = lorafile.parse(
+        {
+            "diffusion_model.layers.0.attention.qkv.lora_A.weight": A,
+            "diffusion_model.layers.0.attention.qkv.lora_B.weight": B,
+        }
+    )
     dense = torch.cat([factors[f"layers.0.attention.to_{letter}"].delta() for letter in "qkv"])
     assert not leftover and torch.allclose(dense, B @ A)
 
 
 def test_round_trip_is_exact_and_names_are_the_ecosystems(tmp_path):
     A, B = pair()
-    state = lorafile.state_dict({"layers.0.attention.to_out.0": Factors(A, B, 1.0), NAME: Factors(A, B, 0.25)}, torch.float32)
+    state = lorafile.state_dict(
+        {"layers.0.attention.to_out.0": Factors(A, B, 1.0), NAME: Factors(A, B, 0.25)}, torch.float32
+    )
     assert sorted(state) == [
         "diffusion_model.layers.0.attention.to_out.0.lora_A.weight",
         "diffusion_model.layers.0.attention.to_out.0.lora_B.weight",
@@ -152,10 +171,17 @@ def test_an_old_file_survives_a_write_that_fails(tmp_path, monkeypatch):
 
 def whole(**more) -> dict[str, torch.Tensor]:
     A, B = pair()
-    return {"diffusion_model.layers.3.attention.to_q.lora_A.weight": A, "diffusion_model.layers.3.attention.to_q.lora_B.weight": B, **more}
+    return {
+        "diffusion_model.layers.3.attention.to_q.lora_A.weight": A,
+        "diffusion_model.layers.3.attention.to_q.lora_B.weight": B,
+        **more,
+    }
 
 
-@pytest.mark.parametrize("alpha", [torch.tensor(4), torch.tensor([4]), torch.tensor(4, dtype=torch.int32), torch.tensor(4.0, dtype=torch.bfloat16)])
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.tensor(4), torch.tensor([4]), torch.tensor(4, dtype=torch.int32), torch.tensor(4.0, dtype=torch.bfloat16)],
+)
 def test_an_alpha_of_any_number_type_is_read(tmp_path, alpha):
     save_file(whole(**{"diffusion_model.layers.3.attention.to_q.alpha": alpha}), tmp_path / "a.safetensors")
     assert lorafile.read(tmp_path / "a.safetensors").factors[NAME].scale == 2.0
@@ -163,13 +189,34 @@ def test_an_alpha_of_any_number_type_is_read(tmp_path, alpha):
 
 def test_parts_of_rank_zero_are_left_out_and_said(tmp_path):
     stem = "diffusion_model.layers.4.attention.to_k"
-    save_file(whole(**{f"{stem}.lora_A.weight": torch.zeros(0, 8), f"{stem}.lora_B.weight": torch.zeros(8, 0), f"{stem}.alpha": torch.tensor(0.0)}), tmp_path / "a.safetensors")
+    save_file(
+        whole(
+            **{
+                f"{stem}.lora_A.weight": torch.zeros(0, 8),
+                f"{stem}.lora_B.weight": torch.zeros(8, 0),
+                f"{stem}.alpha": torch.tensor(0.0),
+            }
+        ),
+        tmp_path / "a.safetensors",
+    )
     found = lorafile.read(tmp_path / "a.safetensors")
     assert list(found.factors) == [NAME] and found.leftover == ()
-    assert any("1 parts of rank 0 are nothing and were left out (for example layers.4.attention.to_k)" in note for note in found.notes)
+    assert any(
+        "1 parts of rank 0 are nothing and were left out (for example layers.4.attention.to_k)" in note
+        for note in found.notes
+    )
 
 
-@pytest.mark.parametrize("key, value, said", [("lora_alpha", "8", True), ("ss_network_alpha", "1.0", True), ("alpha", "2", False), ("lora_alpha", "auto", False), ("other", "8", False)])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("lora_alpha", "8", True),
+        ("ss_network_alpha", "1.0", True),
+        ("alpha", "2", False),
+        ("lora_alpha", "auto", False),
+        ("other", "8", False),
+    ],
+)
 def test_a_strength_that_only_the_header_knows_is_told(tmp_path, key, value, said):
     save_file(whole(), tmp_path / "a.safetensors", {key: value})
     notes = lorafile.read(tmp_path / "a.safetensors").notes

@@ -22,7 +22,12 @@ def fetch(module):
 
 
 def random_lora(rank: int, scale: float, trainable: bool) -> dict[str, Factors]:
-    return {p.name: Factors(torch.randn(rank, 12).requires_grad_(trainable), torch.randn(p.size, rank).requires_grad_(trainable), scale) for p in QKV.parts}
+    return {
+        p.name: Factors(
+            torch.randn(rank, 12).requires_grad_(trainable), torch.randn(p.size, rank).requires_grad_(trainable), scale
+        )
+        for p in QKV.parts
+    }
 
 
 def dense(lora) -> torch.Tensor:

@@ -11,7 +11,12 @@ from zturbo.errors import LoraFileError, ZTurboError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Network
 
-LEAVES = (("attention.qkv", 12, 36), ("attention.out", 12, 12), ("feed_forward.w1", 12, 20), ("adaLN_modulation.0", 8, 48))
+LEAVES = (
+    ("attention.qkv", 12, 36),
+    ("attention.out", 12, 12),
+    ("feed_forward.w1", 12, 20),
+    ("adaLN_modulation.0", 8, 48),
+)
 TARGETS = [module_targets(f"layers.{n}.{leaf}", inside, out) for n in range(4) for leaf, inside, out in LEAVES]
 
 
@@ -26,8 +31,16 @@ def test_everything_is_trained_unless_something_is_said():
 def test_groups_patterns_and_ranks_of_their_own_the_last_that_fits_counts():
     assert set(ranks(targets="feed_forward")) == {f"layers.{n}.feed_forward.w1" for n in range(4)}
     chosen = ranks(targets="attention:8, *.to_v:0, layers.2.*:2")
-    assert chosen["layers.0.attention.to_q"] == 8 and chosen["layers.2.attention.to_q"] == 2 and chosen["layers.2.adaLN_modulation.0"] == 2
-    assert "layers.0.attention.to_v" not in chosen and "layers.0.feed_forward.w1" not in chosen and chosen["layers.2.attention.to_v"] == 2
+    assert (
+        chosen["layers.0.attention.to_q"] == 8
+        and chosen["layers.2.attention.to_q"] == 2
+        and chosen["layers.2.adaLN_modulation.0"] == 2
+    )
+    assert (
+        "layers.0.attention.to_v" not in chosen
+        and "layers.0.feed_forward.w1" not in chosen
+        and chosen["layers.2.attention.to_v"] == 2
+    )
 
 
 def test_layers_are_numbers_and_ranges():
@@ -62,7 +75,9 @@ def test_every_form_begins_as_nothing_and_learns(kind):
     weight = torch.randn(36, 12)
     fetch = lambda x: nullcontext((weight, None))  # noqa: E731
     target = TARGETS[0]
-    norms = lambda targets: {part.name: lowrank.column_norms(None, fetch, part.rows, torch.zeros(1)) for part in targets[0].parts}  # noqa: E731
+    norms = lambda targets: {
+        part.name: lowrank.column_norms(None, fetch, part.rows, torch.zeros(1)) for part in targets[0].parts
+    }  # noqa: E731
     lora = network.create([target], Network(kind=kind, rank=2, alpha=2, factor=2), 0, norms=norms)
     linear, x = nn.Linear(12, 36, bias=False), torch.randn(5, 12, requires_grad=True)
     with lowrank.attached({target.module: (linear, fetch)}, [target], [lora]):
@@ -88,7 +103,12 @@ def test_output_is_delta_times_x(one):
 
 
 def test_the_factor_is_the_size_of_lokrs_small_matrix():
-    sizes = {factor: network.create(TARGETS[2:3], Network(kind="lokr", rank=1, alpha=1, factor=factor), 0)["layers.0.feed_forward.w1"].w1.shape for factor in (1, 2, 4)}
+    sizes = {
+        factor: network.create(TARGETS[2:3], Network(kind="lokr", rank=1, alpha=1, factor=factor), 0)[
+            "layers.0.feed_forward.w1"
+        ].w1.shape
+        for factor in (1, 2, 4)
+    }
     assert sizes == {1: (1, 1), 2: (2, 2), 4: (4, 3)}
 
 
@@ -110,13 +130,21 @@ def test_a_start_from_another_lora_is_that_lora_at_a_higher_rank():
         one.B.data.normal_()
     read, _ = lorafile.parse(lorafile.state_dict(given, torch.float32))
     lora = network.create(TARGETS, Network(rank=4, alpha=4), 0, start=read)
-    assert all(one.rank == 4 and torch.allclose(one.delta(), given[name].delta(), atol=1e-5) for name, one in lora.items())
-    assert all(one.A.requires_grad and one.A[2:].abs().max() > 0 and one.B[:, 2:].abs().max() == 0 for one in lora.values())
+    assert all(
+        one.rank == 4 and torch.allclose(one.delta(), given[name].delta(), atol=1e-5) for name, one in lora.items()
+    )
+    assert all(
+        one.A.requires_grad and one.A[2:].abs().max() > 0 and one.B[:, 2:].abs().max() == 0 for one in lora.values()
+    )
 
 
 @pytest.mark.parametrize(
     "settings, words",
-    [({"rank": 1}, "has rank 2; this run has 1"), ({"rank": 2, "layers": "0"}, "parts that this run does not train"), ({"rank": 2, "kind": "loha"}, "is a LoRA; this run trains a LoHa")],
+    [
+        ({"rank": 1}, "has rank 2; this run has 1"),
+        ({"rank": 2, "layers": "0"}, "parts that this run does not train"),
+        ({"rank": 2, "kind": "loha"}, "is a LoRA; this run trains a LoHa"),
+    ],
 )
 def test_a_start_that_would_lose_something_is_refused(settings, words):
     given = network.create(TARGETS, Network(rank=2, alpha=2), 5)

@@ -68,7 +68,9 @@ def test_tables_that_optimizer_states_share_are_saved_for_each(tmp_path):
         one.data.copy_(other.data)
     for state, some in zip(states, (weights, again)):
         step(state, some)
-    assert all(torch.equal(one, other) for one, other in zip(weights, again)) and not torch.equal(weights[0], torch.ones(64, 96))
+    assert all(torch.equal(one, other) for one, other in zip(weights, again)) and not torch.equal(
+        weights[0], torch.ones(64, 96)
+    )
 
 
 def test_a_missing_library_gets_the_command_that_brings_it(monkeypatch):
@@ -108,14 +110,21 @@ def test_the_learning_rates_course_over_100_steps(given, at, expected):
 
 def test_weight_decay_and_clipping_are_those_of_the_recipe(tmp_path):
     """AdamW's second step from zero gradients' start: with decay d at rate r every weight is (1 - r d) times what it is without; a tiny clip leaves Adam's steps, and the logged norm, alone."""
-    plain, decayed = (go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-2, weight_decay=decay)))[0].state for decay in (0.0, 0.5))
+    plain, decayed = (
+        go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-2, weight_decay=decay)))[0].state
+        for decay in (0.0, 0.5)
+    )
     first = lorafile.parse(plain)[0]["layers.0.feed_forward.w1"].A
     start = go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-30)))[0].state
     start = lorafile.parse(start)[0]["layers.0.feed_forward.w1"].A
     moved = lorafile.parse(decayed)[0]["layers.0.feed_forward.w1"].A
     assert torch.allclose(moved, first - 1e-2 * 0.5 * start, atol=1e-7) and not torch.allclose(moved, first, atol=1e-4)
-    clipped, free = (go(tmp_path, recipe(steps=30, optimizer=Optimizer(learning_rate=1e-2, max_grad_norm=norm)))[0] for norm in (1e-9, 0.0))
-    assert clipped.losses[0] == free.losses[0] and clipped.losses[-1] > free.losses[-1]  # gradients near Adam's epsilon hardly move it
+    clipped, free = (
+        go(tmp_path, recipe(steps=30, optimizer=Optimizer(learning_rate=1e-2, max_grad_norm=norm)))[0]
+        for norm in (1e-9, 0.0)
+    )
+    # gradients near Adam's epsilon hardly move it
+    assert clipped.losses[0] == free.losses[0] and clipped.losses[-1] > free.losses[-1]
 
 
 def test_two_batches_of_two_are_one_of_four(tmp_path):
@@ -124,7 +133,8 @@ def test_two_batches_of_two_are_one_of_four(tmp_path):
     both = recipe(steps=1, batch_size=1, optimizer=Optimizer(learning_rate=1e-2, accumulation=3))
     accumulated, _, host, _ = go(tmp_path, both)
     assert len(host.seen) == 3
-    longer = go(tmp_path, recipe(steps=3, batch_size=1, optimizer=Optimizer(learning_rate=1e-12)))[0]  # three steps that hardly move
+    # three steps that hardly move
+    longer = go(tmp_path, recipe(steps=3, batch_size=1, optimizer=Optimizer(learning_rate=1e-12)))[0]
     assert accumulated.losses[0] == pytest.approx(sum(longer.losses) / 3, rel=1e-5)
     assert go(tmp_path, single)[0].losses[0] == pytest.approx(longer.losses[0], rel=1e-6)
 
@@ -165,6 +175,15 @@ def test_the_moving_average_survives_a_power_cut(tmp_path):
 def test_sigma_stays_in_its_range_and_huber_and_guidance_change_the_loss(tmp_path):
     plain = go(tmp_path, recipe(steps=20))[1]
     narrow = go(tmp_path, recipe(steps=20, timesteps=Timesteps("sigmoid", min_sigma=0.4, max_sigma=0.5)))[1]
-    assert all(0.4 <= event["sigma"] <= 0.5 for event in logged(narrow)) and not all(0.4 <= event["sigma"] <= 0.5 for event in logged(plain))
-    first = [logged(go(tmp_path, recipe(steps=1, loss=loss))[1])[0]["loss"] for loss in (Loss(), Loss("huber", 0.1), Loss("huber", 1e3), Loss(guidance=3.0))]
-    assert first[1] < first[0] and first[2] == pytest.approx(first[0]) and first[3] == pytest.approx(9 * first[0], rel=1e-5)
+    assert all(0.4 <= event["sigma"] <= 0.5 for event in logged(narrow)) and not all(
+        0.4 <= event["sigma"] <= 0.5 for event in logged(plain)
+    )
+    first = [
+        logged(go(tmp_path, recipe(steps=1, loss=loss))[1])[0]["loss"]
+        for loss in (Loss(), Loss("huber", 0.1), Loss("huber", 1e3), Loss(guidance=3.0))
+    ]
+    assert (
+        first[1] < first[0]
+        and first[2] == pytest.approx(first[0])
+        and first[3] == pytest.approx(9 * first[0], rel=1e-5)
+    )

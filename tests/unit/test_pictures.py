@@ -11,10 +11,22 @@ from zturbo.recipe import Recipe
 
 
 def made_of(captions, views=1, repeats=None, size=2, dropout=0.0, masks=None, weight=1.0):
-    encoded = Encoded([torch.stack([torch.full((16, 2, 2), 10.0 * n + view) for view in range(views)]) for n in range(len(captions.of))])
+    encoded = Encoded(
+        [
+            torch.stack([torch.full((16, 2, 2), 10.0 * n + view) for view in range(views)])
+            for n in range(len(captions.of))
+        ]
+    )
     groups = trainer.group_pictures(encoded, repeats or [1] * len(captions.of))
     count = len(captions.of)
-    return trainer.Pictures(encoded, captions, trainer.Batches(groups, size, 0), masks or [None] * count, [dropout] * count, [weight] * count)
+    return trainer.Pictures(
+        encoded,
+        captions,
+        trainer.Batches(groups, size, 0),
+        masks or [None] * count,
+        [dropout] * count,
+        [weight] * count,
+    )
 
 
 def test_repeats_show_a_picture_that_often_an_epoch():
@@ -27,7 +39,9 @@ def test_repeats_show_a_picture_that_often_an_epoch():
 
 def test_captions_are_dropped_a_picture_at_a_time_at_the_given_rate():
     captions = Captions(("zvk", "zvk, a"), ((1,),) * 4, 0)
-    chosen = [caption for place in range(1000) for caption in made_of(captions, dropout=0.25).at(Recipe(), place).captions]
+    chosen = [
+        caption for place in range(1000) for caption in made_of(captions, dropout=0.25).at(Recipe(), place).captions
+    ]
     assert abs(chosen.count(0) / 2000 - 0.25) < 0.04
     assert all(made_of(captions).at(Recipe(), place).captions == (1, 1) for place in range(50))
 
@@ -39,7 +53,9 @@ def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
     again = [pictures.at(given, place) for place in range(400)]
     assert all(torch.equal(a.x0, b.x0) and a.captions == b.captions for a, b in zip(first, again))
     seen = Counter((batch.x0[i, 0, 0, 0].item(), batch.captions[i]) for batch in first for i in range(2))
-    assert set(seen) == {(view, caption) for view in (0.0, 1.0) for caption in (0, 1, 2)} | {(view, caption) for view in (10.0, 11.0) for caption in (1, 2)}
+    assert set(seen) == {(view, caption) for view in (0.0, 1.0) for caption in (0, 1, 2)} | {
+        (view, caption) for view in (10.0, 11.0) for caption in (1, 2)
+    }
     assert min(seen.values()) > 40
 
 

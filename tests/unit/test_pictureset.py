@@ -12,7 +12,13 @@ from PIL import Image
 from zturbo.errors import ZTurboError
 from zturbo.pictureset import MANIFEST, PictureSet, Plan, expand, read_sizes
 
-PLAN = Plan(("a {red|blue} __animal__", "a plain {one|{two|three}}"), {"animal": ("cat", "{small|big} dog")}, ((64, 64), (96, 64)), 5, 40)
+PLAN = Plan(
+    ("a {red|blue} __animal__", "a plain {one|{two|three}}"),
+    {"animal": ("cat", "{small|big} dog")},
+    ((64, 64), (96, 64)),
+    5,
+    40,
+)
 
 
 def random(seed=0):
@@ -38,7 +44,11 @@ def contents(folder) -> dict[str, bytes]:
 def test_choices_and_wildcards_stand_inside_each_other():
     found = {expand(PLAN.prompts[0], PLAN.wildcards, random(seed)) for seed in range(200)}
     assert found == {f"a {color} {animal}" for color in ("red", "blue") for animal in ("cat", "small dog", "big dog")}
-    assert {expand(PLAN.prompts[1], {}, random(seed)) for seed in range(100)} == {"a plain one", "a plain two", "a plain three"}
+    assert {expand(PLAN.prompts[1], {}, random(seed)) for seed in range(100)} == {
+        "a plain one",
+        "a plain two",
+        "a plain three",
+    }
     assert expand("  just   words ", {}, random()) == "just words"
 
 
@@ -69,8 +79,14 @@ def test_sizes():
 
 
 def test_a_picture_is_a_function_of_settings_and_number():
-    first, again, other = ([plan.picture(n) for n in range(40)] for plan in (PLAN, replace(PLAN, count=100), replace(PLAN, seed=6)))
-    assert first == again and len({picture.seed for picture in first}) == 40 and {(p.width, p.height) for p in first} == set(PLAN.sizes)
+    first, again, other = (
+        [plan.picture(n) for n in range(40)] for plan in (PLAN, replace(PLAN, count=100), replace(PLAN, seed=6))
+    )
+    assert (
+        first == again
+        and len({picture.seed for picture in first}) == 40
+        and {(p.width, p.height) for p in first} == set(PLAN.sizes)
+    )
     assert all(a != b for a, b in zip(first, other))
     assert [picture.prompt.startswith("a plain") for picture in first] == [False, True] * 20  # templates take turns
 
@@ -80,7 +96,10 @@ def test_a_set_that_was_cut_off_goes_on_and_grows_to_the_same_files(tmp_path):
     cut = filled(tmp_path / "cut", replace(PLAN, count=15), most=7)
     (cut.folder / "000003.txt").unlink()  # a picture without its caption was being written
     (cut.folder / "000005.png.part").write_bytes(b"half")
-    assert [picture.number for picture in PictureSet(cut.folder, replace(PLAN, count=15)).missing()] == [3, *range(7, 15)]
+    assert [picture.number for picture in PictureSet(cut.folder, replace(PLAN, count=15)).missing()] == [
+        3,
+        *range(7, 15),
+    ]
     filled(cut.folder, PLAN)
     (cut.folder / "000005.png.part").unlink()
     assert contents(cut.folder) == contents(tmp_path / "whole") and PictureSet(cut.folder, PLAN).missing() == []
@@ -141,7 +160,17 @@ def test_a_plan_that_cannot_be_gets_a_sentence(changes):
         replace(PLAN, **changes)
 
 
-@pytest.mark.parametrize("prompt", ["{2::red|blue} car", "{red|0.5::blue} car", "{2$$red|blue|green}", "{1-2$$red|blue}", "${c=red} car", "a __colors/*__ car"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{2::red|blue} car",
+        "{red|0.5::blue} car",
+        "{2$$red|blue|green}",
+        "{1-2$$red|blue}",
+        "${c=red} car",
+        "a __colors/*__ car",
+    ],
+)
 def test_other_programs_way_of_choices_is_named(prompt):
     with pytest.raises(ZTurboError, match="another program's way"):
         Plan((prompt,), {}, ((64, 64),), 0, 1)

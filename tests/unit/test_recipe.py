@@ -61,7 +61,10 @@ def test_nonsense_gets_a_sentence(wrong, sentence):
         ("[turbo]\nkeep = 'hold'", ("turbo.keep is 'hold'", "off, guard, restore")),
         ("[turbo]\nstop_above = 0.5\nevery = 0", ("turbo.stop_above is 0.5", "turbo.every is 0")),
         ("[turbo]\nkeep = 'restore'\nstop_above = 0.5", ("turbo.keep is restore", "turbo.stop_above is 0.5")),
-        ("steps = 10\n[turbo]\nkeep = 'restore'\nrestore_steps = 10", ("turbo.keep is restore", "10 of 10 steps", "turbo.restore_steps lower")),
+        (
+            "steps = 10\n[turbo]\nkeep = 'restore'\nrestore_steps = 10",
+            ("turbo.keep is restore", "10 of 10 steps", "turbo.restore_steps lower"),
+        ),
         ("[network]\nkind = 'dora'\n[compute]\nadapter = 'merged'", ("compute.adapter is merged", "branch")),
     ],
 )

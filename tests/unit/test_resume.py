@@ -34,7 +34,11 @@ def train(run, given, control=None):
 
 def logged(run):
     """The log without what a clock says."""
-    return [{key: value for key, value in event.items() if key != "seconds"} for event in runfolder.read_events(run.events) if "loss" in event]
+    return [
+        {key: value for key, value in event.items() if key != "seconds"}
+        for event in runfolder.read_events(run.events)
+        if "loss" in event
+    ]
 
 
 def final(run):
@@ -60,7 +64,9 @@ def test_cancelled_at_any_step(whole, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
         train(run, run_recipe(), Nobody(cancel_after=at))
     again = train(RunFolder(run.path), run_recipe())
-    assert again.losses == result.losses and all(torch.equal(again.state[key], result.state[key]) for key in result.state)
+    assert again.losses == result.losses and all(
+        torch.equal(again.state[key], result.state[key]) for key in result.state
+    )
     assert same(final(run), final(uncut)) and logged(run) == logged(uncut)
     assert run.lora.read_bytes() == uncut.lora.read_bytes()
 
@@ -173,7 +179,9 @@ def test_a_finished_run_hands_on_what_it_has(whole):
     result, run = whole
     before = run.lora.stat().st_mtime_ns, logged(run)
     again = train(RunFolder(run.path), run_recipe())
-    assert again.losses == result.losses and all(torch.equal(again.state[key], result.state[key]) for key in result.state)
+    assert again.losses == result.losses and all(
+        torch.equal(again.state[key], result.state[key]) for key in result.state
+    )
     assert logged(run) == before[1]
 
 
@@ -183,7 +191,9 @@ def test_the_newest_two_are_kept_and_an_old_one_goes_only_after_the_new_one_is_t
 
     def watched(path, **options):
         if path.parent == run.checkpoints and path.suffix == ".safetensors":
-            seen.append((path.stem, [checkpoint.read(file) and file.stem for file in run.checkpoint_files() if file != path]))
+            seen.append(
+                (path.stem, [checkpoint.read(file) and file.stem for file in run.checkpoint_files() if file != path])
+            )
         unlink(path, **options)
 
     monkeypatch.setattr(Path, "unlink", watched)
@@ -194,7 +204,9 @@ def test_the_newest_two_are_kept_and_an_old_one_goes_only_after_the_new_one_is_t
 
 def test_a_checkpoint_that_does_not_read_back_leaves_the_old_ones(tmp_path, monkeypatch, caplog):
     run, good = RunFolder.new(tmp_path, run_recipe(steps=16)), files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: "another" if path.stem in ("step_000012", "step_000016") else good(path))
+    monkeypatch.setattr(
+        files, "sha256", lambda path: "another" if path.stem in ("step_000012", "step_000016") else good(path)
+    )
     train(run, run_recipe(steps=16))
     assert "does not read back" in caplog.text
     assert {"step_000004", "step_000008"} <= {path.stem for path in run.checkpoint_files()}
@@ -277,7 +289,11 @@ def test_an_opened_folder_knows_what_its_lora_has_learnt(whole):
 
 def test_validation_looks_at_the_moving_average_and_changes_nothing(whole):
     result, run = whole
-    state = trainer.begin(run_recipe(optimizer=Optimizer(learning_rate=1e-2, ema=0.9)), LinearHost(), RunFolder.new(run.path.parent, run_recipe(name="x")))
+    state = trainer.begin(
+        run_recipe(optimizer=Optimizer(learning_rate=1e-2, ema=0.9)),
+        LinearHost(),
+        RunFolder.new(run.path.parent, run_recipe(name="x")),
+    )
     for tensor in lowrank.parameters(state.average):
         tensor.fill_(0.25)
     before = [tensor.detach().clone() for tensor in lowrank.parameters(state.lora)]

@@ -21,7 +21,10 @@ from zturbo.runfolder import RunFolder
 SHAPES = ((16, 2, 2), (16, 2, 4))
 
 
-PICTURES = dataset.from_arrays([np.zeros((32, 32, 3), np.uint8)] * 6, list("abcdef"), (64,), options=Data(caption_dropout=0))  # caption n is picture n's
+# caption n is picture n's
+PICTURES = dataset.from_arrays(
+    [np.zeros((32, 32, 3), np.uint8)] * 6, list("abcdef"), (64,), options=Data(caption_dropout=0)
+)
 
 
 class LinearHost:
@@ -112,7 +115,16 @@ def go(tmp_path, recipe, host=None, control=None):
 
 
 def recipe(**changes):
-    return Recipe(**{"steps": 40, "batch_size": 2, "saving": Saving(dtype="fp32"), "timesteps": Timesteps("sigmoid"), "optimizer": Optimizer(learning_rate=1e-2), **changes})
+    return Recipe(
+        **{
+            "steps": 40,
+            "batch_size": 2,
+            "saving": Saving(dtype="fp32"),
+            "timesteps": Timesteps("sigmoid"),
+            "optimizer": Optimizer(learning_rate=1e-2),
+            **changes,
+        }
+    )
 
 
 def test_loss_goes_down_and_file_events_and_result_agree(tmp_path):
@@ -245,7 +257,12 @@ def test_a_loss_that_is_no_number_twice_stops_and_leaves_what_was_good(tmp_path)
         trainer.train(given, PICTURES, host, run, Nobody(), {})
     assert [path.stem for path in run.checkpoint_files()] == ["step_000012", "step_000008"] and run.saved_steps == 12
     kept, known = load_file(run.lora), run.newest_checkpoint()[0]
-    assert all(torch.equal(kept[f"diffusion_model.layers.0.feed_forward.w1.{part}"], known[f"lora.layers.0.feed_forward.w1.{part}"]) for part in ("lora_A.weight", "lora_B.weight"))
+    assert all(
+        torch.equal(
+            kept[f"diffusion_model.layers.0.feed_forward.w1.{part}"], known[f"lora.layers.0.feed_forward.w1.{part}"]
+        )
+        for part in ("lora_A.weight", "lora_B.weight")
+    )
     assert "The LoRA of step 12 is saved" in RunFolder(run.path).kept()
 
 
@@ -266,7 +283,11 @@ def test_one_checkpoint_from_before_an_explosion_always_stays(tmp_path):
 def test_an_explosion_is_told_from_noise():
     quiet = [1.0 + 0.3 * (n % 3) for n in range(150)]
     assert not any(trainer.exploded(quiet[:n]) for n in range(151))
-    assert trainer.exploded([*quiet, *[8.0] * 50]) and not trainer.exploded([*quiet, *[8.0] * 49]) and not trainer.exploded([*quiet, 400.0, *quiet[:49]][:200][:151])
+    assert (
+        trainer.exploded([*quiet, *[8.0] * 50])
+        and not trainer.exploded([*quiet, *[8.0] * 49])
+        and not trainer.exploded([*quiet, 400.0, *quiet[:49]][:200][:151])
+    )
 
 
 def test_an_explosion_goes_back_before_it_began(tmp_path):
@@ -305,7 +326,9 @@ def test_memory_that_runs_out_is_answered_once_with_one_picture_at_a_time(tmp_pa
     result, run, host, control = go(tmp_path, given, ShortOfMemory())
     plain, _, _, _ = go(tmp_path, given)
     assert host.thrifty and result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == 1
-    assert len(notes(run, "one picture at a time")) == 1 and any("one picture at a time" in text for text in control.said)
+    assert len(notes(run, "one picture at a time")) == 1 and any(
+        "one picture at a time" in text for text in control.said
+    )
     nowhere = ShortOfMemory()
     nowhere.room = 0
     with pytest.raises(MemoryError):
@@ -321,7 +344,9 @@ def test_pictures_held_out_are_looked_at_and_never_trained_on(tmp_path):
     run, host, control = RunFolder.new(tmp_path, given), LinearHost(), Nobody()
     trainer.train(given, pictures, host, run, control, {})
     looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
-    assert looks == [event for event in control.looks if event["event"] == "validation"] and [event["step"] for event in looks] == [0, 4, 8]
+    assert looks == [event for event in control.looks if event["event"] == "validation"] and [
+        event["step"] for event in looks
+    ] == [0, 4, 8]
     trained = trainer.pictures_of(given, pictures, host).batches
     assert {n for place in range(100) for n in trained.at(place)} == set(range(6)) - held
     with torch.no_grad():  # the untrained look, by hand
@@ -367,7 +392,10 @@ def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
         assert sorted(n for batch in shown for n in batch) == list(range(7))
         for batch in shown:
             assert len({n % 2 for n in batch}) == 1
-    assert batches.note().startswith("1 of 4 batches an epoch have fewer than 2 pictures") and trainer.Batches(((0, 1), (2, 3)), 2, 0).note() == ""
+    assert (
+        batches.note().startswith("1 of 4 batches an epoch have fewer than 2 pictures")
+        and trainer.Batches(((0, 1), (2, 3)), 2, 0).note() == ""
+    )
     assert [batches.at(i) for i in range(4)] != [batches.at(i + batches.per_epoch) for i in range(4)]
 
 
@@ -393,7 +421,9 @@ def test_a_disk_that_is_full_for_a_while_is_said_once_and_tried_again(tmp_path, 
 
     monkeypatch.setattr("os.fsync", full_until_step_12)
     trainer.train(given, PICTURES, LinearHost(), run, control, {})
-    assert [text for text in control.said if "No space" in text and "each save tries again" in text] and len(notes(run, "No space")) <= 2
+    assert [text for text in control.said if "No space" in text and "each save tries again" in text] and len(
+        notes(run, "No space")
+    ) <= 2
     assert run.lora.is_file() and [path.stem for path in run.checkpoint_files()] == ["step_000020", "step_000016"]
 
 
@@ -407,4 +437,9 @@ def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):
     with open(run.events, "a") as file:
         file.write('{"step": 10')  # the process died here
     facts = runfolder.summary(run.path, 100)
-    assert facts["total"] == 1000 and len(facts["steps"]) <= 101 and facts["steps"][-1]["step"] == 1000 and facts["how"] is None
+    assert (
+        facts["total"] == 1000
+        and len(facts["steps"]) <= 101
+        and facts["steps"][-1]["step"] == 1000
+        and facts["how"] is None
+    )

@@ -68,11 +68,19 @@ def test_links_join_what_they_say_and_there_is_a_note(name):
 def test_the_frontend_can_offer_every_download(name):
     """Each file that a loader names has its link and folder in properties.models."""
     for node in load(name)["nodes"]:
-        wanted = [value for value in node.get("widgets_values") or [] if isinstance(value, str) and value.endswith(".safetensors") and value != "my_lora.safetensors"]
+        wanted = [
+            value
+            for value in node.get("widgets_values") or []
+            if isinstance(value, str) and value.endswith(".safetensors") and value != "my_lora.safetensors"
+        ]
         offered = {model["name"]: model for model in node["properties"].get("models", [])}
         assert set(wanted) == set(offered), node["type"]
         for model in offered.values():
-            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"]) and model["directory"]
+            assert (
+                model["url"].startswith("https://huggingface.co/")
+                and model["url"].endswith(model["name"])
+                and model["directory"]
+            )
 
 
 def test_every_node_of_the_pack_is_in_a_workflow():
@@ -84,11 +92,21 @@ def test_every_node_of_the_pack_is_in_a_workflow():
 def run_small(server, name: str, seed: int = 0) -> list[dict]:
     """Run a shipped workflow with the tiny model in the big one's place, small and short. Returns the pictures that it saved."""
     for file in (ADAPTER, "my_lora.safetensors"):
-        (server.base / "models" / "loras" / file).write_bytes((dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes())
+        (server.base / "models" / "loras" / file).write_bytes(
+            (dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes()
+        )
     prompt = dev.to_prompt(load(name), server.get("/object_info"))
     for node in prompt.values():
         inputs = node["inputs"]
-        inputs.update({key: value for key, value in SMALL.items() if key in inputs and not isinstance(inputs[key], list) and not (key == "steps" and node["class_type"] != "ZTurboTrainLoRA")})
+        inputs.update(
+            {
+                key: value
+                for key, value in SMALL.items()
+                if key in inputs
+                and not isinstance(inputs[key], list)
+                and not (key == "steps" and node["class_type"] != "ZTurboTrainLoRA")
+            }
+        )
         if node["class_type"] == "ZTurboLoadModel":
             inputs.update(diffusion_model=prompts.TINY, text_encoder="auto", vae="auto")
         if node["class_type"] == "ZTurboTrainLoRA":

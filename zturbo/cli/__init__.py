@@ -35,7 +35,12 @@ class Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m zturbo", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m zturbo",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for room in (training, sampling, files):
         room.add(commands)
@@ -46,7 +51,10 @@ def main(argv: list[str]) -> int:
     try:
         return args.run(args)
     except ZTurboError as error:
-        print(json.dumps({"error": str(error)}) if args.json else f"zturbo: {error}", file=sys.stdout if args.json else sys.stderr)
+        print(
+            json.dumps({"error": str(error)}) if args.json else f"zturbo: {error}",
+            file=sys.stdout if args.json else sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

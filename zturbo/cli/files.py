@@ -12,7 +12,12 @@ from . import headers
 def add(commands):
     from . import command
 
-    inspect = command(commands, "inspect", run_inspect, "what a LoRA or adapter file holds: names, rank, targets, dtype, norms, metadata")
+    inspect = command(
+        commands,
+        "inspect",
+        run_inspect,
+        "what a LoRA or adapter file holds: names, rank, targets, dtype, norms, metadata",
+    )
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--parts", action="store_true", help="each part with its rank and norm")
     conversion = command(commands, "convert", run_convert, "another trainer's file in the form that everything reads")
@@ -20,7 +25,12 @@ def add(commands):
     conversion.add_argument("target", type=Path, metavar="OUT")
     conversion.add_argument("--rank", type=int, default=0, help="of the new file, by exact SVD; 0: as it is")
     conversion.add_argument("--dtype", choices=tuple(lorafile.DTYPES), default="bf16", help="of its numbers")
-    conversion.add_argument("--model", type=Path, metavar="PATH", help="only for a DoRA with a length for each output row: the model that it was trained on, a safetensors file or a folder of them")
+    conversion.add_argument(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="only for a DoRA with a length for each output row: the model that it was trained on, a safetensors file or a folder of them",
+    )
     conversion.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
 
 
@@ -34,7 +44,10 @@ def inspected(path: Path) -> dict:
     need(path)
     file = lorafile.read(path)
     norms = {name: one.delta().norm().item() for name, one in file.factors.items()}
-    parts = {name: {"form": network.form(one), "rank": one.rank, "shape": list(one.shape), "norm": number(norms[name])} for name, one in sorted(file.factors.items())}
+    parts = {
+        name: {"form": network.form(one), "rank": one.rank, "shape": list(one.shape), "norm": number(norms[name])}
+        for name, one in sorted(file.factors.items())
+    }
     return {
         "file": path.name,
         "mb": round(path.stat().st_size / 1e6, 3),
@@ -69,7 +82,9 @@ def run_inspect(args) -> int:
             print(f"{key:9} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     print(f"{'parts':9} {len(parts)}")
     for name, one in parts.items() if args.parts else ():
-        print(f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']}")
+        print(
+            f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']}"
+        )
     for key, value in sorted(metadata.items()):
         print(readable(f"{key}: {value if len(value) <= 200 else value[:200] + ' …'}"))
     return 0
@@ -83,7 +98,11 @@ def run_convert(args) -> int:
         raise ZTurboError(f"{args.target} is there already. Give another name, or --overwrite.")
     if not 0 <= args.rank <= 1024:
         raise ZTurboError(f"--rank is {args.rank}; it must be 0 (as it is) or up to 1024.")
-    made = convert.convert(args.source, args.rank, args.dtype, None if args.model is None else headers.weights(args.model))
+    made = convert.convert(
+        args.source, args.rank, args.dtype, None if args.model is None else headers.weights(args.model)
+    )
     lorafile.write(args.target, made.state, made.state.metadata)
-    print(json.dumps({"lora": str(args.target), "report": made.report}) if args.json else f"{made.report}\n{args.target}")
+    print(
+        json.dumps({"lora": str(args.target), "report": made.report}) if args.json else f"{made.report}\n{args.target}"
+    )
     return 0

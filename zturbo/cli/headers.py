@@ -57,7 +57,9 @@ def weights(path: Path) -> convert.Weights:
     """What `convert` asks of a model. Raises ModelError, or LoraFileError where the LoRA does not fit."""
     plain = [one for one in matrices(path) if one.dtype in FLOATS]
     if not plain:
-        raise ModelError(f"{path} holds no weights in bf16, fp16 or fp32. Give a model that is not quantised, as z_image_turbo_bf16.safetensors.")
+        raise ModelError(
+            f"{path} holds no weights in bf16, fp16 or fp32. Give a model that is not quantised, as z_image_turbo_bf16.safetensors."
+        )
     places = {part.name: (one, part) for one in plain for part in one.target.parts}
 
     def read(name: str) -> torch.Tensor:

@@ -21,7 +21,8 @@ PARTS = ("text_encoder", "vae", "tokenizer")  # beside the transformer in a fold
 NAMES = {"model": "a safetensors file, a folder of diffusers' form with all parts in it, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
          "tokenizer": "a folder, for diffusers' code; without one Qwen's is used, which is bundled", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
 PLACES = (*NAMES, "pictures", "regularisation")
-NEEDED = {"diffusers": "0.36", "transformers": "5.0"}  # the least; the bundled tokenizer is built as transformers 5 builds one
+# the least; the bundled tokenizer is built as transformers 5 builds one
+NEEDED = {"diffusers": "0.36", "transformers": "5.0"}
 
 
 def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
@@ -36,20 +37,33 @@ def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
         help="whose code runs the model; auto: ComfyUI's where it is found (--comfyui, COMFYUI_PATH, the install around this folder, ~/comfy/ComfyUI)",
     )
     group.add_argument("--comfyui", metavar="FOLDER", help="the folder that holds ComfyUI's main.py")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of diffusers' code; ComfyUI chooses for itself")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="of diffusers' code; ComfyUI chooses for itself",
+    )
 
 
 def given(inputs: Inputs, args) -> Inputs:
     """The inputs with what the options say, as whole paths, so that a run goes on from any folder. A model folder that holds the other parts, too, gives those that are not named."""
     said = {name: getattr(args, name, None) for name in vars(inputs)}
     wish = replace(inputs, **{name: value for name, value in said.items() if value is not None})
-    homes: dict[str, Any] = {name: os.path.expanduser(value) for name in PLACES if (value := getattr(wish, name)).startswith("~")}
+    homes: dict[str, Any] = {
+        name: os.path.expanduser(value) for name in PLACES if (value := getattr(wish, name)).startswith("~")
+    }
     wish = replace(wish, **homes)
     whole = Path(wish.model)
     if wish.model and is_folder(whole / "transformer"):
-        parts: dict[str, Any] = {name: str(whole / name) for name in PARTS if not getattr(wish, name) and is_folder(whole / name)}
+        parts: dict[str, Any] = {
+            name: str(whole / name) for name in PARTS if not getattr(wish, name) and is_folder(whole / name)
+        }
         wish = replace(wish, model=str(whole / "transformer"), **parts)
-    places: dict[str, Any] = {name: str(Path(value).resolve()) for name in PLACES if (value := getattr(wish, name)) not in ("", TINY) and there(value)}
+    places: dict[str, Any] = {
+        name: str(Path(value).resolve())
+        for name in PLACES
+        if (value := getattr(wish, name)) not in ("", TINY) and there(value)
+    }
     return replace(wish, **places)
 
 
@@ -68,25 +82,39 @@ def is_folder(place: str | Path) -> bool:
 
 def choose(args, inputs: Inputs) -> str:
     """comfy or diffusers; for comfy its folder is on the path then. Raises ZTurboError."""
-    folders = [value for value in (inputs.model, inputs.text_encoder, inputs.vae) if value not in ("", TINY) and is_folder(value)]
+    folders = [
+        value
+        for value in (inputs.model, inputs.text_encoder, inputs.vae)
+        if value not in ("", TINY) and is_folder(value)
+    ]
     if args.host == "comfy" and folders:
-        raise ZTurboError(f"{folders[0]} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files.")
+        raise ZTurboError(
+            f"{folders[0]} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files."
+        )
     if args.host == "diffusers" or folders:
         return need_diffusers()
     folder = find_comfyui(args.comfyui)
     if folder is None:
         if args.host == "comfy":
-            raise ZTurboError("There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. Give its folder with --comfyui, or choose --host diffusers.")
+            raise ZTurboError(
+                "There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. Give its folder with --comfyui, or choose --host diffusers."
+            )
         return need_diffusers()
     if args.device != "auto":
-        raise ZTurboError(f"--device is {args.device}, and ComfyUI's code chooses its device itself. Leave it out, or choose --host diffusers.")
+        raise ZTurboError(
+            f"--device is {args.device}, and ComfyUI's code chooses its device itself. Leave it out, or choose --host diffusers."
+        )
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     return "comfy"
 
 
 def need_diffusers() -> str:
-    missing = [f"{name} {version or 'is not installed'}" for name, least in NEEDED.items() if (version := installed(name)) is None or number(version) < number(least)]
+    missing = [
+        f"{name} {version or 'is not installed'}"
+        for name, least in NEEDED.items()
+        if (version := installed(name)) is None or number(version) < number(least)
+    ]
     if missing:
         wanted = " ".join(f"'{name}>={least}'" for name, least in NEEDED.items())
         raise ZTurboError(
@@ -110,12 +138,15 @@ def number(version: str) -> tuple[int, ...]:
 
 def find_comfyui(named: str | None) -> Path | None:
     """Raises ZTurboError for a named folder that is none."""
-    packs = [Path(os.path.abspath(__file__)).parents[2], Path(__file__).resolve().parents[2]]  # the pack may be a link in custom_nodes
+    # the pack may be a link in custom_nodes
+    packs = [Path(os.path.abspath(__file__)).parents[2], Path(__file__).resolve().parents[2]]
     around = [pack.parents[1] for pack in packs if pack.parent.name == "custom_nodes"]
     wish = named or os.environ.get("COMFYUI_PATH")
     if wish:
         if not is_comfyui(Path(wish)):
-            raise ZTurboError(f"{wish} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py.")
+            raise ZTurboError(
+                f"{wish} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py."
+            )
         return Path(wish).resolve()
     return next((place for place in (*around, Path.home() / "comfy" / "ComfyUI") if is_comfyui(place)), None)
 
@@ -132,7 +163,9 @@ def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
 
             return comfy_headless.open_host(recipe, cache)
         except ModuleNotFoundError as error:
-            raise ZTurboError(f"ComfyUI's code needs the package {error.name}, which this Python does not have. Use ComfyUI's own Python, or choose --host diffusers.") from error
+            raise ZTurboError(
+                f"ComfyUI's code needs the package {error.name}, which this Python does not have. Use ComfyUI's own Python, or choose --host diffusers."
+            ) from error
     return open_diffusers(recipe, device_of(args.device), cache)
 
 
@@ -144,7 +177,9 @@ def need(inputs: Inputs, beside: tuple[str, ...] = ("text_encoder", "vae")):
     for name in PLACES:
         value = getattr(inputs, name)
         if value and value != TINY and not there(value):
-            raise ZTurboError(f"inputs.{name} is {value!r}, and nothing is there{'' if Path(value).is_absolute() else f' (seen from {Path.cwd()})'}. Give {NAMES.get(name, 'a folder of pictures')}.")
+            raise ZTurboError(
+                f"inputs.{name} is {value!r}, and nothing is there{'' if Path(value).is_absolute() else f' (seen from {Path.cwd()})'}. Give {NAMES.get(name, 'a folder of pictures')}."
+            )
 
 
 def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):
@@ -184,5 +219,7 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if can[kind])
     if not can[name]:
-        raise ModelError(f"There is no {name} device here. Choose {', '.join(kind for kind, found in can.items() if found)}.")
+        raise ModelError(
+            f"There is no {name} device here. Choose {', '.join(kind for kind, found in can.items() if found)}."
+        )
     return torch.device(name)

@@ -18,14 +18,20 @@ def add(commands):
     from . import command
 
     sample = command(commands, "sample", run_sample, "draw with the turbo model and a LoRA")
-    sample.add_argument("--prompt", action="append", required=True, help="what to draw; more than once for more pictures")
+    sample.add_argument(
+        "--prompt", action="append", required=True, help="what to draw; more than once for more pictures"
+    )
     sample.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA of any dialect; without one, plain turbo")
-    sample.add_argument("--before", action="store_true", help="beside each picture the same without the LoRA, on the left")
+    sample.add_argument(
+        "--before", action="store_true", help="beside each picture the same without the LoRA, on the left"
+    )
     sample.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
     sample.add_argument("--size", default="1024x1024", metavar="WxH", help="pixels, multiples of 16")
     sample.add_argument("--steps", type=int, default=8, help="turbo is distilled to 8")
     sample.add_argument("--seed", type=int, default=0, help="picks the noise")
-    sample.add_argument("--out", type=Path, default=Path("zturbo_pictures"), metavar="FOLDER", help="where the pictures go, as PNG")
+    sample.add_argument(
+        "--out", type=Path, default=Path("zturbo_pictures"), metavar="FOLDER", help="where the pictures go, as PNG"
+    )
     hosts.add_options(sample, but=("adapter",))
 
 
@@ -38,7 +44,12 @@ def run_sample(args) -> int:
         raise ZTurboError(f"--strength is {args.strength}; give a number, usually from 0 to 1.5.")
     previews = Previews(tuple(args.prompt), 0, width, height, args.steps, args.seed)
     try:
-        given = Recipe(previews=previews, compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False), turbo=Turbo(every=0), inputs=hosts.given(Inputs(), args))
+        given = Recipe(
+            previews=previews,
+            compute=Compute("fp32" if args.model == hosts.TINY else "bf16", False),
+            turbo=Turbo(every=0),
+            inputs=hosts.given(Inputs(), args),
+        )
     except ZTurboError as error:
         raise ZTurboError(str(error).replace("preview_", "--")) from error
     hosts.need(given.inputs)
@@ -46,12 +57,16 @@ def run_sample(args) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ZTurboError(f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out.") from error
+        raise ZTurboError(
+            f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out."
+        ) from error
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     state = {}
     if file is not None:
         lorafile.check_fit(file.factors, host.places, args.lora.name)
-        state = lorafile.state_dict({name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"])
+        state = lorafile.state_dict(
+            {name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"]
+        )
     host.encode_prompts()
     first, files = next_number(args.out), []
     images = host.draw(state)

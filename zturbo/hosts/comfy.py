@@ -36,7 +36,16 @@ class ComfyHost:
     cache: folder of encoded latents and texts. lora_file: where the LoRA to start from lies, by its name.
     """
 
-    def __init__(self, model, clip, vae, recipe: Recipe, preview_model=None, cache: Path | None = None, lora_file: Callable[[str], Path] = network.start_file):
+    def __init__(
+        self,
+        model,
+        clip,
+        vae,
+        recipe: Recipe,
+        preview_model=None,
+        cache: Path | None = None,
+        lora_file: Callable[[str], Path] = network.start_file,
+    ):
         self.recipe, self.lora_file = recipe, lora_file
         self.clip, self.vae = clip, vae
         self.others = [one.patcher for one in (clip, vae) if one is not None]
@@ -45,7 +54,8 @@ class ComfyHost:
         comfy_added.refuse_hooks(clip)
         self.device = model.load_device
         self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, self.device)
-        self.places = comfy_adapter.targets(self.dit, ("",))  # where a LoRA can be drawn with; a run trains those of the layers
+        # where a LoRA can be drawn with; a run trains those of the layers
+        self.places = comfy_adapter.targets(self.dit, ("",))
         self.targets = comfy_adapter.targets(self.dit, ("layers.",))
         self.tag = comfy_adapter.carried(model)
         self.given = model
@@ -55,7 +65,8 @@ class ComfyHost:
         comfy_adapter.diffusion_model(self.preview_model)
         self.turbo = preview_model is None or comfy_adapter.alike(self.preview_model, comfy_adapter.clean(model))
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
-        self.captions: dict[tuple[int, float], torch.Tensor] = {}  # `features` as the layers see them, with and without the adapter, once they were needed
+        # `features` as the layers see them, with and without the adapter, once they were needed
+        self.captions: dict[tuple[int, float], torch.Tensor] = {}
         self.image_tokens = 0  # of the largest picture
         self.cache = Cache(cache if recipe.data.cache else None)
         self.checkpointing = recipe.compute.checkpointing
@@ -74,7 +85,11 @@ class ComfyHost:
     def _wiring(self) -> str:
         if self.straight:
             return "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
-        return "" if self.tag is not None or not self.recipe.adapter.changes else "The adapter schedule has no effect: there is no adapter on the model."
+        return (
+            ""
+            if self.tag is not None or not self.recipe.adapter.changes
+            else "The adapter schedule has no effect: there is no adapter on the model."
+        )
 
     def digest(self) -> str:
         """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
@@ -93,7 +108,11 @@ class ComfyHost:
 
     def adapter_facts(self) -> dict[str, str]:
         """See `runs.Host.adapter_facts`."""
-        return {} if self.tag is None else {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
+        return (
+            {}
+            if self.tag is None
+            else {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
+        )
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
@@ -106,7 +125,10 @@ class ComfyHost:
             latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        self.image_tokens = max((self.recipe.turbo.size // 8) ** 2, *(views.shape[2] * views.shape[3] for views in latents)) // self.dit.patch_size**2
+        self.image_tokens = (
+            max((self.recipe.turbo.size // 8) ** 2, *(views.shape[2] * views.shape[3] for views in latents))
+            // self.dit.patch_size**2
+        )
         return Encoded(latents)
 
     def encode_prompts(self):
@@ -124,9 +146,14 @@ class ComfyHost:
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
-        latents = [self.cache.get(("latent", autoencoder, view.shape, view.tobytes()), partial(self._latent, view)) for view in views]
+        latents = [
+            self.cache.get(("latent", autoencoder, view.shape, view.tobytes()), partial(self._latent, view))
+            for view in views
+        ]
         if latents[0].shape[0] != self.dit.in_channels:
-            raise ModelError(f"The VAE gives {latents[0].shape[0]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors).")
+            raise ModelError(
+                f"The VAE gives {latents[0].shape[0]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors)."
+            )
         return self.model.model.process_latent_in(torch.stack(latents)).float()
 
     def _latent(self, pixels: np.ndarray) -> torch.Tensor:
@@ -137,7 +164,9 @@ class ComfyHost:
         features = self.cache.get(("features", text_encoder, text), partial(self._encoded, text))
         width = self.dit.cap_embedder[1].in_features
         if features.shape[-1] != width:
-            raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors).")
+            raise ModelError(
+                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors)."
+            )
         return features.float()
 
     def _encoded(self, text: str) -> torch.Tensor:
@@ -153,7 +182,11 @@ class ComfyHost:
         """See `trainer.Host.norms`."""
         like = torch.zeros(1, device=self.device, dtype=self.dtype)
         with self._loaded(0) as linears:
-            return {part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu() for target in targets for part in target.parts}
+            return {
+                part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu()
+                for target in targets
+                for part in target.parts
+            }
 
     def out_of_memory(self, error: Exception) -> bool:
         """See `trainer.Host.out_of_memory`."""
@@ -175,7 +208,9 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            linears = stack.enter_context(self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens(), self.checkpointing)))))
+            linears = stack.enter_context(
+                self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens(), self.checkpointing))))
+            )
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
@@ -183,7 +218,9 @@ class ComfyHost:
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(normal_norms(self.dit))
 
-            def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
+            def velocity(
+                x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
+            ) -> torch.Tensor:
                 branches[0] = strengths(factor)
                 return self._velocity(x, sigma, numbers, self._captions(numbers, factor))
 
@@ -236,7 +273,9 @@ class ComfyHost:
     def _refined(self, number: int) -> torch.Tensor:
         return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
 
-    def _velocity(self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]) -> torch.Tensor:
+    def _velocity(
+        self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
         """Captions of other lengths go through apart: NextDiT has no caption mask."""
         by_length: dict[int, list[int]] = {}
         for row, number in enumerate(numbers):
@@ -246,9 +285,15 @@ class ComfyHost:
         for rows in by_length.values():
             caption = torch.cat([captions[numbers[row]] for row in rows]).to(self.device)
             some = slice(None) if len(by_length) == 1 else rows
-            outputs.append(comfy_forward.velocity(self.dit, x[some].to(self.dtype), sigma[some].float(), caption, run_layer).float())
+            outputs.append(
+                comfy_forward.velocity(
+                    self.dit, x[some].to(self.dtype), sigma[some].float(), caption, run_layer
+                ).float()
+            )
             order += rows
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]
+        return (
+            outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]
+        )
 
     def foresee(self, dataset: Dataset):
         """See `runs.Host.foresee`."""
@@ -257,23 +302,44 @@ class ComfyHost:
         sides = dataset.buckets()
         pixels, least = max(width * height for width, height in sides), min(min(pair) for pair in sides)
         picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
-        guarded = memory.tokens((turbo.side(self.recipe, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default=""))
+        guarded = memory.tokens(
+            (turbo.side(self.recipe, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default="")
+        )
         numbers = network.count(self.targets, self.recipe.network)
-        thrifty = not devices.shares_main_memory(self.device)  # on a card memory that runs out is an error, which is answered
-        step = self.needs(numbers, memory.together(self.recipe, picture, guarded, thrifty), thrifty or self.checkpointing)
+        # on a card memory that runs out is an error, which is answered
+        thrifty = not devices.shares_main_memory(self.device)
+        step = self.needs(
+            numbers, memory.together(self.recipe, picture, guarded, thrifty), thrifty or self.checkpointing
+        )
         room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
 
     def needs(self, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
         """What a step needs beside the weights. numbers: how many are trained; tokens: that go through the model at once."""
         size, linears = self.dtype.itemsize, comfy_adapter.linears(self.dit).values()
-        made = max((module.in_features * module.out_features for module in linears if module.weight is None or module.weight.dtype != self.dtype), default=0)
-        adapter = 0 if self.tag is None or self.way == "merged" else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
+        made = max(
+            (
+                module.in_features * module.out_features
+                for module in linears
+                if module.weight is None or module.weight.dtype != self.dtype
+            ),
+            default=0,
+        )
+        adapter = (
+            0
+            if self.tag is None or self.way == "merged"
+            else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
+        )
         moment = memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)
         main = devices.shares_main_memory(self.device)
         if main:  # a checkpoint is written while the next step goes forward, and is gone before that one's backward
             copy, forward = memory.copy(self.recipe, numbers), tokens * self.dit.dim * size * len(self.dit.layers)
             moment = max(moment, Need(copy.what, copy.size + forward), key=lambda need: need.size)
-        needs = [memory.lora(self.recipe, numbers), moment, Need("the adapter beside the weights", adapter * size), Need("a weight as it is computed with", made * size)]
+        needs = [
+            memory.lora(self.recipe, numbers),
+            moment,
+            Need("the adapter beside the weights", adapter * size),
+            Need("a weight as it is computed with", made * size),
+        ]
         if main:
             needs.append(Need("a run's code and threads", memory.OWN))
         if main and self.tag is not None and self.way == "merged":
@@ -291,7 +357,11 @@ class ComfyHost:
             return []
         shape = (1, 16, previews.height // 8, previews.width // 8)
         drawing = max(self.preview_model.memory_required(shape), self.vae.memory_used_decode(shape, self.vae.vae_dtype))
-        return [memory.lora(self.recipe, numbers), Need("the weights with the LoRA in them", self._weights()), Need("a preview while it is drawn", drawing)]
+        return [
+            memory.lora(self.recipe, numbers),
+            Need("the weights with the LoRA in them", self._weights()),
+            Need("a preview while it is drawn", drawing),
+        ]
 
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`."""
@@ -299,7 +369,16 @@ class ComfyHost:
         with core_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
             stack.callback(release, model)
-            drawn = comfy_draw.draw(model, self.vae, self.prompts, previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
+            drawn = comfy_draw.draw(
+                model,
+                self.vae,
+                self.prompts,
+                previews.width,
+                previews.height,
+                previews.steps,
+                previews.seed,
+                previews.sampler,
+            )
             return [comfy_draw.to_bytes(image) for image in drawn]
 
 
@@ -310,7 +389,10 @@ def choose_way(model, wish: str) -> str:
         return "merged"  # nothing to carry
     if wish != "auto":
         return wish
-    weights = [module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), comfy_adapter.BLOCKS).values()]
+    weights = [
+        module.weight
+        for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), comfy_adapter.BLOCKS).values()
+    ]
     if any(weight.dtype not in FULL or isinstance(weight, comfy.quant_ops.QuantizedTensor) for weight in weights):
         return "branch"  # exact: quantised weights would round the adapter away
     if 1.25 * model.model_size() > comfy.model_management.get_total_memory(model.load_device):
@@ -321,7 +403,10 @@ def choose_way(model, wish: str) -> str:
 
 def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[str, Factors]:
     """The adapter's factors at a strength, frozen, on the device in compute dtype."""
-    return {name: Factors(f.A.to(device, dtype, copy=True), f.B.to(device, dtype, copy=True), f.scale * strength) for name, f in factors.items()}
+    return {
+        name: Factors(f.A.to(device, dtype, copy=True), f.B.to(device, dtype, copy=True), f.scale * strength)
+        for name, f in factors.items()
+    }
 
 
 def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
@@ -339,7 +424,9 @@ def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
     return fetch
 
 
-def borrow(module: torch.nn.Module, x: torch.Tensor) -> tuple[AbstractContextManager, torch.Tensor, torch.Tensor | None]:
+def borrow(
+    module: torch.nn.Module, x: torch.Tensor
+) -> tuple[AbstractContextManager, torch.Tensor, torch.Tensor | None]:
     """(what gives them back when it is left, weight, bias) of a module for an input like x."""
     own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
     if own is not None:
@@ -367,7 +454,11 @@ def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:
 
 def normal_norms(dit):
     """RMSNorms that autograd can save, while the context lasts: weights made under inference mode are copied at each use (they are small)."""
-    return lowrank.covered((module, _norm_forward(module, fetcher(module))) for module in dit.modules() if isinstance(module, torch.nn.RMSNorm))
+    return lowrank.covered(
+        (module, _norm_forward(module, fetcher(module)))
+        for module in dit.modules()
+        if isinstance(module, torch.nn.RMSNorm)
+    )
 
 
 def _norm_forward(module, fetch):

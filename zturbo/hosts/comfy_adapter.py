@@ -52,18 +52,27 @@ def diffusion_model(model):
     """NextDiT inside a MODEL. Raises ModelError when it is another family."""
     dit = getattr(model.model, "diffusion_model", None)
     if type(dit).__name__ != "NextDiT" or getattr(dit, "pad_tokens_multiple", None) is None:
-        raise ModelError(f"The model is {type(model.model).__name__}, not Z-Image. Load Z-Image-Turbo (z_image_turbo_bf16.safetensors).")
+        raise ModelError(
+            f"The model is {type(model.model).__name__}, not Z-Image. Load Z-Image-Turbo (z_image_turbo_bf16.safetensors)."
+        )
     return dit
 
 
 def linears(dit, blocks: tuple[str, ...] = ("",)) -> dict[str, Any]:
     """Name -> Linear, for all Linears whose name begins with one of `blocks`. Core's quantised ones are no torch.nn.Linear."""
-    return {name: module for name, module in dit.named_modules() if hasattr(module, "in_features") and hasattr(module, "weight") and name.startswith(blocks)}
+    return {
+        name: module
+        for name, module in dit.named_modules()
+        if hasattr(module, "in_features") and hasattr(module, "weight") and name.startswith(blocks)
+    }
 
 
 def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
     """Every Linear of the blocks with the LoRAs that live on it."""
-    return [lorafile.module_targets(name, module.in_features, module.out_features) for name, module in linears(dit, blocks).items()]
+    return [
+        lorafile.module_targets(name, module.in_features, module.out_features)
+        for name, module in linears(dit, blocks).items()
+    ]
 
 
 def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0.0):
@@ -76,7 +85,9 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
     check(model, adapter, file)
     tag = carried(model)
     if tag is not None and tag.sha256 != adapter.sha256:
-        raise LoraFileError(f"This model carries the adapter {tag.file} at {tag.net:+g}; {file} is another one. Use the same file to take it away, then put the other one on.")
+        raise LoraFileError(
+            f"This model carries the adapter {tag.file} at {tag.net:+g}; {file} is another one. Use the same file to take it away, then put the other one on."
+        )
     if tag is None and strength < 0 and not baked:
         raise LoraFileError(
             f"This model carries no adapter, so {file} cannot be taken away from it: the result would be a broken model. "
@@ -84,7 +95,9 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
         )
     has = tag.net if tag is not None else baked
     if strength < 0 and _exact_zero(has + strength) < 0:
-        raise LoraFileError(f"This model carries {file} at {has:+g}, so {-strength:g} of it cannot be taken away. Set strength to {has:g} for clean turbo weights.")
+        raise LoraFileError(
+            f"This model carries {file} at {has:+g}, so {-strength:g} of it cannot be taken away. Set strength to {has:g} for clean turbo weights."
+        )
     if tag is None:
         tag = Carried(file, adapter.sha256, plain(adapter), _core_patches(model, adapter), 0.0, baked)
     changed = model.clone()
@@ -99,7 +112,9 @@ def check(model, adapter: LoraFile, file: str):
             f"{len(adapter.leftover)} keys of {file} are not understood (for example {', '.join(adapter.leftover[:3])}); {len(adapter.factors)} are. An adapter must fit whole: choose the right file."
         )
     if len(plain(adapter)) < len(adapter.factors):
-        raise LoraFileError(f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file.")
+        raise LoraFileError(
+            f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file."
+        )
     lorafile.check_fit(adapter.factors, targets(diffusion_model(model)), file)
 
 
@@ -120,8 +135,15 @@ def clean(model):
 
 def alike(one, other) -> bool:
     """Do two MODELs compute with the same module under the same patches, and nothing but them?"""
-    patches = [{key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()} for model in (one, other)]
-    return one.model is other.model and patches[0] == patches[1] and comfy_added.unseen(one) == comfy_added.unseen(other) == []
+    patches = [
+        {key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()}
+        for model in (one, other)
+    ]
+    return (
+        one.model is other.model
+        and patches[0] == patches[1]
+        and comfy_added.unseen(one) == comfy_added.unseen(other) == []
+    )
 
 
 def without_adapter(model):
@@ -138,7 +160,9 @@ def _core_patches(model, adapter: LoraFile) -> dict:
     state = lorafile.state_dict(adapter.factors, next(iter(plain(adapter).values())).A.dtype)
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
     if len(patches) != len(adapter.factors):
-        raise LoraFileError(f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it.")
+        raise LoraFileError(
+            f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it."
+        )
     return patches
 
 
@@ -162,7 +186,9 @@ def _set_strength(model, tag: Carried):
     if found == 0 and tag.strength != 0:
         model.add_patches(tag.patches, tag.strength)
     elif found not in (0, len(own)):
-        raise ModelError(f"Only {found} of the adapter's {len(own)} patches are left on this model: another node removed the rest. Load the model anew.")
+        raise ModelError(
+            f"Only {found} of the adapter's {len(own)} patches are left on this model: another node removed the rest. Load the model anew."
+        )
     model.patches_uuid = uuid.uuid4()
     if tag.strength == 0 and tag.baked == 0:
         model.remove_attachments(TAG)

@@ -32,15 +32,19 @@ def of_vae(vae) -> str:
 def fingerprint(patcher, options: tuple) -> str:
     """sha256 over the options, the device, and of each tensor and each patch the name, shape, dtype and some numbers from all over it."""
     total = hashlib.sha256(repr((patcher.load_device.type, options)).encode())
-    for name, tensor in sorted({**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}.items()):
-        add(total, name, getattr(patcher.backup.get(name), "weight", tensor))  # the clean weight, where a patched one stands in the model
+    for name, tensor in sorted(
+        {**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}.items()
+    ):
+        # the clean weight, where a patched one stands in the model
+        add(total, name, getattr(patcher.backup.get(name), "weight", tensor))
     for key, entries in sorted(patcher.patches.items(), key=lambda item: str(item[0])):
         for strength, patch, *_ in entries:
             total.update(repr((str(key), strength)).encode())
             for number, part in enumerate(leaves(getattr(patch, "weights", patch))):
                 add(total, str(number), part)
     for number, part in enumerate(leaves(tuple(comfy_added.injected(patcher)))):
-        add(total, str(number), part.bfloat16() if isinstance(part, torch.Tensor) else part)  # core casts them to the weights' dtype when they are first used
+        # core casts them to the weights' dtype when they are first used
+        add(total, str(number), part.bfloat16() if isinstance(part, torch.Tensor) else part)
     return total.hexdigest()
 
 

@@ -26,18 +26,44 @@ class Check:
     pictures: torch.Tensor
 
 
-def check(model, clip, vae, adapter: LoraFile, file: str, prompts: tuple[str, ...], size: int, seed: int, steps: int, cfg: float, node_id: str) -> Check:
+def check(
+    model,
+    clip,
+    vae,
+    adapter: LoraFile,
+    file: str,
+    prompts: tuple[str, ...],
+    size: int,
+    seed: int,
+    steps: int,
+    cfg: float,
+    node_id: str,
+) -> Check:
     """Draw each prompt three times and judge by sharpness. size: pixels."""
     if not prompts:
         raise ZTurboError("There are no prompts. Write a few, one a line.")
     clean = comfy_adapter.clean(model)
     on = comfy_adapter.apply(clean, adapter, file, 1.0)
-    positive, negative = [comfy_draw.encode_prompt(clip, prompt) for prompt in prompts], comfy_draw.encode_prompt(clip, "")
+    positive, negative = (
+        [comfy_draw.encode_prompt(clip, prompt) for prompt in prompts],
+        comfy_draw.encode_prompt(clip, ""),
+    )
     bar = comfy.utils.ProgressBar(3 * len(prompts), node_id=node_id)
     rows = []
     for one, count, guidance in ((clean, 8, 1.0), (on, 8, 1.0), (on, steps, cfg)):
         images: list[torch.Tensor] = []
-        for image in comfy_draw.draw(one, vae, positive, size, size, count, seed, "euler", cfg=guidance, negative=None if guidance == 1 else negative):
+        for image in comfy_draw.draw(
+            one,
+            vae,
+            positive,
+            size,
+            size,
+            count,
+            seed,
+            "euler",
+            cfg=guidance,
+            negative=None if guidance == 1 else negative,
+        ):
             images.append(image)
             bar.update(1)
         rows.append(images)

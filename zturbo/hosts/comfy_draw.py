@@ -24,17 +24,48 @@ def encode_prompt(clip, text: str):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sample(model, positive, width: int, height: int, steps: int, seed: int, sampler: str, batch_size: int = 1, callback=None, cfg: float = CFG, negative=None) -> torch.Tensor:
+def sample(
+    model,
+    positive,
+    width: int,
+    height: int,
+    steps: int,
+    seed: int,
+    sampler: str,
+    batch_size: int = 1,
+    callback=None,
+    cfg: float = CFG,
+    negative=None,
+) -> torch.Tensor:
     """Latents [B, 16, H/8, W/8] as KSampler gives them at scheduler simple. width, height in pixels; negative: CONDITIONING, needed where cfg is not 1."""
-    empty = torch.zeros([batch_size, 16, height // 8, width // 8], device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype())
+    empty = torch.zeros(
+        [batch_size, 16, height // 8, width // 8],
+        device=comfy.model_management.intermediate_device(),
+        dtype=comfy.model_management.intermediate_dtype(),
+    )
     latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
     noise = comfy.sample.prepare_noise(latent, seed)
     negative = negative or [[torch.zeros_like(features), {}] for features, _ in positive]
     quiet = not comfy.utils.PROGRESS_BAR_ENABLED
-    return comfy.sample.sample(model, noise, steps, cfg, sampler, SCHEDULER, positive, negative, latent, callback=callback, disable_pbar=quiet, seed=seed)
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler,
+        SCHEDULER,
+        positive,
+        negative,
+        latent,
+        callback=callback,
+        disable_pbar=quiet,
+        seed=seed,
+    )
 
 
-def draw(model, vae, prompts: Iterable, width: int, height: int, steps: int, seed: int, sampler: str, **guidance) -> Iterator[torch.Tensor]:
+def draw(
+    model, vae, prompts: Iterable, width: int, height: int, steps: int, seed: int, sampler: str, **guidance
+) -> Iterator[torch.Tensor]:
     """A picture [H, W, 3] for each CONDITIONING, all from the same noise. guidance: cfg and negative, see `sample`."""
     for prompt in prompts:
         yield from decode(vae, sample(model, prompt, width, height, steps, seed, sampler, **guidance))

@@ -29,7 +29,9 @@ def refine_caption(dit, features: torch.Tensor) -> torch.Tensor:
     return lent(tokens)
 
 
-def velocity(dit, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor, run_layer=None, grad_before_layers=False) -> torch.Tensor:
+def velocity(
+    dit, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor, run_layer=None, grad_before_layers=False
+) -> torch.Tensor:
     """v = eps - x0 of NextDiT at noised latents.
 
     x: [B, 16, H, W] in model space (after `process_latent_in`), H and W even; sigma: [B] in [0, 1];
@@ -47,7 +49,9 @@ def velocity(dit, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor, r
     return -dit.unpatchify(out, [(height, width)] * batch, [caption.shape[1]] * batch, return_tensor=True)
 
 
-def before_layers(dit, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def before_layers(
+    dit, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(tokens [B, L, dim] of caption and picture, their rope, the embedded time) as `layers.0` is given them."""
     t = dit.t_embedder((1.0 - sigma) * dit.time_scale, dtype=x.dtype)
     # embed_all without a caption stands in one padding block: the offset moves the picture behind the real caption

@@ -38,9 +38,14 @@ def draw(model, clip, vae, asked: Plan, name: str, node_id: str) -> tuple[Pictur
     """(the set, how many pictures were drawn now). Raises ComfyUI's interrupt when cancelled; what is drawn stays."""
     tag = comfy_adapter.carried(model)
     if tag is not None and tag.net != 0:
-        raise ZTurboError(f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model.")
+        raise ZTurboError(
+            f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model."
+        )
     comfy_adapter.diffusion_model(model)
-    models = "-".join(comfy_cache.fingerprint(patcher, tuple(comfy_added.unseen(patcher)))[:16] for patcher in (model, clip.patcher, vae.patcher))
+    models = "-".join(
+        comfy_cache.fingerprint(patcher, tuple(comfy_added.unseen(patcher)))[:16]
+        for patcher in (model, clip.patcher, vae.patcher)
+    )
     made = PictureSet(comfy_paths.set_folder(name), replace(asked, models=models))
     todo = made.missing()
     bar = comfy.utils.ProgressBar(asked.count, node_id=node_id)
@@ -73,7 +78,9 @@ def read_prompts(name: str) -> tuple[str, ...]:
     if not name.strip():
         return ()
     if (path := _input_file(name.strip())) is None:
-        raise ZTurboError(f"There is no file {name[:100]!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}.")
+        raise ZTurboError(
+            f"There is no file {name[:100]!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}."
+        )
     return _lines(path)
 
 
@@ -95,7 +102,9 @@ def _input_file(name: str) -> Path | None:
     try:
         is_there = path is not None and path.is_file()
     except (OSError, ValueError) as error:  # too long, zeros
-        raise ZTurboError(f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder.") from error
+        raise ZTurboError(
+            f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder."
+        ) from error
     if path is None:
         raise ZTurboError(f"{name[:100]!r} is not inside ComfyUI's input folder. Put the file there and give its name.")
     return path if is_there else None
@@ -108,7 +117,10 @@ def _lines(path: Path) -> tuple[str, ...]:
 def changed(name: str) -> str:
     """Something that changes when the prompt file of this name, or a wildcard, does."""
     try:
-        found = [_input_file(name.strip()), *sorted((Path(folder_paths.get_input_directory()) / "wildcards").rglob("*.txt"))]
+        found = [
+            _input_file(name.strip()),
+            *sorted((Path(folder_paths.get_input_directory()) / "wildcards").rglob("*.txt")),
+        ]
         return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found if path is not None])
     except (ZTurboError, OSError) as error:
         return str(error)

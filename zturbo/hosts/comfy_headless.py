@@ -9,7 +9,8 @@ def open_host(recipe, cache: Path | None):
     """A `ComfyHost` for the recipe's inputs. cache: folder of encoded latents and texts, or None."""
     from comfy.cli_args import args
 
-    args.cpu = args.cpu or not torch.cuda.is_available() and not torch.backends.mps.is_available()  # before anything else of comfy is imported
+    # before anything else of comfy is imported
+    args.cpu = args.cpu or not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
     from .. import lorafile
     from . import comfy_adapter, comfy_load, comfy_tiny

@@ -30,13 +30,18 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     """Compare clean turbo with itself under a LoRA (a file, or its tensors), on prompts that have nothing to do with it. size: pixels."""
     if not prompts:
         raise ZTurboError("There are no prompts. Write some that have nothing to do with the LoRA, one a line.")
-    file = lorafile.read(lora, keep_fused=True) if isinstance(lora, Path) else lorafile.of_state(lora, "The LoRA", keep_fused=True)
+    file = (
+        lorafile.read(lora, keep_fused=True)
+        if isinstance(lora, Path)
+        else lorafile.of_state(lora, "The LoRA", keep_fused=True)
+    )
     state, _, lost = lorafile.whole_state(file, torch.float32, "The LoRA", lossy=True)
     if size < 64 or size % 16:
         raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
     clean = comfy_adapter.clean(model)
     comfy_added.refuse(clean, "the gauge")
-    parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}  # one that stayed whole is core's own
+    # one that stayed whole is core's own
+    parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}
     lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
     worn = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
     side = size // 8
@@ -50,7 +55,11 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     text = words(gauge, deviations, before, after) + (f"\nLeft out of the LoRA are {lost}." if lost else "")
     log.info("%s", text)
     sigmas = flow.turbo_sigmas()[:8].tolist()
-    curve = plots.curves({"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))}, f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)", "noise level")
+    curve = plots.curves(
+        {"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))},
+        f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)",
+        "noise level",
+    )
     return Health(gauge, text, comfy_draw.as_image(curve), comfy_draw.grid([before, after]))
 
 
@@ -76,8 +85,12 @@ def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> l
 
 def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
     """The report: the gauge, what it is made of, and what the pictures say."""
-    state = "untouched" if gauge < 0.005 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.7 else "broken"
-    levels = ", ".join(f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(flow.turbo_sigmas().tolist(), deviations.mean(0).tolist()))
+    state = (
+        "untouched" if gauge < 0.005 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.7 else "broken"
+    )
+    levels = ", ".join(
+        f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(flow.turbo_sigmas().tolist(), deviations.mean(0).tolist())
+    )
     sharp = health.sharpness(torch.stack(after)) / max(health.sharpness(torch.stack(before)), 1e-12)
     apart = (torch.stack(after) - torch.stack(before)).abs().mean().item()
     return "\n".join(

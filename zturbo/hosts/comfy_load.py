@@ -47,7 +47,9 @@ UNDISTILLED = re.compile(r"de[-_ ]?turbo|de[-_ ]?distill|z[-_ ]?image[-_ ]?(base
 def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None) -> tuple:
     """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint. Raises ZTurboError where main memory cannot hold them."""
     device = comfy.model_management.get_torch_device()
-    others = [Need(path.name, path.stat().st_size) for path in (text_encoder, vae) if path is not None and path.is_file()]
+    others = [
+        Need(path.name, path.stat().st_size) for path in (text_encoder, vae) if path is not None and path.is_file()
+    ]
     dtype, weights = _weights(model, device, others)
     room.check_files(device, [weights, *others])
     clip = decoder = None
@@ -90,7 +92,10 @@ def _weights(path: Path, device: torch.device, others: list[Need]) -> tuple[torc
     kinds = {tensor.dtype for tensor in header.tensors.values()}
     if not devices.shares_main_memory(device) or not kinds <= {"BF16", "F16"}:
         return None, Need(path.name, path.stat().st_size)
-    own, numbers = (torch.bfloat16 if kinds == {"BF16"} else torch.float16), sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+    own, numbers = (
+        (torch.bfloat16 if kinds == {"BF16"} else torch.float16),
+        sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
+    )
     chosen = comfy.model_management.unet_dtype(device, numbers, ZIMAGE.supported_inference_dtypes, own)
     grown = Need(path.name, numbers * chosen.itemsize)
     if room.fits_main_memory([grown, *others]) or chosen.itemsize <= own.itemsize:
@@ -109,7 +114,9 @@ def load_checkpoint(path: str | Path, clip: bool = True, vae: bool = True, dtype
     options = {} if dtype is None else {"dtype": dtype}
     with _refusing(header, Z_IMAGE, CHOOSE_MODEL):
         if clip or vae:
-            model, text_encoder, decoder, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=vae, output_clip=clip, embedding_directory=_embeddings(), model_options=options)
+            model, text_encoder, decoder, _ = comfy.sd.load_checkpoint_guess_config(
+                str(path), output_vae=vae, output_clip=clip, embedding_directory=_embeddings(), model_options=options
+            )
         else:
             model, text_encoder, decoder = comfy.sd.load_diffusion_model(str(path), model_options=options), None, None
     _check_model(model, header)
@@ -196,8 +203,14 @@ def _check_whole(module, given: set[str], header: Header, what: str):
     missing = [name for name in wanted if name not in given]
     if missing:
         part = modelfile.part_of_several(header.path)
-        why = f"It is part {part}: choose the model in one file" if part else "Something was cut out of it: choose a whole one"
-        raise ModelError(f"{header.path.name} lacks {len(missing)} of the {len(wanted)} matrices of {what} (for example {missing[0]}). {why}.")
+        why = (
+            f"It is part {part}: choose the model in one file"
+            if part
+            else "Something was cut out of it: choose a whole one"
+        )
+        raise ModelError(
+            f"{header.path.name} lacks {len(missing)} of the {len(wanted)} matrices of {what} (for example {missing[0]}). {why}."
+        )
 
 
 def _check_clip(clip, header: Header, prefix: str = ""):
@@ -207,7 +220,9 @@ def _check_clip(clip, header: Header, prefix: str = ""):
 
 def _check_vae(vae, header: Header):
     if (vae.latent_channels, vae.latent_dim) != (16, 2):
-        raise ModelError(f"{header.path.name} is a VAE of another model: its latents have {vae.latent_channels} channels in {vae.latent_dim} dimensions, and Z-Image's have 16 in 2. {CHOOSE_VAE}")
+        raise ModelError(
+            f"{header.path.name} is a VAE of another model: its latents have {vae.latent_channels} channels in {vae.latent_dim} dimensions, and Z-Image's have 16 in 2. {CHOOSE_VAE}"
+        )
 
 
 def _embeddings() -> list[str]:

@@ -22,7 +22,8 @@ def to_file(patcher) -> int:
     if not devices.shares_main_memory(patcher.load_device) or patcher.is_dynamic() or args.disable_mmap:
         return 0
     there, moved = stored(patcher), 0
-    filed: dict[str, int] = dict(patcher.get_attachment(FILED) or {})  # name -> address, of those that lie there already
+    # name -> address, of those that lie there already
+    filed: dict[str, int] = dict(patcher.get_attachment(FILED) or {})
     with core_mode():
         for name, tensor in list(patcher.model.named_parameters()):
             key = next((key for key in endings(name) if key in there), None)
@@ -50,7 +51,12 @@ def stored(patcher) -> dict[str, safe_open]:
     """Tensor name -> open file, of the safetensors files that core says a model is from."""
     factory = getattr(patcher, "cached_patcher_init", None)
     given = factory[1] if factory else ()
-    names = [one for value in given for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, (str, Path))]
+    names = [
+        one
+        for value in given
+        for one in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(one, (str, Path))
+    ]
     found = {}
     for path in names:
         try:

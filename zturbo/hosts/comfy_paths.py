@@ -15,7 +15,8 @@ from . import comfy_tiny
 BUNDLED = "bundled: smiley"
 SETS = "zturbo_sets"
 TINY = "tiny (bundled)"  # model and adapter in the lists
-CHECKPOINTS = "checkpoints/"  # in front of a file of models/checkpoints where files of models/diffusion_models are listed, too
+# in front of a file of models/checkpoints where files of models/diffusion_models are listed, too
+CHECKPOINTS = "checkpoints/"
 
 
 def dataset_folder(name: str) -> Path:
@@ -24,15 +25,24 @@ def dataset_folder(name: str) -> Path:
         return comfy_tiny.PICTURES
     roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     wishes = [name.strip().strip("\"'").strip()]
-    wishes += [wish for wish in (wishes[0].replace("\\", "/"), wishes[0].replace("\\", "/").removeprefix("input/")) if wish not in wishes]  # as people paste them
+    # as people paste them
+    wishes += [
+        wish
+        for wish in (wishes[0].replace("\\", "/"), wishes[0].replace("\\", "/").removeprefix("input/"))
+        if wish not in wishes
+    ]
     allowed = [place for wish in wishes if wish for root in roots if (place := under(root, wish))]
     if not allowed:
-        raise DatasetError(f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name.")
+        raise DatasetError(
+            f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name."
+        )
     try:
         os.path.realpath(allowed[0])  # raises for what no system takes
         return next((place for place in allowed if place.is_dir()), allowed[0])
     except (OSError, ValueError) as error:  # too long, zeros, half a character
-        raise DatasetError(f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder.") from error
+        raise DatasetError(
+            f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder."
+        ) from error
 
 
 def under(root: str, name: str) -> Path | None:
@@ -40,7 +50,8 @@ def under(root: str, name: str) -> Path | None:
 
     Links on the disk are the owner's, and are followed as ComfyUI itself follows them: whole drives are mounted so.
     """
-    for base in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):  # people may call a linked folder by either name
+    # people may call a linked folder by either name
+    for base in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):
         place = Path(os.path.normpath(os.path.join(base, name)))
         if place.is_relative_to(base):
             return place
@@ -89,16 +100,21 @@ def model_file(name: str) -> Path:
     if found is None and name.startswith(CHECKPOINTS):
         found = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
     if found is None:
-        raise ModelError(f"There is no {name} in models/diffusion_models. Put it there and press R, or choose one from the list.")
+        raise ModelError(
+            f"There is no {name} in models/diffusion_models. Put it there and press R, or choose one from the list."
+        )
     return Path(found)
 
 
 def part_file(folder: str, *names: str) -> Path:
     """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists. Raises ModelError when none is."""
-    places = [one for name in names for one in folder_paths.get_filename_list(folder) if Path(one).name == name]  # in sub-folders, as some sort them
+    # in sub-folders, as some sort them
+    places = [one for name in names for one in folder_paths.get_filename_list(folder) if Path(one).name == name]
     found = next((path for name in (*names, *places) if (path := folder_paths.get_full_path(folder, name))), None)
     if found is None:
-        raise ModelError(f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node.")
+        raise ModelError(
+            f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node."
+        )
     return Path(found)
 
 

@@ -29,7 +29,9 @@ class Trained:
     steps: int
 
 
-def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str, resume: str = runs.AUTO) -> Trained:
+def train(
+    recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str, resume: str = runs.AUTO
+) -> Trained:
     """Train in this process. Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
 
     resume: see `runs.choose_run`.
@@ -39,17 +41,41 @@ def train(recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, nod
     with torch.inference_mode(False), torch.enable_grad():
         recipe = runs.filled(replace(recipe, data=dataset.options, inputs=inputs_of(dataset, model)), dataset.trigger)
         host = ComfyHost(model, clip, vae, recipe, preview_model, comfy_paths.runs().cache, comfy_paths.lora_file)
-        done = runs.conduct(recipe, dataset, host, comfy_paths.runs(), resume, lambda run: ComfyControl(run, recipe.steps, node_id, _send), comfy.model_management.InterruptProcessingException)
+        done = runs.conduct(
+            recipe,
+            dataset,
+            host,
+            comfy_paths.runs(),
+            resume,
+            lambda run: ComfyControl(run, recipe.steps, node_id, _send),
+            comfy.model_management.InterruptProcessingException,
+        )
     result = done.result
-    return Trained(LoraState(result.state, done.facts | lorafile.thumbnail(result.images)), result.losses, _images(result.images), done.run.lora, result.steps)
+    return Trained(
+        LoraState(result.state, done.facts | lorafile.thumbnail(result.images)),
+        result.losses,
+        _images(result.images),
+        done.run.lora,
+        result.steps,
+    )
 
 
 def inputs_of(dataset: Dataset, model) -> Inputs:
     """What a graph knows of where its model and pictures lie, so that the run can be done again without it. Text encoder and VAE do not say where they are from."""
     tag = comfy_adapter.carried(model)
     factory = getattr(model, "cached_patcher_init", None)
-    file = next((str(value) for value in factory[1] if isinstance(value, (str, Path)) and str(value)), "") if factory else ""
-    adapter = "" if tag is None or tag.net == 0 else "tiny" if tag.file == comfy_paths.TINY else str(folder_paths.get_full_path("loras", tag.file) or "")
+    file = (
+        next((str(value) for value in factory[1] if isinstance(value, (str, Path)) and str(value)), "")
+        if factory
+        else ""
+    )
+    adapter = (
+        ""
+        if tag is None or tag.net == 0
+        else "tiny"
+        if tag.file == comfy_paths.TINY
+        else str(folder_paths.get_full_path("loras", tag.file) or "")
+    )
     return Inputs(
         model="tiny" if file == str(comfy_tiny.MODEL) else file,
         adapter=adapter,

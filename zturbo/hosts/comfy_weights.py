@@ -32,13 +32,18 @@ def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], tor
 
 def weights(model, targets: list[Target], patched: bool = False) -> Callable[[str], torch.Tensor]:
     """Gives the weight [out, in] fp32 of a part by its name. patched: with what is patched onto the MODEL (LoRAs, merges)."""
-    places = {part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows) for target in targets for part in target.parts}
+    places = {
+        part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows)
+        for target in targets
+        for part in target.parts
+    }
 
     def read(name: str) -> torch.Tensor:
         key, rows = places[name]
         with core_mode():
             weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-            weight = getattr(model.backup.get(key), "weight", weight)  # the clean one, where a patched one stands in the model
+            # the clean one, where a patched one stands in the model
+            weight = getattr(model.backup.get(key), "weight", weight)
             weight = weight if convert is None else convert(weight, inplace=False)
             weight = (weight.dequantize() if isinstance(weight, comfy.quant_ops.QuantizedTensor) else weight).float()
             if patched and key in model.patches:
@@ -52,7 +57,9 @@ def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
     """The adapter that makes the one MODEL of the other, on the Linears of the layers. Raises ZTurboError."""
     for model in (undistilled, turbo):
         comfy_added.refuse(model, "an extraction")
-    targets = [comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)]
+    targets = [
+        comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)
+    ]
     if targets[0] != targets[1]:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
     bar = comfy.utils.ProgressBar(sum(len(target.parts) for target in targets[0]), node_id=node_id)
@@ -61,4 +68,10 @@ def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update(1)
 
-    return extract.extract(weights(undistilled, targets[0], patched=True), weights(turbo, targets[0], patched=True), targets[0], rank, check)
+    return extract.extract(
+        weights(undistilled, targets[0], patched=True),
+        weights(turbo, targets[0], patched=True),
+        targets[0],
+        rank,
+        check,
+    )

@@ -80,7 +80,9 @@ def repeatable(device: torch.device, repeat: str) -> Iterator[None]:
         if device.type != "cuda" or not any(word in str(error) for word in REFUSED):
             raise
         said = str(error).splitlines()[0][:300]
-        raise ZTurboError(f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). Set repeat to fast.") from error
+        raise ZTurboError(
+            f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). Set repeat to fast."
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = before[2]
@@ -110,8 +112,14 @@ def memory_facts(device: torch.device) -> dict[str, float]:
     """GB in use where the model runs. memory: of the whole card, with other programs and with weights that PyTorch does not count; on a CPU, and where a card does not tell, of this process. memory_torch: PyTorch's own peak."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return {"memory": round((total - free) / 1e9, 3), "memory_torch": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
+        return {
+            "memory": round((total - free) / 1e9, 3),
+            "memory_torch": round(torch.cuda.max_memory_allocated(device) / 1e9, 3),
+        }
     if device.type == "xpu":
-        return {"memory": round(torch.xpu.memory_reserved(device) / 1e9, 3), "memory_torch": round(torch.xpu.max_memory_allocated(device) / 1e9, 3)}
+        return {
+            "memory": round(torch.xpu.memory_reserved(device) / 1e9, 3),
+            "memory_torch": round(torch.xpu.max_memory_allocated(device) / 1e9, 3),
+        }
     used = torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss
     return {"memory": round(used / 1e9, 3)}

@@ -34,7 +34,16 @@ class DiffusersHost:
 
     turbo = True
 
-    def __init__(self, loaded: Loaded, recipe: Recipe, device: torch.device, adapter: LoraFile | None = None, strength: float = 1.0, file: str = "", cache: Path | None = None):
+    def __init__(
+        self,
+        loaded: Loaded,
+        recipe: Recipe,
+        device: torch.device,
+        adapter: LoraFile | None = None,
+        strength: float = 1.0,
+        file: str = "",
+        cache: Path | None = None,
+    ):
         self.recipe, self.loaded, self.device = recipe, loaded, device
         self.dit = loaded.transformer
         self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, device)
@@ -73,7 +82,12 @@ class DiffusersHost:
         pixels = max(width * height for width, height in dataset.buckets())
         picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
         config, size, numbers = self.dit.config, self.dtype.itemsize, network.count(self.targets, self.recipe.network)
-        needs = [memory.lora(self.recipe, numbers), memory.activations(memory.together(self.recipe, picture, picture, True), config.dim, config.n_layers, size, True)]
+        needs = [
+            memory.lora(self.recipe, numbers),
+            memory.activations(
+                memory.together(self.recipe, picture, picture, True), config.dim, config.n_layers, size, True
+            ),
+        ]
         if devices.shares_main_memory(self.device):
             needs.append(memory.copy(self.recipe, numbers))
         else:  # here they lie on the card as a whole
@@ -84,14 +98,21 @@ class DiffusersHost:
         """See `runs.Host.digest`: by some numbers of each weight."""
         start = self.recipe.network.start and lorafile.read(network.start_file(self.recipe.network.start)).sha256
         total = hashlib.sha256(repr((self.device.type, self.strength, start)).encode())
-        named = {**self.dit.state_dict(), **{f"{name}.{key}": tensor for name, one in self.adapter.items() for key, tensor in one.tensors.items()}}
+        named = {
+            **self.dit.state_dict(),
+            **{f"{name}.{key}": tensor for name, one in self.adapter.items() for key, tensor in one.tensors.items()},
+        }
         for name, tensor in sorted(named.items()):
             add(total, name, tensor)
         return total.hexdigest()[:32]
 
     def adapter_facts(self) -> dict[str, str]:
         """See `runs.Host.adapter_facts`."""
-        return {"zturbo.adapter_sha256": self.sha256, "zturbo.adapter_strength": f"{self.strength:g}"} if self.adapter else {}
+        return (
+            {"zturbo.adapter_sha256": self.sha256, "zturbo.adapter_strength": f"{self.strength:g}"}
+            if self.adapter
+            else {}
+        )
 
     def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
         """See `trainer.Host.encode`."""
@@ -123,7 +144,13 @@ class DiffusersHost:
         views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
         encoder = self.loaded.autoencoder
         return torch.cat(
-            [self.cache.get(("latent", self._key(encoder.module), view.shape, view.tobytes()), partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view)) for view in views]
+            [
+                self.cache.get(
+                    ("latent", self._key(encoder.module), view.shape, view.tobytes()),
+                    partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view),
+                )
+                for view in views
+            ]
         )
 
     def _features(self, text: str) -> torch.Tensor:
@@ -131,7 +158,9 @@ class DiffusersHost:
         features = self.cache.get(("features", self._key(encoder.module), text), lambda: encoder.encode(text))
         width = self.dit.config["cap_feat_dim"]
         if features.shape[-1] != width:
-            raise ModelError(f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (Qwen3-4B).")
+            raise ModelError(
+                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (Qwen3-4B)."
+            )
         return features
 
     @lru_cache(4)
@@ -154,7 +183,11 @@ class DiffusersHost:
         """See `trainer.Host.norms`."""
         like = torch.zeros(1, dtype=self.dtype)
         linears = fetchers(self.dit)
-        return {part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu() for target in targets for part in target.parts}
+        return {
+            part.name: lowrank.column_norms(None, linears[target.module][1], part.rows, like).cpu()
+            for target in targets
+            for part in target.parts
+        }
 
     def out_of_memory(self, error: Exception) -> bool:
         """See `trainer.Host.out_of_memory`."""
@@ -184,7 +217,9 @@ class DiffusersHost:
             self.dit.train()  # what diffusers asks for to recompute; there is no dropout in it
             stack.callback(self.dit.eval)
 
-            def velocity(x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0) -> torch.Tensor:
+            def velocity(
+                x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
+            ) -> torch.Tensor:
                 branches[0] = strengths(factor)
                 return self._velocity(x, sigma, [self.features[number] for number in numbers])
 
@@ -193,7 +228,10 @@ class DiffusersHost:
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
         """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
         there = self.strength if self.way == "merged" else 0.0
-        unit = {name: replace(one, A=one.A.to(self.device, self.dtype), B=one.B.to(self.device, self.dtype)) for name, one in self.adapter.items()}
+        unit = {
+            name: replace(one, A=one.A.to(self.device, self.dtype), B=one.B.to(self.device, self.dtype))
+            for name, one in self.adapter.items()
+        }
 
         def at(factor: float) -> dict[str, Factors]:
             strength = factor * self.strength - there
@@ -212,12 +250,17 @@ class DiffusersHost:
     def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
         wish = self.recipe.previews
-        noise = torch.randn(1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed))
+        noise = torch.randn(
+            1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed)
+        )
         lora = lorafile.on_device(lorafile.parse(state)[0], self.device)
         with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.places, [lora]):
             latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
         with moved(self.loaded.autoencoder.module, self.device):
-            return [np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8) for one in latents]
+            return [
+                np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8)
+                for one in latents
+            ]
 
     def _sample(self, x: torch.Tensor, caption: torch.Tensor, steps: int) -> torch.Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler
@@ -232,7 +275,11 @@ class DiffusersHost:
 
 def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
     """Every Linear of the blocks with the LoRA that lives on it."""
-    return [lorafile.module_targets(name, module.in_features, module.out_features) for name, module in linears(dit).items() if name.startswith(blocks)]
+    return [
+        lorafile.module_targets(name, module.in_features, module.out_features)
+        for name, module in linears(dit).items()
+        if name.startswith(blocks)
+    ]
 
 
 def linears(dit) -> dict[str, torch.nn.Linear]:
@@ -260,7 +307,9 @@ def check(adapter: LoraFile | None, places: list[Target], file: str) -> dict[str
     lorafile.check_fit(adapter.factors, places, file)
     plain = {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
     if len(plain) < len(adapter.factors):
-        raise LoraFileError(f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file.")
+        raise LoraFileError(
+            f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file."
+        )
     return plain
 
 

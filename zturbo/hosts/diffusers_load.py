@@ -18,12 +18,26 @@ from ..errors import ModelError
 
 QUANTISED = ("comfy_quant", "scale_weight", "weight_scale", "scaled_fp8")  # ends of the names of what only core reads
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-MERGES = Path(__file__).with_name("qwen_merges.txt.xz")  # of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
+# of Qwen's tokenizer (Apache 2.0); its vocabulary follows from them
+MERGES = Path(__file__).with_name("qwen_merges.txt.xz")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LAYER = -2  # hidden states of the text encoder that Z-Image reads
 TRANSFORMER = {"cap_feat_dim": 2560, "n_layers": 30, "n_refiner_layers": 2}  # the rest are diffusers' defaults
-TEXT_ENCODER = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8}
-QWEN3 = {"vocab_size": 151936, "head_dim": 128, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "attention_bias": False}
+TEXT_ENCODER = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+QWEN3 = {
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40960,
+    "attention_bias": False,
+}
 AUTOENCODER = {
     "in_channels": 3,
     "out_channels": 3,
@@ -77,7 +91,9 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, text: str) -> torch.Tensor:
         """[1, tokens, C] fp32 on the CPU."""
-        tokens = torch.tensor([self.tokenizer.encode(TEMPLATE.format(text), add_special_tokens=False)], device=self.module.device)
+        tokens = torch.tensor(
+            [self.tokenizer.encode(TEMPLATE.format(text), add_special_tokens=False)], device=self.module.device
+        )
         return self.module(input_ids=tokens, output_hidden_states=True).hidden_states[LAYER].float().cpu()
 
 
@@ -90,9 +106,15 @@ class Loaded:
     autoencoder: Autoencoder
 
 
-def load(transformer: Path, text_encoder: Path, autoencoder: Path, tokenizer: Path | None, dtype: torch.dtype) -> Loaded:
+def load(
+    transformer: Path, text_encoder: Path, autoencoder: Path, tokenizer: Path | None, dtype: torch.dtype
+) -> Loaded:
     """From folders of diffusers' form or single files, each. tokenizer: its folder, or None. Raises ModelError."""
-    return Loaded(load_transformer(transformer, dtype), TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer, text_encoder)), load_autoencoder(autoencoder, dtype))
+    return Loaded(
+        load_transformer(transformer, dtype),
+        TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer, text_encoder)),
+        load_autoencoder(autoencoder, dtype),
+    )
 
 
 def load_transformer(path: Path, dtype: torch.dtype):
@@ -107,7 +129,9 @@ def load_transformer(path: Path, dtype: torch.dtype):
     if width is None or width.shape[0] != 3840 or not any(key.startswith("layers.29.attention.") for key in state):
         raise ModelError(f"{path.name} is not Z-Image. Choose z_image_turbo_bf16.safetensors.")
     if any(key.endswith(QUANTISED) for key in state):
-        raise ModelError(f"{path.name} is quantised, which diffusers' code cannot load. Choose z_image_turbo_bf16.safetensors, or train with --host comfy or inside ComfyUI.")
+        raise ModelError(
+            f"{path.name} is quantised, which diffusers' code cannot load. Choose z_image_turbo_bf16.safetensors, or train with --host comfy or inside ComfyUI."
+        )
     with torch.device("meta"):
         model = ZImageTransformer2DModel(**TRANSFORMER)
     if "layers.29.attention.qkv.weight" in state:  # ComfyUI's names
@@ -144,7 +168,9 @@ def load_tokenizer(named: Path | None, text_encoder: Path):
     if folder:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if named:
-        raise ModelError(f"There is no tokenizer_config.json in {named}. Give the tokenizer folder of Z-Image-Turbo, or leave it out: Qwen's is bundled.")
+        raise ModelError(
+            f"There is no tokenizer_config.json in {named}. Give the tokenizer folder of Z-Image-Turbo, or leave it out: Qwen's is bundled."
+        )
     return bundled_tokenizer()
 
 
@@ -154,7 +180,11 @@ def bundled_tokenizer():
 
     merges = lzma.decompress(MERGES.read_bytes()).decode().splitlines()
     words = [*letters(), *(merge.replace(" ", "") for merge in merges), *SPECIAL]
-    return Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[tuple(merge.split(" ")) for merge in merges], additional_special_tokens=list(SPECIAL))
+    return Qwen2Tokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[tuple(merge.split(" ")) for merge in merges],
+        additional_special_tokens=list(SPECIAL),
+    )
 
 
 def letters() -> list[str]:
@@ -176,7 +206,14 @@ def load_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
         raise ModelError(f"{path.name} is no VAE. Choose Z-Image's (ae.safetensors).")
     with torch.device("meta"):
         model = AutoencoderKL(**AUTOENCODER)
-    return Autoencoder(filled(model, convert_ldm_vae_checkpoint(state, model.config) if any("encoder.down.0" in key for key in state) else state, path, dtype))
+    return Autoencoder(
+        filled(
+            model,
+            convert_ldm_vae_checkpoint(state, model.config) if any("encoder.down.0" in key for key in state) else state,
+            path,
+            dtype,
+        )
+    )
 
 
 def from_folder(kind, path: Path, dtype: torch.dtype):
@@ -185,14 +222,18 @@ def from_folder(kind, path: Path, dtype: torch.dtype):
     try:
         named = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} holds no config.json that can be read ({error}). Give the folder transformer, text_encoder or vae of Z-Image-Turbo in diffusers' form.") from error
+        raise ModelError(
+            f"{path} holds no config.json that can be read ({error}). Give the folder transformer, text_encoder or vae of Z-Image-Turbo in diffusers' form."
+        ) from error
     said = str(named.get("_class_name") or (named.get("architectures") or [""])[0]) if isinstance(named, dict) else ""
     if not said.startswith(kind.__name__.removesuffix("Model")):
         raise ModelError(f"{path} holds a {said or 'model without a name'}; here belongs a {kind.__name__}.")
     try:
         return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model in {path} cannot be loaded ({error}). Give the whole folder, with its weights.") from error
+        raise ModelError(
+            f"The model in {path} cannot be loaded ({error}). Give the whole folder, with its weights."
+        ) from error
 
 
 def filled(model, state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype):

@@ -15,7 +15,19 @@ from .tiny import VAE as VAE
 from .tiny import config as config
 from .tiny import text_encoder_weights
 
-NAMES = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
+NAMES = (
+    "in_channels",
+    "dim",
+    "n_layers",
+    "n_refiner_layers",
+    "n_heads",
+    "n_kv_heads",
+    "qk_norm",
+    "cap_feat_dim",
+    "rope_theta",
+    "axes_dims",
+    "axes_lens",
+)
 TIME_UNITS = 1024
 
 
@@ -36,7 +48,11 @@ def load_transformer(dtype: torch.dtype):
             block.feed_forward = FeedForward(settings["dim"], hidden)
     state = convert_z_image_transformer_checkpoint_to_diffusers(state)
     extra = TIME_UNITS - state["t_embedder.mlp.0.weight"].shape[0]
-    for key, padding in (("t_embedder.mlp.0.weight", (0, 0, 0, extra)), ("t_embedder.mlp.0.bias", (0, extra)), ("t_embedder.mlp.2.weight", (0, extra))):
+    for key, padding in (
+        ("t_embedder.mlp.0.weight", (0, 0, 0, extra)),
+        ("t_embedder.mlp.0.bias", (0, extra)),
+        ("t_embedder.mlp.2.weight", (0, extra)),
+    ):
         state[key] = F.pad(state[key], padding)
     model.load_state_dict(state)
     return (model if dtype is torch.float32 else model.to(dtype)).eval().requires_grad_(False)

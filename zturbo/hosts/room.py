@@ -25,14 +25,23 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
         here = main_memory()
         for needs, way in ((step, WAYS), (preview, SMALLER)):
             if total(needs) > here:
-                raise ZTurboError(f"This run needs {spelled(needs)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs. {way}")
+                raise ZTurboError(
+                    f"This run needs {spelled(needs)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs. {way}"
+                )
         return
     there = devices.total_memory(device) - ASIDE
     if total(step) > there:
-        raise ZTurboError(f"This run needs {spelled(step)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. {WAYS}")
+        raise ZTurboError(
+            f"This run needs {spelled(step)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. {WAYS}"
+        )
     if total(step) + weights > there:
         stay = max(0.0, there - total(step))
-        log.info("About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.", stay / GB, weights / GB, spelled(step))
+        log.info(
+            "About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.",
+            stay / GB,
+            weights / GB,
+            spelled(step),
+        )
 
 
 def main_memory() -> float:

@@ -35,7 +35,9 @@ def text_encoder_shapes() -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }
-    layers = {f"layers.{n}.{name}.weight": shape for n in range(c["num_hidden_layers"]) for name, shape in layer.items()}
+    layers = {
+        f"layers.{n}.{name}.weight": shape for n in range(c["num_hidden_layers"]) for name, shape in layer.items()
+    }
     return {"embed_tokens.weight": (VOCABULARY, width), "norm.weight": (width,), **layers}
 
 

@@ -27,7 +27,9 @@ def real_card(kind: str):
     import torch
 
     mm, one = comfy.model_management, emulation.Card(kind)
-    one.fit = lambda share=1.0, eager=False: share == 1.0 and not eager or pytest.skip("what fits on a real card is its driver's business")
+    one.fit = lambda share=1.0, eager=False: (
+        share == 1.0 and not eager or pytest.skip("what fits on a real card is its driver's business")
+    )
     before = comfy.model_patcher.CoreModelPatcher, comfy.memory_management.aimdo_enabled
     if kind == "dynamic":
         if not comfy_aimdo.control.init_devices((device.index, 0) for device in mm.get_all_torch_devices()):
@@ -48,4 +50,8 @@ def load_tiny():
     from zturbo.hosts import comfy_load, comfy_tiny
 
     with torch.inference_mode():
-        return comfy_tiny.load_model(comfy_tiny.MODEL, torch.float32), comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE)
+        return (
+            comfy_tiny.load_model(comfy_tiny.MODEL, torch.float32),
+            comfy_tiny.load_clip(),
+            comfy_load.load_vae(comfy_tiny.VAE),
+        )

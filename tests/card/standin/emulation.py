@@ -147,7 +147,9 @@ def on_card(core_cast):
     """The tensors here do not say that they lie on the card; a weight that core manages there is asked for from there."""
 
     def cast(module, input=None, dtype=None, device=None, *more, **options):
-        return core_cast(module, input, dtype, CARD if device is None and hasattr(module, "_v") else device, *more, **options)
+        return core_cast(
+            module, input, dtype, CARD if device is None and hasattr(module, "_v") else device, *more, **options
+        )
 
     return cast
 
@@ -196,10 +198,18 @@ def card(kind: str):
         if kind == "dynamic":
             swap(comfy_aimdo.model_vbar, "ModelVBAR", lambda size, index: Bar(one, size))
             swap(comfy_aimdo.vram_buffer, "VRAMBuffer", Buffer)
-            swap(comfy_aimdo.torch, "aimdo_to_tensor", lambda place, device: place[0].memory[place[1] : place[1] + place[2]])
+            swap(
+                comfy_aimdo.torch,
+                "aimdo_to_tensor",
+                lambda place, device: place[0].memory[place[1] : place[1] + place[2]],
+            )
             swap(comfy.memory_management, "aimdo_enabled", True)
             swap(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
-            swap(comfy.model_patcher.ModelPatcher, "_load_list", there_already(comfy.model_patcher.ModelPatcher._load_list))
+            swap(
+                comfy.model_patcher.ModelPatcher,
+                "_load_list",
+                there_already(comfy.model_patcher.ModelPatcher._load_list),
+            )
             swap(comfy.ops, "cast_bias_weight", on_card(comfy.ops.cast_bias_weight))
         else:
             swap(mm.LoadedModel, "model_load", partly(mm.LoadedModel.model_load, one))
