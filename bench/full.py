@@ -157,9 +157,10 @@ def chance_host(model, way: str):
 def run(host, folder: Path) -> tuple[str, list[float]]:
     """(sha256 of the LoRA's file, seconds of each step) of a run in this folder, which is taken up where there is one."""
     from zturbo import trainer
+    from zturbo.roles import Unattended
     from zturbo.runfolder import RunFolder, read_events
 
-    class Control(trainer.Unattended):
+    class Control(Unattended):
         def step(self, event):
             print(
                 f"step {event['step']}: {event['seconds']:.1f} s, loss {event['loss']:.4f}, {event['memory']:.1f} GB",

@@ -14,14 +14,13 @@ from zturbo import checkpoint, network
 from zturbo.errors import TrainingError, ZTurboError
 from zturbo.recipe import Network, Recipe
 from zturbo.runfolder import RunFolder
+from zturbo.state import State
 
 
-def fresh(rank: int = 2) -> checkpoint.State:
+def fresh(rank: int = 2) -> State:
     """A run at its beginning."""
     lora = network.create(TARGETS, Network(rank, rank), 0)
-    return checkpoint.State(
-        lora, torch.optim.AdamW([tensor for one in lora.values() for tensor in one.tensors.values()], lr=1e-3)
-    )
+    return State(lora, torch.optim.AdamW([tensor for one in lora.values() for tensor in one.tensors.values()], lr=1e-3))
 
 
 @cache
@@ -61,7 +60,7 @@ def mark(raw: bytes) -> str:
     return split(raw)[0]["__metadata__"]["sha256"]
 
 
-def take(state: checkpoint.State, found: tuple):
+def take(state: State, found: tuple):
     before = mark(b"".join(state.copied().pieces()))
     try:
         state.take(*found)
@@ -179,7 +178,7 @@ def go_on_or_refuse(run: RunFolder, tensors: dict[str, torch.Tensor]):
     assert state.step in (1, 2) and all(isinstance(loss, float) for loss in state.losses), (
         f"the losses are {state.losses}"
     )
-    assert state.seconds >= 0 and state.setbacks >= 0
+    assert state.seconds >= 0 and state.rollbacks >= 0
     b"".join(state.copied().pieces())
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:

@@ -185,12 +185,13 @@ def use_sides(text: str):
 
 
 def use_targets(text: str):
-    chosen = network.places(TARGETS, Network(targets=text))
+    chosen = network.trainable_modules(TARGETS, Network(targets=text))
     assert chosen and all(1 <= place.rank <= 1024 for place in chosen)
 
 
 def use_layers(text: str):
-    assert all(0 <= network.layer_of(place.part.name) <= 1 for place in network.places(TARGETS, Network(layers=text)))
+    chosen = network.trainable_modules(TARGETS, Network(layers=text))
+    assert all(0 <= network.layer_of(one.part.name) <= 1 for one in chosen)
 
 
 # Event logs

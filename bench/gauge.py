@@ -56,16 +56,22 @@ def one_run(steps: int) -> tuple[float, float, int]:
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
     from zturbo.hosts.comfy import ComfyHost
     from zturbo.recipe import Compute, Data, Recipe
+    from zturbo.roles import Unattended
     from zturbo.runfolder import RunFolder
+    from zturbo.session import Session
 
     given = Recipe("gauge", steps, data=Data(cache=False), compute=Compute("fp32"))
     found = dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data)
     model = comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
     host = ComfyHost(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given)
     clock = Clock()
-    with clock.around(trainer, "watch"), clock.around(turbo.Watch, "read"), tempfile.TemporaryDirectory() as temporary:
+    with (
+        clock.around(Session, "walk_references"),
+        clock.around(turbo.References, "read"),
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         began = time.perf_counter()
-        result = trainer.train(given, found, host, RunFolder.new(Path(temporary), given), trainer.Unattended(), {})
+        result = trainer.train(given, found, host, RunFolder.new(Path(temporary), given), Unattended(), {})
         whole = time.perf_counter() - began
     assert result.steps == steps
     return clock.seconds, whole, clock.calls - 1

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bench import gpu_speed
 from bench.gpu_place import TOKENS, Place, spread
-from zturbo import dataset, network, runs, trainer
+from zturbo import dataset, network, roles, runs
 from zturbo.hosts import comfy_cache, comfy_draw
 from zturbo.recipe import Compute, Recipe, Saving, Turbo
 from zturbo.runs import Runs
@@ -26,7 +26,7 @@ class Cut(Exception):
     """What the person at the screen cancels with."""
 
 
-class Watching(trainer.Unattended):
+class Watching(roles.Unattended):
     """Writes down when each step ended and what the run said; cancels after a step."""
 
     def __init__(self, cut_at: int):

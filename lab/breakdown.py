@@ -112,7 +112,7 @@ def bad_adapter(good):
 
 def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, variant: str, seed: int, args):
     """Train one LoRA through the pack's trainer. At the points, and before the first step, `measured(lora)` is written down while `dit`, clean turbo, carries it."""
-    from zturbo import dataset, lorafile, trainer
+    from zturbo import dataset, lorafile, roles, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
     from zturbo.runfolder import RunFolder
 
@@ -127,7 +127,7 @@ def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, varia
             model, bad_adapter(adapter) if variant == "bad" else adapter, variant, VARIANTS[variant]
         )
 
-    class Following(trainer.Unattended):
+    class Following(roles.Unattended):
         def step(self, event):
             host.step = event["step"]
             host.recent.append(event["loss"])

@@ -24,13 +24,13 @@ def main(argv: list[str]):
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     use_comfy()
-    from zturbo import dataset, lorafile, plots, runfolder, trainer
+    from zturbo import dataset, lorafile, plots, roles, runfolder, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
     from zturbo.hosts.comfy import ComfyHost
     from zturbo.recipe import Compute, Data, Network, Optimizer, Recipe
     from zturbo.runfolder import RunFolder
 
-    class Watched(trainer.Unattended):
+    class Watched(roles.Unattended):
         def look(self, event):
             log.info("step %5d  trained %.4f  held out %.4f", event["step"], event["trained"], event["held_out"])
 

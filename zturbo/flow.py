@@ -1,4 +1,4 @@
-"""Rectified-flow maths of Z-Image: noising, target, where the timesteps fall, how steps are weighted.
+"""Rectified-flow maths: noising, target, where the timesteps fall, how steps are weighted.
 
 sigma runs from 0 (picture) to 1 (noise). x_t = (1 - sigma) x0 + sigma eps, and the model predicts the
 velocity v = eps - x0 (arXiv 2209.03003). Everything random comes from counters (`generator`), so a step
@@ -10,39 +10,21 @@ import hashlib
 import torch
 import torch.nn.functional as F
 
-SHIFT = 3.0
 DENSITIES = ("weighted", "sigmoid", "linear", "shift", "content", "style", "logit_normal")
 
 WEIGHTINGS = ("auto", "none", "weighted", "cosmap", "x0")
 
 # ostris/ai-toolkit's "weighted" loss curve over i = (1 - sigma) * 1000, mean 1.
+# fmt: off
 _WEIGHT_INDEX = (
-    0,
-    50,
-    100,
-    124,
-    150,
-    200,
-    250,
-    300,
-    350,
-    400,
-    450,
-    500,
-    550,
-    600,
-    650,
-    700,
-    750,
-    800,
-    850,
-    900,
-    950,
-    975,
-    990,
-    999,
+    0, 50, 100, 124, 150, 200, 250, 300, 350, 400, 450, 500,
+    550, 600, 650, 700, 750, 800, 850, 900, 950, 975, 990, 999,
 )
-_WEIGHT_VALUE = (.906, 1.375, 1.507, 1.523, 1.507, 1.441, 1.355, 1.264, 1.172, 1.083, 1.000, .925, .860, .805, .762, .731, .715, .716, .729, .716, .582, .493, .452, .447)  # fmt: skip
+_WEIGHT_VALUE = (
+    .906, 1.375, 1.507, 1.523, 1.507, 1.441, 1.355, 1.264, 1.172, 1.083, 1.000, .925,
+    .860, .805, .762, .731, .715, .716, .729, .716, .582, .493, .452, .447,
+)
+# fmt: on
 
 
 def generator(*counters) -> torch.Generator:
@@ -51,20 +33,25 @@ def generator(*counters) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def shift_sigma(sigma: torch.Tensor, shift: float = SHIFT) -> torch.Tensor:
+def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
     """s' = shift s / (1 + (shift - 1) s), the resolution shift of SD3 (arXiv 2403.03206)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def turbo_sigmas(steps: int = 8, shift: float = SHIFT) -> torch.Tensor:
+def sampling_sigmas(steps: int, shift: float) -> torch.Tensor:
     """[steps + 1] sigmas from 1 to 0, evenly spaced before the shift: what previews and samplers draw with."""
-    return torch.cat((shift_sigma(1 - torch.arange(steps, dtype=torch.float64) / steps, shift).float(), torch.zeros(1)))
+    even = 1 - torch.arange(steps, dtype=torch.float64) / steps
+    return torch.cat((shift_sigma(even, shift).float(), torch.zeros(1)))
 
 
 def sample_sigma(
-    density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0
+    density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0, shift: float = 3.0
 ) -> torch.Tensor:
-    """[count] training sigmas in (0, 1) by the reference trainer's names, and logit_normal(mean, std) (arXiv 2403.03206). Raises ValueError for an unknown name."""
+    """[count] training sigmas in (0, 1) by the reference trainer's names.
+
+    mean, std: of logit_normal, in logits (arXiv 2403.03206). shift: of the density "shift". Raises ValueError for an
+    unknown name.
+    """
     if density == "sigmoid":
         return torch.sigmoid(torch.randn(count, generator=random))
     if density == "logit_normal":
@@ -73,7 +60,7 @@ def sample_sigma(
     if density in ("linear", "weighted"):
         return u
     if density == "shift":
-        return shift_sigma(u)
+        return shift_sigma(u, shift)
     if density == "content":  # high noise: what is where
         return 1 - u**3
     if density == "style":  # low noise: how it is drawn
@@ -125,7 +112,9 @@ def velocity_loss(
     huber_delta: float | None = None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[B]: weight * error of each picture. v, target: [B, C, H, W]; weight: [B]; mask: [B, 1, H, W], of mean 1 in each picture.
+    """[B]: weight * error of each picture.
+
+    v, target: [B, C, H, W]; weight: [B]; mask: [B, 1, H, W], of mean 1 in each picture.
 
     The error is the mean square, or with `huber_delta` the Huber loss, doubled and so the square where it is small.
     """

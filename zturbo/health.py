@@ -1,17 +1,18 @@
-"""How turbo a model with a LoRA still is, and the paths on which it is kept so.
+"""How turbo a model with a LoRA still is, and the reference trajectories on which it is kept so.
 
-Clean turbo walks its own 8-step path for prompts that have nothing to do with what is trained. At the states of
-that path the velocities of turbo with the LoRA are compared with its own: what a LoRA changes there, it changes in
-pictures that nobody asked it to change.
+Clean turbo walks its own 8-step trajectory for prompts that have nothing to do with what is trained. At the states of
+that trajectory the velocities of turbo with the LoRA are compared with its own: what a LoRA changes there, it changes
+in pictures that nobody asked it to change.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from . import flow
+from .family import Family
 
 PROMPTS = (
     "a photo of a red bicycle leaning against a brick wall",
@@ -48,62 +49,79 @@ PROMPTS = (
     "a dog looking out of a car window",
 )
 WATCHED = 8  # prompts of the gauge; guard and restoring take the others
-HIGH = 3  # the first states of a path, at noise levels from 1 to 0.9: prompts take turns in them for the gauge
-WORN = 0.28  # mean deviation at those at which 1 - 1/e of turbo is lost, and
-STEEPNESS = 3  # how fast that comes: both as measured on the tiny turbo, see docs/RESULTS.md
+HIGH = 3  # the first states of a trajectory, at noise levels from 1 to 0.9: prompts take turns in them for the gauge
+# The mean deviation at those at which 1 - 1/e of turbo is lost, and how fast that comes: as measured on the tiny turbo,
+# see docs/RESULTS.md
+DRIFT, STEEPNESS = 0.28, 3
 HEALTHY = 0.1  # what the gauge reads at most while turbo is called healthy
-GUARDED = 4  # states of each set of paths that a step looks at
-Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
+ANCHORS = 4  # states of each set of trajectories that a step looks at
+Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]  # (x_t, sigma, prompt numbers) -> v
 
 
 @dataclass(frozen=True)
-class Paths:
-    """S states of each of P prompts' 8-step paths. sigmas: [P, S]; states and velocities: [P, S, 16, h, w] on the CPU, in fp32."""
+class Trajectories:
+    """Reference trajectories: S states of the sampling path of each of P prompts, with the model's velocities there.
 
-    numbers: tuple[int, ...]  # of the prompts
+    numbers: of the prompts. sigmas: [P, S]; states and velocities: [P, S, C, h, w] on the CPU, in fp32.
+    """
+
+    numbers: tuple[int, ...]
     sigmas: torch.Tensor
     states: torch.Tensor
     velocities: torch.Tensor
 
-    def one_each(self) -> "Paths":
+    def one_each(self) -> "Trajectories":
         """One state of each prompt: the first of the first, the second of the second, and so on, round again."""
         rows = torch.arange(len(self.numbers))
         places = rows % self.sigmas.shape[1]
-        return Paths(
-            self.numbers, *(tensor[rows, places][:, None] for tensor in (self.sigmas, self.states, self.velocities))
-        )
+        found = (tensor[rows, places][:, None] for tensor in (self.sigmas, self.states, self.velocities))
+        return Trajectories(self.numbers, *found)
+
+    def numbered_from(self, first: int) -> "Trajectories":
+        """The same, of prompts whose numbers are higher by `first`."""
+        return replace(self, numbers=tuple(first + number for number in self.numbers))
 
 
 @torch.no_grad()
 def walk(
-    velocity: Velocity, numbers: tuple[int, ...], height: int, width: int, seed: int, device, steps: int = 8
-) -> Paths:
-    """Paths of these prompts by Euler's method, as sampled at 8 steps, one after the other. height, width: of the latent."""
-    grid = flow.turbo_sigmas()[: steps + 1]
-    states, velocities = torch.empty(2, len(numbers), steps, 16, height, width)
+    family: Family,
+    velocity: Velocity,
+    numbers: tuple[int, ...],
+    size: tuple[int, int],
+    seed: int,
+    device,
+    steps: int | None = None,
+) -> Trajectories:
+    """Trajectories of these prompts by Euler's method, as turbo samples, one after the other.
+
+    size: (h, w) of the latents. steps: the first so many; None: all.
+    """
+    steps = steps or family.steps
+    grid = family.sigmas()[: steps + 1]
+    states, velocities = torch.empty(2, len(numbers), steps, family.channels, *size)
     for row, number in enumerate(numbers):
-        x = torch.randn(1, 16, height, width, generator=flow.generator(seed, "health", number)).to(device)
+        x = torch.randn(1, family.channels, *size, generator=flow.generator(seed, "health", number)).to(device)
         for place, (high, low) in enumerate(zip(grid, grid[1:])):
             v = velocity(x, high[None].to(device), (number,)).float()
             states[row, place], velocities[row, place] = x[0], v[0]
             x = x + v * (low - high)
-    return Paths(numbers, grid[:-1].expand(len(numbers), -1), states, velocities)
+    return Trajectories(numbers, grid[:-1].expand(len(numbers), -1), states, velocities)
 
 
 @torch.no_grad()
-def velocities(paths: Paths, velocity: Velocity, device) -> torch.Tensor:
-    """[P, S, 16, h, w] fp32 on the CPU: another model's velocities at the states of these paths."""
-    found = torch.empty_like(paths.velocities)
-    for row, number in enumerate(paths.numbers):
-        for place, (sigma, x) in enumerate(zip(paths.sigmas[row], paths.states[row])):
+def velocities(reference: Trajectories, velocity: Velocity, device) -> torch.Tensor:
+    """[P, S, C, h, w] fp32 on the CPU: another model's velocities at the states of these trajectories."""
+    found = torch.empty_like(reference.velocities)
+    for row, number in enumerate(reference.numbers):
+        for place, (sigma, x) in enumerate(zip(reference.sigmas[row], reference.states[row])):
             found[row, place] = velocity(x[None].to(device), sigma[None].to(device), (number,))[0]
     return found
 
 
-def deviations(paths: Paths, velocity: Velocity, device) -> torch.Tensor:
-    """[P, S]: how far the velocity is from clean turbo's at each state, relative to that one's length: ‖v - v₀‖ / ‖v₀‖."""
-    changed = velocities(paths, velocity, device) - paths.velocities
-    return changed.flatten(2).norm(dim=2) / paths.velocities.flatten(2).norm(dim=2)
+def deviations(reference: Trajectories, velocity: Velocity, device) -> torch.Tensor:
+    """[P, S]: how far the velocity is from clean turbo's at each state, relative to it: ‖v - v₀‖ / ‖v₀‖."""
+    changed = velocities(reference, velocity, device) - reference.velocities
+    return changed.flatten(2).norm(dim=2) / reference.velocities.flatten(2).norm(dim=2)
 
 
 def high(deviations: torch.Tensor) -> float:
@@ -113,8 +131,11 @@ def high(deviations: torch.Tensor) -> float:
 
 
 def gauge(deviation: float) -> float:
-    """0: turbo untouched; 1: broken. Of the mean deviation at the gauge's states, as the share of unrelated pictures that it makes go wrong."""
-    return 1 - math.exp(-((deviation / WORN) ** STEEPNESS))
+    """0: turbo untouched; 1: broken. deviation: the mean at the gauge's states.
+
+    The number is the share of unrelated pictures that such a deviation makes go wrong.
+    """
+    return 1 - math.exp(-((deviation / DRIFT) ** STEEPNESS))
 
 
 def sharpness(images: torch.Tensor) -> float:
@@ -124,14 +145,17 @@ def sharpness(images: torch.Tensor) -> float:
     return (4 * middle - around).square().mean().item()
 
 
-def guarded(paths: Paths, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
-    """(states, sigmas, clean velocities, prompt numbers) of GUARDED states, evenly over the noise levels; a function of the counters."""
-    random, states = flow.generator("guard", *counters), paths.sigmas.shape[1]
-    places = (torch.randint(states, (), generator=random) + torch.arange(GUARDED) * states // GUARDED) % states
-    rows = torch.randint(len(paths.numbers), (GUARDED,), generator=random)
+def anchors(reference: Trajectories, *counters) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """(states, sigmas, velocities, prompt numbers) of ANCHORS states, evenly over the noise levels.
+
+    They are a function of the counters.
+    """
+    random, states = flow.generator("guard", *counters), reference.sigmas.shape[1]
+    places = (torch.randint(states, (), generator=random) + torch.arange(ANCHORS) * states // ANCHORS) % states
+    rows = torch.randint(len(reference.numbers), (ANCHORS,), generator=random)
     return (
-        paths.states[rows, places],
-        paths.sigmas[rows, places],
-        paths.velocities[rows, places],
-        tuple(paths.numbers[row] for row in rows.tolist()),
+        reference.states[rows, places],
+        reference.sigmas[rows, places],
+        reference.velocities[rows, places],
+        tuple(reference.numbers[row] for row in rows.tolist()),
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from . import health
+from .family import Z_IMAGE
 from .recipe import Recipe
 
 # numbers of tokens x width that a layer keeps for its backward: what an H200 held at 512 and 1024 pixels; counted on
@@ -45,11 +46,14 @@ def copy(recipe: Recipe, numbers: int) -> Need:
     return Need("a checkpoint while it is written", each * numbers)
 
 
-def together(recipe: Recipe, picture: int, guarded: int, thrifty: bool = False) -> int:
-    """Tokens that go through the model at once: of the batch's pictures, or of those that the guard holds. thrifty: one by one."""
-    if thrifty:
+def together(recipe: Recipe, picture: int, guarded: int, one_by_one: bool = False) -> int:
+    """Tokens that go through the model at once: of the batch's pictures, or of those that the guard holds.
+
+    one_by_one: in micro-batches of one.
+    """
+    if one_by_one:
         return picture if recipe.turbo.keep == "off" else max(picture, guarded)
-    return max(recipe.batch_size * picture, 0 if recipe.turbo.keep == "off" else health.GUARDED * guarded)
+    return max(recipe.batch_size * picture, 0 if recipe.turbo.keep == "off" else health.ANCHORS * guarded)
 
 
 def activations(tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Need:
@@ -59,9 +63,12 @@ def activations(tokens: int, width: int, layers: int, itemsize: int, checkpointi
 
 
 def tokens(pixels: int, caption: str) -> int:
-    """Of a picture with so many pixels and its caption, before either is encoded: 16 x 16 pixels a token, and letters of a caption a little under three."""
+    """Of a picture with so many pixels and its caption, before either is encoded.
+
+    A token is 16 x 16 pixels, or a little under three letters.
+    """
     words = 16 + len(caption.encode()) / 2.8  # 16: what the template adds
-    return padded(pixels // 256) + padded(int(min(words, 512)))
+    return padded(pixels // Z_IMAGE.grain**2) + padded(int(min(words, 512)))
 
 
 def padded(count: int) -> int:

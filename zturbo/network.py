@@ -1,6 +1,6 @@
 """What is trained where: which Linears, at which rank, in which form, and from which numbers it starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,24 +9,30 @@ import torch
 
 from . import lorafile, lowrank, lycoris
 from .errors import LoraFileError, ZTurboError
+from .family import Z_IMAGE
 from .lowrank import Difference, Factors, Part, Target
 from .recipe import Network
 
-GROUPS = {"attention": "*.attention.*", "feed_forward": "*.feed_forward.*", "adaln": "*.adaLN_modulation.*"}
+Groups = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Place:
-    """One difference to be made."""
+class TrainableModule:
+    """A module that gets a LoRA of this rank: a Linear, or the part of a fused one that has a name of its own."""
 
     target: Target
     part: Part
     rank: int
 
 
-def places(targets: list[Target], network: Network) -> list[Place]:
-    """The chosen parts of the chosen layers with their ranks. Raises ZTurboError when nothing is left, or a name fits nothing."""
-    patterns = read_targets(network.targets, network.rank)
+def trainable_modules(
+    targets: list[Target], network: Network, groups: Groups = Z_IMAGE.groups
+) -> list[TrainableModule]:
+    """The chosen modules of the chosen layers with their ranks. groups: see `Family`.
+
+    Raises ZTurboError when nothing is left, or a name fits nothing.
+    """
+    patterns = read_targets(network.targets, network.rank, groups)
     layers = read_layers(network.layers)
     chosen, used = [], set()
     for target in targets:
@@ -35,7 +41,7 @@ def places(targets: list[Target], network: Network) -> list[Place]:
             used.update(fits)
             rank = patterns[fits[-1]][1] if fits else 0  # the last one that fits counts
             if rank and (layers is None or layer_of(part.name) in layers):
-                chosen.append(Place(target, part, rank))
+                chosen.append(TrainableModule(target, part, rank))
     idle = [pattern for n, (pattern, _) in enumerate(patterns) if n not in used]
     if idle:
         raise ZTurboError(
@@ -51,7 +57,7 @@ def places(targets: list[Target], network: Network) -> list[Place]:
     return chosen
 
 
-def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
+def read_targets(text: str, rank: int, groups: Groups = Z_IMAGE.groups) -> list[tuple[str, int]]:
     """`attention:32, feed_forward, *.to_q:0` -> [(glob, rank)]; nothing means everything. Raises ZTurboError."""
     patterns = []
     for word in filter(None, (part.strip() for part in text.split(","))):
@@ -60,7 +66,7 @@ def read_targets(text: str, rank: int) -> list[tuple[str, int]]:
             raise ZTurboError(
                 f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024."
             )
-        patterns.append((GROUPS.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
+        patterns.append((groups.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
     return patterns or [("*", rank)]
 
 
@@ -81,7 +87,8 @@ def read_layers(text: str) -> set[int] | None:
 
 
 def layer_of(name: str) -> int:
-    return int(name.split(".")[1])
+    """The first number in a module's name."""
+    return next(int(word) for word in name.split(".") if word.isdecimal())
 
 
 def part_names(targets: list[Target]) -> list[str]:
@@ -95,14 +102,16 @@ def create(
     device="cpu",
     norms: Callable[[list[Target]], dict[str, torch.Tensor]] | None = None,
     start: dict[str, Difference] | None = None,
+    groups: Groups = Z_IMAGE.groups,
 ) -> dict[str, Difference]:
     """What a run trains, {name: Difference} in fp32 with gradients on `device`; a function of network, seed and name.
 
     norms: gives the column norms [1, in] of the clean weights by part, for DoRA. start: a LoRA to go on from.
+    groups: see `Family`.
     """
-    chosen = places(targets, network)
-    magnitudes = norms([place.target for place in chosen]) if network.kind == "dora" and norms is not None else {}
-    lora = {place.part.name: begin(place, network, seed, magnitudes) for place in chosen}
+    chosen = trainable_modules(targets, network, groups)
+    magnitudes = norms([one.target for one in chosen]) if network.kind == "dora" and norms is not None else {}
+    lora = {one.part.name: begin(one, network, seed, magnitudes) for one in chosen}
     if start is not None:
         lora |= continued(start, lora)
     return {name: trainable(one, device) for name, one in lora.items()}
@@ -111,17 +120,18 @@ def create(
 def count(targets: list[Target], network: Network) -> int:
     """How many numbers would be trained, at most (a LoKr has fewer)."""
     halves = 2 if network.kind == "loha" else 1
-    return halves * sum(place.rank * (place.part.size + place.target.in_features) for place in places(targets, network))
+    chosen = trainable_modules(targets, network)
+    return halves * sum(one.rank * (one.part.size + one.target.in_features) for one in chosen)
 
 
-def begin(place: Place, network: Network, seed: int, magnitudes: dict[str, torch.Tensor]) -> Difference:
-    name, rows, columns = place.part.name, place.part.size, place.target.in_features
-    alpha = network.alpha * place.rank / network.rank  # a group of another rank has the same scale
+def begin(module: TrainableModule, network: Network, seed: int, magnitudes: dict[str, torch.Tensor]) -> Difference:
+    name, rows, columns = module.part.name, module.part.size, module.target.in_features
+    alpha = network.alpha * module.rank / network.rank  # a group of another rank has the same scale
     if network.kind == "lokr":
-        return lycoris.create_lokr(name, rows, columns, place.rank, alpha, network.factor, seed)
+        return lycoris.create_lokr(name, rows, columns, module.rank, alpha, network.factor, seed)
     if network.kind == "loha":
-        return lycoris.create_loha(name, rows, columns, place.rank, alpha, seed)
-    plain = lowrank.create(name, rows, columns, place.rank, alpha, seed)
+        return lycoris.create_loha(name, rows, columns, module.rank, alpha, seed)
+    plain = lowrank.create(name, rows, columns, module.rank, alpha, seed)
     return plain if network.kind == "lora" else Factors(plain.A, plain.B, plain.scale, magnitudes[name])
 
 

@@ -294,7 +294,7 @@ class Recipe:
             raise ZTurboError(
                 f"There are {len(self.turbo.restore_prompts)} restore_prompts; restoring keeps turbo's path for each in memory (4 MB at 512 pixels). Write at most 512."
             )
-        if self.turbo.restores and self.taught < 1:
+        if self.turbo.restores and self.learning_steps < 1:
             raise ZTurboError(
                 f"keep_turbo is restore with the last {self.turbo.restore_steps} of {self.steps} steps: nothing is left to train pictures in. Set steps higher, or restore_steps lower."
             )
@@ -314,7 +314,7 @@ class Recipe:
             raise ZTurboError(sentence)
 
     @property
-    def taught(self) -> int:
+    def learning_steps(self) -> int:
         """Steps in which pictures are trained."""
         return self.steps - self.turbo.restore_steps if self.turbo.restores else self.steps
 

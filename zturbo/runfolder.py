@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 
 from . import checkpoint, files, lorafile
 from . import recipe as recipes
-from .checkpoint import Copy, State
+from .checkpoint import Copy
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference
+from .state import State
 
 log = logging.getLogger("zturbo")
 RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
-LORA, HEALTHY, TAUGHT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
+LORA, HEALTHY, LEARNT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
 STOP, SAVE, LOCK = "stop", "save", "lock"
 BLANK = {RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, STOP, SAVE, LOCK}
 STEPS = "ss_steps"  # of a LoRA's metadata
@@ -47,7 +48,7 @@ class RunFolder:
         self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
         self.healthy_step = steps_of(self.healthy)
         # the LoRA when the last picture had been trained, where turbo is restored behind that
-        self.taught = self.path / TAUGHT
+        self.learnt = self.path / LEARNT
         self.saved_steps = steps_of(self.lora)  # what the LoRA file on the disk has learnt
         self.refused = ""  # why a newer one, or a checkpoint, could not be written
         self._log_failed = False
@@ -107,7 +108,7 @@ class RunFolder:
 
     def is_blank(self, source: str = "") -> bool:
         """Has nothing begun in it? So a process that died between making it and its start event leaves it. source: of the checkpoint that it may be a copy of, by its stem."""
-        allowed = BLANK | ({f"{CHECKPOINTS}/{source}.safetensors", TAUGHT} if source else set())
+        allowed = BLANK | ({f"{CHECKPOINTS}/{source}.safetensors", LEARNT} if source else set())
         there = {path.relative_to(self.path).as_posix().removesuffix(".part") for path in self.path.rglob("*")}
         return there <= allowed and not read_events(self.events)
 
@@ -152,10 +153,10 @@ class RunFolder:
         source = checkpoint_file.parents[1]
         try:
             files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
-            if (source / TAUGHT).is_file():
-                files.write(self.taught, (source / TAUGHT).read_bytes())
+            if (source / LEARNT).is_file():
+                files.write(self.learnt, (source / LEARNT).read_bytes())
             else:
-                self.taught.unlink(missing_ok=True)  # of a source that was given before
+                self.learnt.unlink(missing_ok=True)  # of a source that was given before
             begun = read_events(source / EVENTS)
             if start:
                 way = newest_start(begun).get("way")
@@ -257,18 +258,18 @@ class RunFolder:
         except LoraFileError as error:
             log.warning("%s", error)
 
-    def keep_taught(self, state: dict[str, torch.Tensor]) -> str:
+    def keep_learnt(self, state: dict[str, torch.Tensor]) -> str:
         """Write the LoRA as it was when the last picture had been trained, in fp32. Returns why a disk refused, or nothing."""
         try:
-            lorafile.write(self.taught, state, {})
+            lorafile.write(self.learnt, state, {})
             return ""
         except LoraFileError as error:
             return str(error)
 
-    def taught_lora(self, device) -> dict[str, Difference]:
-        """The LoRA that `keep_taught` wrote. Raises LoraFileError when it is not there any more."""
+    def learnt_lora(self, device) -> dict[str, Difference]:
+        """The LoRA that `keep_learnt` wrote. Raises LoraFileError when it is not there any more."""
         try:
-            return lorafile.on_device(lorafile.read(self.taught).factors, device)
+            return lorafile.on_device(lorafile.read(self.learnt).factors, device)
         except LoraFileError as error:
             raise LoraFileError(
                 f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. Set resume to a checkpoint from before that ({self.path.name}/step_…)."

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from . import checkpoint, network, runfolder, trainer, words
+from . import checkpoint, network, roles, runfolder, session, trainer, words
 from . import recipe as recipes
 from .dataset import Dataset, tags_of
 from .errors import TrainingError, ZTurboError
@@ -88,7 +88,7 @@ def name_of(run: Path) -> str:
         return ""
 
 
-class Host(trainer.Host, Protocol):
+class Host(roles.Host, Protocol):
     """What a run is conducted with."""
 
     way: str  # how the adapter is carried: branch or merged
@@ -116,7 +116,7 @@ class Host(trainer.Host, Protocol):
         ...
 
 
-class Control(trainer.Control, Protocol):
+class Control(roles.Control, Protocol):
     """The person at the screen, who also sees a run begin and end."""
 
     def begin(self, described: str) -> None: ...
@@ -186,7 +186,9 @@ def conduct(
 
     resume: see `choose_run`. control_of: the person, once the run folder is known.
     """
-    network.places(host.targets, recipe.network)  # what is wrong with these is said before a folder is made
+    network.trainable_modules(
+        host.targets, recipe.network, host.family.groups
+    )  # what is wrong with these is said before a folder is made
     host.start()
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
@@ -204,7 +206,7 @@ def conduct(
     run.begin(total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
     for sentence in filter(None, (note, host.warning(), dataset.doubt(), prompt_doubt(recipe))):
-        trainer.tell(run, control, 0, sentence)
+        session.tell(run, control, 0, sentence)
     ended = "failed"
     try:
         facts = metadata(recipe, dataset, host)
@@ -347,13 +349,13 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
     """What the LoRA file says about itself: the fields that model browsers show, the recipe, the adapter. No paths."""
     facts = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "z-image-turbo/lora",
+        "modelspec.architecture": host.family.architecture,
         "modelspec.title": recipe.name,
         "modelspec.trigger_phrase": dataset.trigger,
         "modelspec.prediction_type": "rectified_flow",
         "modelspec.resolution": "{}x{}".format(*max(dataset.buckets(), key=math.prod)),
         "ss_output_name": recipe.name,
-        "ss_base_model_version": "zimage",
+        "ss_base_model_version": host.family.base_version,
         "ss_network_module": {"lora": "networks.lora", "dora": "networks.lora"}.get(
             recipe.network.kind, "lycoris.kohya"
         ),

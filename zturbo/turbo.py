@@ -1,101 +1,119 @@
-"""Turbo watched and kept while a LoRA trains: the gauge's readings, the guard's gradients, and the last steps that restore turbo. Maths in `health`."""
+"""Turbo watched and kept while a LoRA trains: reference trajectories for the gauge, the guard and restoring.
 
-from collections.abc import Callable, Iterator
+The maths is in `health`, what is made small in `objectives`, when it happens in `phases` and `hooks`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from . import health, words
-from .health import Paths
+from .errors import ZTurboError
+from .health import Trajectories
 from .recipe import Recipe
+from .roles import Host, Velocity
 
-# of what restoring makes small: what is trained stays more of itself than at a half, and as much of turbo comes back (tried on the tiny turbo)
-NAMED = 0.75
-LARGEST = 64  # side of a latent: 512 pixels
-Pieces = Callable[[int], list[slice]]  # what of so many states goes through the model at once
-Losses = Iterator[tuple[torch.Tensor, torch.Tensor]]
-Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.Tensor]
+LARGEST = 512  # pixels, of the pictures in which turbo is watched
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Paths of the unrelated prompts, None where there is none. first: the host's number of the first prompt.
+class References:
+    """Trajectories of the unrelated prompts, by the host's numbers; None where there is no use for them.
 
-    gauge: clean turbo's own, with its velocities. guard: clean turbo's own too (those of the model that trains, where that is no turbo), with the
-    velocities of the model that trains, adapter and all.
+    gauge: one state a prompt of clean turbo's trajectories, with its velocities.
+    guard: states of clean turbo's trajectories (of the model that trains, where that is no turbo), with the velocities
+    of the model that trains, adapter and all. Held to those without the adapter, a LoRA learns that the adapter tells
+    its own pictures from the others, instead of the prompt, and is weak where the adapter is off.
     """
 
-    gauge: Paths | None = None
-    guard: Paths | None = None
-    first: int = 0
-
-    def of(self, velocity: Velocity, factor: float = 0.0) -> health.Velocity:
-        """The velocity with this much of the adapter, for the unrelated prompts by their numbers."""
-        return lambda x, sigma, numbers: velocity(x, sigma, tuple(self.first + n for n in numbers), factor)
+    gauge: Trajectories | None = None
+    guard: Trajectories | None = None
 
     def read(self, velocity: Velocity, step: int, device) -> dict:
         """A reading of the gauge, as an event."""
         assert self.gauge is not None
-        deviation = health.deviations(self.gauge, self.of(velocity), device).mean().item()
-        return {
-            "event": "health",
-            "step": step,
-            "gauge": round(health.gauge(deviation), 4),
-            "deviation": round(deviation, 5),
-        }
-
-    def hold(self, recipe: Recipe, step: int, velocity: Velocity, device, pieces: Pieces) -> float:
-        """Gradients that hold the model with the LoRA to its own velocities without, at states of the paths. Returns their mean square difference.
-
-        With the adapter on, as the rest of the training is: held without it, a LoRA learns that the adapter tells its own
-        pictures from the others, instead of the prompt, and is weak where the adapter is off.
-        """
-        assert self.guard is not None
-        total = torch.zeros((), device=device)
-        for loss, _ in held(self.guard, (recipe.seed, step), self.of(velocity, 1.0), device, pieces):
-            (recipe.turbo.weight * loss).backward()
-            total += loss.detach()
-        return total.item()
+        deviation = health.deviations(self.gauge, with_adapter(velocity, 0.0), device).mean().item()
+        reading = round(health.gauge(deviation), 4)
+        return {"event": "health", "step": step, "gauge": reading, "deviation": round(deviation, 5)}
 
 
-@dataclass(frozen=True)
-class Restore:
-    """What the last steps of a run teach, without the adapter: to be the LoRA as it was taught where a prompt names it, and clean turbo where none does.
+def with_adapter(velocity: Velocity, factor: float, first: int = 0) -> health.Velocity:
+    """The velocity with this much of the adapter, for prompts that are numbered from the host's number `first` on."""
+    return lambda x, sigma, numbers: velocity(x, sigma, tuple(first + number for number in numbers), factor)
 
-    named: walked by turbo with that LoRA, for captions and prompts that name it; clean: by clean turbo, for the unrelated prompts.
+
+def counted(velocity: Velocity, said: Callable[[], None]) -> Velocity:
+    """The velocity, before each call of which something is said."""
+
+    def called(*given):
+        said()
+        return velocity(*given)
+
+    return called
+
+
+def wanted(recipe: Recipe, is_turbo: bool) -> bool:
+    """Does the recipe ask for references that can be had? is_turbo: see `Host.turbo`."""
+    return bool(recipe.turbo.prompts) and (recipe.turbo.guarded or (recipe.turbo.every > 0 and is_turbo))
+
+
+def references(recipe: Recipe, host: Host, first: int, short: int, velocity: Velocity) -> References:
+    """Walk the trajectories that the recipe needs. velocity: without the LoRA.
+
+    first: the host's number of the first unrelated prompt. short: the shortest side of the trained latents.
     """
-
-    named: Paths
-    clean: Paths
-
-    def losses(self, recipe: Recipe, place: int, velocity: Velocity, device, pieces: Pieces) -> Losses:
-        """As the trainer's own: loss and sigmas of each piece of batch `place`; the losses add up to the batch's mean square difference, in which the named prompts count as NAMED."""
-        for kind, paths, share in (("named", self.named, NAMED), ("clean", self.clean, 1 - NAMED)):
-            for loss, sigmas in held(
-                paths,
-                (recipe.seed, place, kind),
-                lambda x, sigma, numbers: velocity(x, sigma, numbers, 0.0),
-                device,
-                pieces,
-            ):
-                yield share * loss, sigmas
+    wish, family = recipe.turbo, host.family
+    size = (side(recipe, host, short),) * 2
+    numbers = tuple(range(len(wish.prompts)))
+    clean = with_adapter(velocity, 0.0 if host.turbo else 1.0, first)
+    gauge = guard = None
+    if wish.every and host.turbo:
+        watched = numbers[: health.WATCHED]
+        gauge = health.walk(family, clean, watched, size, recipe.seed, host.device, health.HIGH).one_each()
+    if wish.guarded:
+        guard = health.walk(family, clean, numbers[health.WATCHED :], size, recipe.seed, host.device)
+        trained = health.velocities(guard, with_adapter(velocity, 1.0, first), host.device)
+        guard = replace(guard, velocities=trained)
+    return References(*(one and one.numbered_from(first) for one in (gauge, guard)))
 
 
-def held(paths: Paths, counters: tuple, velocity: health.Velocity, device, pieces: Pieces) -> Losses:
-    """Mean square difference from the paths' velocities at some states of theirs, a function of the counters, in pieces; and their sigmas."""
-    states, sigmas, own, numbers = health.guarded(paths, *counters)
-    for rows in pieces(len(numbers)):
-        v = velocity(states[rows].to(device), sigmas[rows].to(device), numbers[rows])
-        yield (v.float() - own[rows].to(device)).square().mean(dim=(1, 2, 3)).sum() / len(numbers), sigmas[rows]
+def forwards(recipe: Recipe, host: Host) -> int:
+    """How many forward passes `references` takes."""
+    watched = min(health.WATCHED, len(recipe.turbo.prompts))
+    gauge = watched * health.HIGH if recipe.turbo.every and host.turbo else 0
+    guard = 2 * (len(recipe.turbo.prompts) - watched) * host.family.steps if recipe.turbo.guarded else 0
+    return gauge + guard
+
+
+def side(recipe: Recipe, host: Host, short: int) -> int:
+    """Of the latents in which turbo is watched. short: the shortest side of the trained ones."""
+    reduction = host.family.reduction
+    return recipe.turbo.size // reduction or min(LARGEST // reduction, short)
 
 
 def texts(recipe: Recipe, trigger: str, is_turbo: bool) -> tuple[str, ...]:
-    """What a host encodes behind the captions: the unrelated prompts, and then those that name what is trained, as far as they are needed."""
+    """What a host encodes behind the captions: the unrelated prompts, and then those that name what is trained.
+
+    As far as they are needed.
+    """
     wish = recipe.turbo
     if wish.restores:
         prefixed = tuple(f"{trigger}, {prompt}" for prompt in wish.prompts[health.WATCHED :]) if trigger else ()
         return wish.prompts + (wish.restore_prompts or prefixed)
-    return wish.prompts if wish.guarded else wish.prompts[: health.WATCHED] if wish.every and is_turbo else ()
+    if wish.guarded:
+        return wish.prompts
+    return wish.prompts[: health.WATCHED] if wish.every and is_turbo else ()
+
+
+def refuse(recipe: Recipe, is_turbo: bool):
+    """Raise ZTurboError for what of a recipe needs a turbo model to train on, where there is none."""
+    wish = recipe.turbo
+    if is_turbo or not (wish.restores or wish.stop_above):
+        return
+    named = f"keep_turbo is {wish.keep}" if wish.restores else f"stop_above is {wish.stop_above:g}"
+    raise ZTurboError(
+        f"{named}, but the model that trains is not turbo: previews are drawn with another one (preview_model). "
+        "Set keep_turbo to off or guard, and stop_above to 0."
+    )
 
 
 def doubts(recipe: Recipe, trigger: str) -> list[str]:
@@ -104,47 +122,23 @@ def doubts(recipe: Recipe, trigger: str) -> list[str]:
     if not wish.restores:
         return []
     if not trigger:
-        return (
-            []
-            if wish.restore_prompts
-            else [
-                "keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. Set a trigger word, or write restore_prompts."
-            ]
-        )
+        return [] if wish.restore_prompts else [NO_TRIGGER]
     named = [prompt for prompt in wish.prompts[health.WATCHED :] if words.has_word(prompt, trigger)]
     nameless = [prompt for prompt in wish.restore_prompts if not words.has_word(prompt, trigger)]
-    found = (
-        [
-            f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, which restoring unlearns there (for example: {named[0]})."
-        ]
-        if named
-        else []
-    )
-    return found + (
-        [f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."]
-        if nameless
-        else []
-    )
+    found = []
+    if named:
+        found.append(
+            f"{len(named)} of the unrelated prompts have the trigger word {trigger} in them, "
+            f"which restoring unlearns there (for example: {named[0]})."
+        )
+    if nameless:
+        found.append(
+            f"{len(nameless)} of restore_prompts have no trigger word {trigger} in them (for example: {nameless[0]})."
+        )
+    return found
 
 
-def side(recipe: Recipe, short: int) -> int:
-    """Of the latents in which turbo is watched. short: the shortest side of the trained ones."""
-    return recipe.turbo.size // 8 or min(LARGEST, short)
-
-
-def watch(recipe: Recipe, first: int, short: int, is_turbo: bool, velocity: Velocity, device) -> Watch:
-    """Walk the paths that the recipe needs. velocity: without the LoRA.
-
-    first: the host's number of the first unrelated prompt; short: the shortest side of the trained latents; is_turbo: does
-    the model that trains become turbo when its adapter is taken away?
-    """
-    wish, width = recipe.turbo, side(recipe, short)
-    numbers, plain = tuple(range(len(wish.prompts))), Watch(first=first)
-    bare, trained = plain.of(velocity, 0.0 if is_turbo else 1.0), plain.of(velocity, 1.0)
-    gauge = guard = None
-    if wish.every and is_turbo:
-        gauge = health.walk(bare, numbers[: health.WATCHED], width, width, recipe.seed, device, health.HIGH).one_each()
-    if wish.guarded:
-        paths = health.walk(bare, numbers[health.WATCHED :], width, width, recipe.seed, device)
-        guard = replace(paths, velocities=health.velocities(paths, trained, device))
-    return Watch(gauge, guard, first)
+NO_TRIGGER = (
+    "keep_turbo is restore, and there is no trigger word: restoring can hold what is learnt in your own captions only. "
+    "Set a trigger word, or write restore_prompts."
+)

@@ -12,7 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 from test_host import de_distilled, fingerprint, pictures
 
-from zturbo import lorafile, trainer
+from zturbo import lorafile, roles, trainer
 from zturbo.hosts import comfy_adapter, comfy_draw, comfy_forward
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Network, Previews, Recipe
@@ -23,7 +23,7 @@ class Boom(BaseException):
     """Stands for Cancel, Ctrl-C and everything else that can come at any moment."""
 
 
-class Control(trainer.Unattended):
+class Control(roles.Unattended):
     def __init__(self, cancel_at=None):
         self.steps, self.cancel_at = 0, cancel_at
 

@@ -22,7 +22,7 @@ from test_full_size import FULL
 from test_host import de_distilled
 
 import dev
-from zturbo import cli, dataset, lorafile, network, runfolder, trainer
+from zturbo import cli, dataset, lorafile, network, roles, runfolder, trainer
 from zturbo import recipe as recipes
 from zturbo.cli import hosts
 from zturbo.errors import LoraFileError, ModelError, ZTurboError
@@ -103,7 +103,7 @@ def trained(host, given: Recipe, folder: Path) -> tuple[trainer.Result, RunFolde
             dataset.from_folder(comfy_tiny.PICTURES, (128,), "zsmile", given.data),
             host,
             run,
-            trainer.Unattended(),
+            roles.Unattended(),
             {},
         ), run
 
@@ -166,7 +166,7 @@ def test_recomputing_changes_no_loss(loaded, tmp_path):
     assert again.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
-class Cancelled(trainer.Unattended):
+class Cancelled(roles.Unattended):
     steps = 0
 
     def check(self):
@@ -186,7 +186,7 @@ def test_a_headless_run_that_was_cut_off_goes_on_to_the_same_bits(loaded, tmp_pa
     )
     with pytest.raises(KeyboardInterrupt):
         trainer.train(given, pictures, headless(loaded, given), run, Cancelled(), {})
-    again = trainer.train(given, pictures, headless(loaded, given), RunFolder(run.path), trainer.Unattended(), {})
+    again = trainer.train(given, pictures, headless(loaded, given), RunFolder(run.path), roles.Unattended(), {})
     assert again.losses == whole.losses and all(torch.equal(again.state[key], whole.state[key]) for key in whole.state)
 
 

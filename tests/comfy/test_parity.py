@@ -16,7 +16,7 @@ import diffusers_twin
 from test_clean_weights import Control
 from test_host import de_distilled, pictures
 
-from zturbo import flow, lowrank, network, trainer
+from zturbo import batches, flow, lowrank, network, trainer
 from zturbo.hosts import comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Network, Optimizer, Recipe, Timesteps
@@ -28,7 +28,7 @@ TARGETS = r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.
 
 
 def peft_losses(
-    twin, given: Recipe, made_of: trainer.Pictures, captions: list[torch.Tensor], start: dict
+    twin, given: Recipe, made_of: batches.Pictures, captions: list[torch.Tensor], start: dict
 ) -> list[float]:
     from peft import LoraConfig
 
@@ -44,7 +44,7 @@ def peft_losses(
     )
     losses = []
     for step in range(STEPS):
-        batch, random = made_of.at(given, step), flow.generator(given.seed, "step", step)
+        batch, random = made_of.at(given.seed, step), flow.generator(given.seed, "step", step)
         sigma = torch.sigmoid(torch.randn(len(batch.captions), generator=random))
         eps = torch.randn(batch.x0.shape, generator=random)
         s = sigma.view(-1, 1, 1, 1)
@@ -73,7 +73,7 @@ def test_twenty_losses_are_those_of_diffusers_with_peft(tiny, tmp_path, way):
         host = ComfyHost(de_distilled(model), clip, vae, given)
         ours = trainer.train(given, pictures(), host, RunFolder.new(tmp_path, given), Control(), {}).losses
         merged = ComfyHost(de_distilled(model), clip, vae, Recipe(compute=Compute("fp32", False, "merged")))
-        made_of = trainer.pictures_of(given, pictures(), merged)
+        made_of = batches.pictures_of(given, pictures(), merged)
         with merged.training({}):
             twin = diffusers_twin.build(merged.dit, comfy_tiny.config()["unet_config"])
         theirs = peft_losses(

@@ -14,6 +14,7 @@ from zturbo import checkpoint, convert, dataset, lorafile, lowrank, network, pic
 from zturbo.errors import LONGEST, CheckpointError, DatasetError, LoraFileError, ZTurboError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Network, Previews, Recipe
+from zturbo.state import State
 
 STEM = "layers.0.feed_forward.w1"
 
@@ -268,7 +269,7 @@ def test_names_that_only_look_like_devices():
 
 def state(rank=2):
     lora = network.create([module_targets(STEM, 8, 8)], Network(rank, rank), 0)
-    return checkpoint.State(lora, torch.optim.AdamW(lowrank.parameters(lora)), losses=[1.0])
+    return State(lora, torch.optim.AdamW(lowrank.parameters(lora)), losses=[1.0])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from zturbo import flow
 
 def test_turbo_grid_is_the_eight_step_grid_of_scheduler_simple_at_shift_3():
     expected = [1, 21 / 22, 0.9, 5 / 6, 0.75, 9 / 14, 0.5, 0.3, 0]
-    assert torch.allclose(flow.turbo_sigmas(8), torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(flow.sampling_sigmas(8, 3.0), torch.tensor(expected), atol=1e-6)
 
 
 def test_noise_and_velocity_are_the_straight_path():

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe, until
 
-from zturbo import flow, health, runfolder, trainer, turbo
+from zturbo import flow, health, phases, runfolder, trainer, turbo
 from zturbo.errors import ZTurboError
+from zturbo.family import Z_IMAGE
 from zturbo.recipe import Recipe, Turbo
 from zturbo.runfolder import RunFolder
+from zturbo.step import EXPLOSION
 
 SMALL = Turbo(size=64, every=5)
 
@@ -25,16 +27,16 @@ def linear(weight):
 
 
 def walked(weight, **options):
-    return health.walk(linear(weight), (3, 4, 5), 2, 4, 7, torch.device("cpu"), **options)
+    return health.walk(Z_IMAGE, linear(weight), (3, 4, 5), (2, 4), 7, torch.device("cpu"), **options)
 
 
 def test_a_path_is_eulers_from_noise_that_belongs_to_prompt_and_seed():
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)) / 8
     paths = walked(weight)
     assert paths.states.shape == paths.velocities.shape == (3, 8, 16, 2, 4) and paths.numbers == (3, 4, 5)
-    assert torch.equal(paths.sigmas, flow.turbo_sigmas()[:8].expand(3, 8))
+    assert torch.equal(paths.sigmas, Z_IMAGE.sigmas()[:8].expand(3, 8))
     x = torch.randn(16, 2, 4, generator=flow.generator(7, "health", 4))
-    for place, (high, low) in enumerate(zip(flow.turbo_sigmas(), flow.turbo_sigmas()[1:])):
+    for place, (high, low) in enumerate(zip(Z_IMAGE.sigmas(), Z_IMAGE.sigmas()[1:])):
         torch.testing.assert_close(paths.states[1, place], x)
         v = torch.einsum("oc,chw->ohw", weight, x)
         torch.testing.assert_close(paths.velocities[1, place], v)
@@ -59,7 +61,7 @@ def test_deviation_is_relative_and_nothing_where_nothing_is_changed():
 
 
 def test_the_gauge_runs_from_nothing_to_one():
-    readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.WORN, 1, 100)]
+    readings = [health.gauge(deviation) for deviation in (0, 0.01, 0.1, health.DRIFT, 1, 100)]
     assert (
         readings[0] == 0
         and readings == sorted(readings)
@@ -70,14 +72,14 @@ def test_the_gauge_runs_from_nothing_to_one():
 
 def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
     paths = walked(torch.eye(16))
-    states, sigmas, clean, numbers = health.guarded(paths, 0, 12)
+    states, sigmas, clean, numbers = health.anchors(paths, 0, 12)
     places = [paths.sigmas[0].tolist().index(sigma) for sigma in sigmas.tolist()]
     assert sorted(place % 2 for place in places) in ([0] * 4, [1] * 4) and len(set(places)) == 4
     for state, v, place, number in zip(states, clean, places, numbers):
         row = paths.numbers.index(number)
         assert torch.equal(state, paths.states[row, place]) and torch.equal(v, paths.velocities[row, place])
-    assert torch.equal(health.guarded(paths, 0, 12)[0], states) and not torch.equal(
-        health.guarded(paths, 0, 13)[0], states
+    assert torch.equal(health.anchors(paths, 0, 12)[0], states) and not torch.equal(
+        health.anchors(paths, 0, 13)[0], states
     )
 
 
@@ -121,8 +123,8 @@ def test_a_guarded_steps_loss_is_its_mean_square_difference(tmp_path):
     one, _, again, _ = go(tmp_path, replace(given, steps=1, saving=replace(given.saving, dtype="fp32")))
     weight = host.linear.weight.detach()
     A, B = (one.state[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
-    paths = health.walk(linear(weight), tuple(range(8, 32)), 8, 8, given.seed, host.device)
-    states, _, clean, _ = health.guarded(paths, given.seed, 1)
+    paths = health.walk(Z_IMAGE, linear(weight), tuple(range(8, 32)), (8, 8), given.seed, host.device)
+    states, _, clean, _ = health.anchors(paths, given.seed, 1)
     scale = given.network.alpha / given.network.rank
     assert second["guard"] == pytest.approx(
         (linear(weight + scale * B @ A)(states, None, None) - clean).square().mean().item(), rel=1e-4
@@ -154,12 +156,12 @@ def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
     given = restoring(200)
     taught, _, _, _ = go(tmp_path, replace(given, steps=40, turbo=SMALL))
     result, run, _, _ = go(tmp_path, given)
-    kept = load_file(run.taught)
+    kept = load_file(run.learnt)
     assert result.losses[:40] == taught.losses and all(
         torch.equal(kept[key], taught.state[key]) for key in taught.state
     )
     found = {event["step"]: event["deviation"] for event in readings(run)}
-    assert (turbo.NAMED - 0.1) * found[40] < found[240] < (turbo.NAMED + 0.1) * found[40]
+    assert (phases.NAMED - 0.1) * found[40] < found[240] < (phases.NAMED + 0.1) * found[40]
     assert len(notes(run, "The pictures are learnt")) == 1
     rates = [event["lr"] for event in runfolder.read_events(run.events) if "loss" in event]
     assert (
@@ -173,15 +175,16 @@ def test_a_restoring_steps_loss_is_its_mean_square_difference(tmp_path):
     given = restoring()
     _, run, host, _ = go(tmp_path, given)
     first = [event for event in runfolder.read_events(run.events) if "loss" in event][40]
-    kept = load_file(run.taught)
+    kept = load_file(run.learnt)
     A, B = (kept[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
     weight = host.linear.weight.detach()
     changed = weight + given.network.alpha / given.network.rank * B @ A
     captions = len(PICTURES.captions().texts)
-    clean = health.walk(linear(weight), tuple(range(captions + 8, captions + 32)), 8, 8, given.seed, host.device)
-    states, _, own, _ = health.guarded(clean, given.seed, 40, "clean")
+    numbers = tuple(range(captions + 8, captions + 32))
+    clean = health.walk(Z_IMAGE, linear(weight), numbers, (8, 8), given.seed, host.device)
+    states, _, own, _ = health.anchors(clean, given.seed, 40, "clean")
     apart = (linear(changed)(states, None, None) - own).square().mean().item()  # where it is named there is none yet
-    assert first["loss"] == pytest.approx((1 - turbo.NAMED) * apart, rel=1e-4)
+    assert first["loss"] == pytest.approx((1 - phases.NAMED) * apart, rel=1e-4)
 
 
 @pytest.mark.parametrize("at", [30, 40, 47])
@@ -210,7 +213,7 @@ def continued(tmp_path, run, given):
 def test_a_run_that_was_not_restored_is_restored_by_going_on_from_it(tmp_path):
     free, run, _, _ = go(tmp_path, replace(restoring(), steps=40, turbo=SMALL))
     result, again = continued(tmp_path, run, replace(restoring(30), steps=60))  # pictures should have ended at 30
-    kept = load_file(again.taught)
+    kept = load_file(again.learnt)
     assert result.steps == 60 and all(torch.equal(kept[key], tensor) for key, tensor in free.state.items())
     assert len(notes(again, "the last 30 of 60 steps restore turbo, and 40 are done")) == 1
     assert readings(again)[-1]["deviation"] < readings(run)[-1]["deviation"]
@@ -219,7 +222,7 @@ def test_a_run_that_was_not_restored_is_restored_by_going_on_from_it(tmp_path):
 def test_more_steps_for_a_restored_run_restore_further_what_was_taught(tmp_path):
     _, run, _, _ = go(tmp_path, restoring())
     result, again = continued(tmp_path, run, replace(restoring(), steps=80))
-    assert result.steps == 80 and again.taught.read_bytes() == run.taught.read_bytes()
+    assert result.steps == 80 and again.learnt.read_bytes() == run.learnt.read_bytes()
     assert len(notes(again, "No pictures are trained in what is left")) == 1
 
 
@@ -228,7 +231,7 @@ def test_pictures_behind_restoring_are_no_explosion(tmp_path):
     _, run, _, _ = go(tmp_path, restoring(110))
     result, again = continued(tmp_path, run, replace(restoring(20), steps=400))
     restored, pictures = result.losses[100:150], result.losses[200:250]
-    assert sum(pictures) > trainer.EXPLOSION * sum(restored), "this test needs losses that far apart"
+    assert sum(pictures) > EXPLOSION * sum(restored), "this test needs losses that far apart"
     assert result.steps == 400 and not notes(again, "Going back") and not notes(again, "No pictures")
 
 
@@ -349,7 +352,7 @@ def test_a_lost_taught_lora_says_where_to_go_on(tmp_path):
     run = RunFolder.new(tmp_path, restoring())
     with pytest.raises(KeyboardInterrupt):
         trainer.train(restoring(), PICTURES, LinearHost(), run, Nobody(cancel_after=47), {})
-    run.taught.unlink()
+    run.learnt.unlink()
     with pytest.raises(ZTurboError, match="Set resume to a checkpoint from before"):
         trainer.train(restoring(), PICTURES, LinearHost(), RunFolder(run.path), Nobody(), {})
 

@@ -15,6 +15,7 @@ from zturbo import checkpoint, lorafile, optimizers
 from zturbo.errors import TrainingError
 from zturbo.recipe import OPTIMIZERS, Loss, Optimizer, Saving, Timesteps
 from zturbo.runfolder import RunFolder
+from zturbo.state import State
 
 RATES = {"prodigy": 1.0, "lion": 3e-3}
 
@@ -54,7 +55,7 @@ def test_tables_that_optimizer_states_share_are_saved_for_each(tmp_path):
     if not there("adamw8bit"):
         pytest.skip("adamw8bit needs bitsandbytes")
     weights, again = ([torch.nn.Parameter(torch.ones(64, 96)) for _ in range(2)] for _ in range(2))
-    states = [checkpoint.State({}, optimizers.build(options("adamw8bit"), some)) for some in (weights, again)]
+    states = [State({}, optimizers.build(options("adamw8bit"), some)) for some in (weights, again)]
 
     def step(state, some):
         for one in some:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from zturbo import trainer
+from zturbo import batches
 from zturbo.dataset import Captions, Encoded
 from zturbo.recipe import Recipe
 
@@ -17,12 +17,12 @@ def made_of(captions, views=1, repeats=None, size=2, dropout=0.0, masks=None, we
             for n in range(len(captions.of))
         ]
     )
-    groups = trainer.group_pictures(encoded, repeats or [1] * len(captions.of))
+    groups = batches.group_pictures(encoded, repeats or [1] * len(captions.of))
     count = len(captions.of)
-    return trainer.Pictures(
+    return batches.Pictures(
         encoded,
         captions,
-        trainer.Batches(groups, size, 0),
+        batches.Batches(groups, size, 0),
         masks or [None] * count,
         [dropout] * count,
         [weight] * count,
@@ -39,18 +39,15 @@ def test_repeats_show_a_picture_that_often_an_epoch():
 
 def test_captions_are_dropped_a_picture_at_a_time_at_the_given_rate():
     captions = Captions(("zvk", "zvk, a"), ((1,),) * 4, 0)
-    chosen = [
-        caption for place in range(1000) for caption in made_of(captions, dropout=0.25).at(Recipe(), place).captions
-    ]
+    chosen = [caption for place in range(1000) for caption in made_of(captions, dropout=0.25).at(0, place).captions]
     assert abs(chosen.count(0) / 2000 - 0.25) < 0.04
-    assert all(made_of(captions).at(Recipe(), place).captions == (1, 1) for place in range(50))
+    assert all(made_of(captions).at(0, place).captions == (1, 1) for place in range(50))
 
 
 def test_views_and_tag_orders_change_by_chance_and_are_the_same_again():
     pictures = made_of(Captions(("a", "b", "c"), ((0, 1, 2), (2, 1)), None), views=2)
-    given = Recipe()
-    first = [pictures.at(given, place) for place in range(400)]
-    again = [pictures.at(given, place) for place in range(400)]
+    first = [pictures.at(0, place) for place in range(400)]
+    again = [pictures.at(0, place) for place in range(400)]
     assert all(torch.equal(a.x0, b.x0) and a.captions == b.captions for a, b in zip(first, again))
     seen = Counter((batch.x0[i, 0, 0, 0].item(), batch.captions[i]) for batch in first for i in range(2))
     assert set(seen) == {(view, caption) for view in (0.0, 1.0) for caption in (0, 1, 2)} | {
@@ -63,7 +60,7 @@ def test_masks_follow_their_pictures_and_views_and_weights_their_pictures():
     mask = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1.5)])
     pictures = made_of(Captions(("a",), ((0,), (0,)), None), views=2, masks=[None, mask], weight=0.3)
     for place in range(20):
-        batch = pictures.at(Recipe(), place)
+        batch = pictures.at(0, place)
         assert batch.weight.tolist() == pytest.approx([0.3, 0.3])
         for x0, given in zip(batch.x0, batch.mask):
             number, view = divmod(int(x0[0, 0, 0]), 10)

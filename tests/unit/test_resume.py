@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, recipe, until
 
-from zturbo import checkpoint, files, lowrank, runfolder, trainer
+from zturbo import checkpoint, files, lowrank, runfolder, session, trainer
 from zturbo.errors import CheckpointError
 from zturbo.recipe import Network, Optimizer, Previews, Saving
 from zturbo.runfolder import RunFolder
@@ -289,15 +289,15 @@ def test_an_opened_folder_knows_what_its_lora_has_learnt(whole):
 
 def test_validation_looks_at_the_moving_average_and_changes_nothing(whole):
     result, run = whole
-    state = trainer.begin(
+    state = session.begin(
         run_recipe(optimizer=Optimizer(learning_rate=1e-2, ema=0.9)),
         LinearHost(),
         RunFolder.new(run.path.parent, run_recipe(name="x")),
     )
-    for tensor in lowrank.parameters(state.average):
+    for tensor in lowrank.parameters(state.ema):
         tensor.fill_(0.25)
     before = [tensor.detach().clone() for tensor in lowrank.parameters(state.lora)]
-    with state.as_shown():
+    with state.as_exported():
         assert all((tensor == 0.25).all() for tensor in lowrank.parameters(state.lora))
     assert all(torch.equal(tensor, old) for tensor, old in zip(lowrank.parameters(state.lora), before))
 

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from zturbo import dataset, flow, lorafile, lowrank, runfolder, trainer
+from zturbo import batches, dataset, flow, hooks, lorafile, lowrank, objectives, runfolder, trainer
 from zturbo.dataset import Encoded
 from zturbo.errors import LossError, ZTurboError
+from zturbo.family import Z_IMAGE
 from zturbo.lorafile import module_targets
 from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo
 from zturbo.runfolder import RunFolder
+from zturbo.step import exploded
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
 
@@ -30,7 +32,7 @@ PICTURES = dataset.from_arrays(
 class LinearHost:
     """v = W x over the 16 channels."""
 
-    turbo = True
+    family, turbo = Z_IMAGE, True
 
     def __init__(self, pictures=6):
         torch.manual_seed(0)
@@ -50,13 +52,13 @@ class LinearHost:
         return isinstance(error, MemoryError)
 
     def save_memory(self):
-        self.thrifty = True
+        self.saves_memory = True
 
     def memory(self):
         return {"memory": 0.5}
 
-    def encode(self, _dataset, _captions, check):
-        check()
+    def encode(self, _dataset, _captions, progress):
+        progress(0, 1)
         return Encoded([latent[None] for latent in self.latents])
 
     @contextmanager
@@ -73,7 +75,7 @@ class LinearHost:
         with lowrank.attached({"layers.0.feed_forward.w1": (self.linear, fetch)}, self.targets, [lora]):
             yield velocity
 
-    def draw(self, state):
+    def draw(self, state, progress):
         assert "forward" not in self.linear.__dict__  # previews see a clean model
         self.drawn += 1
         return [np.zeros((8, 8, 3), np.uint8)]
@@ -90,6 +92,9 @@ class Nobody:
     def check(self):
         if self.cancel_after is not None and self.steps >= self.cancel_after:
             raise KeyboardInterrupt
+
+    def phase(self, name, done, total):
+        self.phases = [*getattr(self, "phases", []), (name, done, total)]
 
     def step(self, event):
         self.steps = event["step"]
@@ -200,7 +205,7 @@ def test_the_lora_is_on_the_disk_every_save_every_steps(tmp_path):
 
 def test_a_preview_that_fails_is_said_and_training_goes_on(tmp_path):
     class NoPictures(LinearHost):
-        def draw(self, state):
+        def draw(self, state, progress):
             raise RuntimeError("no room for a picture")
 
     result, run, _, control = go(tmp_path, recipe(previews=Previews(("p",), every=10)), host=NoPictures())
@@ -282,11 +287,11 @@ def test_one_checkpoint_from_before_an_explosion_always_stays(tmp_path):
 
 def test_an_explosion_is_told_from_noise():
     quiet = [1.0 + 0.3 * (n % 3) for n in range(150)]
-    assert not any(trainer.exploded(quiet[:n]) for n in range(151))
+    assert not any(exploded(quiet[:n]) for n in range(151))
     assert (
-        trainer.exploded([*quiet, *[8.0] * 50])
-        and not trainer.exploded([*quiet, *[8.0] * 49])
-        and not trainer.exploded([*quiet, 400.0, *quiet[:49]][:200][:151])
+        exploded([*quiet, *[8.0] * 50])
+        and not exploded([*quiet, *[8.0] * 49])
+        and not exploded([*quiet, 400.0, *quiet[:49]][:200][:151])
     )
 
 
@@ -325,7 +330,9 @@ def test_memory_that_runs_out_is_answered_once_with_one_picture_at_a_time(tmp_pa
     given = recipe(steps=6, batch_size=3)
     result, run, host, control = go(tmp_path, given, ShortOfMemory())
     plain, _, _, _ = go(tmp_path, given)
-    assert host.thrifty and result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == 1
+    assert (
+        host.saves_memory and result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == 1
+    )
     assert len(notes(run, "one picture at a time")) == 1 and any(
         "one picture at a time" in text for text in control.said
     )
@@ -347,27 +354,27 @@ def test_pictures_held_out_are_looked_at_and_never_trained_on(tmp_path):
     assert looks == [event for event in control.looks if event["event"] == "validation"] and [
         event["step"] for event in looks
     ] == [0, 4, 8]
-    trained = trainer.pictures_of(given, pictures, host).batches
+    trained = batches.pictures_of(given, pictures, host).batches
     assert {n for place in range(100) for n in trained.at(place)} == set(range(6)) - held
     with torch.no_grad():  # the untrained look, by hand
         total = 0.0
         for n in held:
-            for sigma in trainer.FIXED_SIGMAS:
+            for sigma in hooks.FIXED_SIGMAS:
                 x0 = host.latents[n][None]
                 eps = torch.randn(x0.shape, generator=flow.generator(given.seed, "validation", n, sigma))
                 v = host.linear(((1 - sigma) * x0 + sigma * eps).movedim(1, -1)).movedim(-1, 1)
                 total += (v - (eps - x0)).square().mean().item()
-    assert looks[0]["held_out"] == pytest.approx(total / (len(held) * len(trainer.FIXED_SIGMAS)), rel=1e-5)
+    assert looks[0]["held_out"] == pytest.approx(total / (len(held) * len(hooks.FIXED_SIGMAS)), rel=1e-5)
     quiet, _, _, _ = go(tmp_path, recipe(steps=4, batch_size=1))
     assert "validation" not in (tmp_path / "my_lora_2" / "events.jsonl").read_text() and quiet.steps == 4
 
 
 def test_the_adapter_course_goes_from_start_to_end():
     given = recipe(steps=11, adapter=AdapterCourse(1.0, 0.5))
-    assert [trainer.adapter_factor(given, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
-    assert trainer.adapter_factor(recipe(steps=1), 0) == 1.0
+    assert [objectives.adapter_factor(given, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
+    assert objectives.adapter_factor(recipe(steps=1), 0) == 1.0
     restored = recipe(steps=21, adapter=AdapterCourse(1.0, 0.5), turbo=Turbo("restore", restore_steps=10))
-    assert [trainer.adapter_factor(restored, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
+    assert [objectives.adapter_factor(restored, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
     with pytest.raises(ZTurboError, match="adapter schedule away"):
         recipe(adapter=AdapterCourse(1.0, 0.5), turbo=Turbo("guard"))
 
@@ -377,26 +384,26 @@ def test_regularisation_pictures_and_masks_weigh_the_loss():
     target[1, :, 0] = 3.0
     mask = torch.ones(2, 1, 2, 2)
     mask[1, :, 0], mask[1, :, 1] = 0.2, 1.8
-    batch = trainer.Batch(torch.zeros_like(v), (0, 0), torch.tensor([0.5, 1.0]), mask)
+    batch = batches.Batch(torch.zeros_like(v), (0, 0), torch.tensor([0.5, 1.0]), mask)
     given = recipe(timesteps=Timesteps("linear"))
-    losses = trainer.piece_loss(given, batch, target, torch.tensor([0.5, 0.5]), lambda *args: v, 1.0)
+    losses = objectives.picture_losses(given, batch, target, torch.tensor([0.5, 0.5]), lambda *args: v, 1.0)
     assert losses.tolist() == pytest.approx([0.5, (9 * 0.2 + 1 * 1.8) / 2])
 
 
 def test_every_epoch_shows_each_picture_once_in_batches_of_one_shape():
     encoded = Encoded([torch.zeros(1, *SHAPES[i % 2]) for i in range(7)])
-    groups = trainer.group_pictures(encoded, [1] * 7)
-    batches = trainer.Batches(groups, 2, seed=3)
+    groups = batches.group_pictures(encoded, [1] * 7)
+    made = batches.Batches(groups, 2, seed=3)
     for epoch in range(3):
-        shown = [batches.at(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
+        shown = [made.at(epoch * made.per_epoch + i) for i in range(made.per_epoch)]
         assert sorted(n for batch in shown for n in batch) == list(range(7))
         for batch in shown:
             assert len({n % 2 for n in batch}) == 1
     assert (
-        batches.note().startswith("1 of 4 batches an epoch have fewer than 2 pictures")
-        and trainer.Batches(((0, 1), (2, 3)), 2, 0).note() == ""
+        made.note().startswith("1 of 4 batches an epoch have fewer than 2 pictures")
+        and batches.Batches(((0, 1), (2, 3)), 2, 0).note() == ""
     )
-    assert [batches.at(i) for i in range(4)] != [batches.at(i + batches.per_epoch) for i in range(4)]
+    assert [made.at(i) for i in range(4)] != [made.at(i + made.per_epoch) for i in range(4)]
 
 
 def test_a_full_disk_costs_the_file_but_not_the_lora_in_memory(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def run_sample(args) -> int:
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     state = {}
     if file is not None:
-        lorafile.check_fit(file.factors, host.places, args.lora.name)
+        lorafile.check_fit(file.factors, host.drawable, args.lora.name)
         state = lorafile.state_dict(
             {name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"]
         )

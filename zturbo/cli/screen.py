@@ -11,6 +11,8 @@ import numpy as np
 
 from ..runfolder import RunFolder, request_stop
 
+STEPS = ("training", "restoring")  # phases whose progress the bar itself shows
+
 
 def unread():
     """Nobody reads what is printed any more: let it go nowhere, also what Python still holds."""
@@ -25,6 +27,7 @@ class Screen:
         self.bar: Any = None
         self.board: Any = None
         self.asked = False
+        self.doing = ""
 
     def print(self, **values):
         if not self.as_json:
@@ -73,6 +76,13 @@ class Screen:
         return self.run.stop.exists()
 
     def check(self): ...
+
+    def phase(self, name: str, done: int, total: int):
+        if name != self.doing:
+            self.print(event="phase", name=name)
+        self.doing = name
+        if self.bar is not None:
+            self.bar.set_description(f"{name} {done}/{total}" if total and name not in STEPS else name)
 
     def step(self, event: dict):
         self.print(event="step", **event)

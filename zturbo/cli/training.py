@@ -176,7 +176,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
     return {
         "steps": given.steps,
         "batches_per_epoch": per_epoch,
-        "epochs": round(given.taught * given.optimizer.accumulation / per_epoch, 2),
+        "epochs": round(given.learning_steps * given.optimizer.accumulation / per_epoch, 2),
         "buckets": {f"{width}x{height}": count for (width, height), count in sorted(groups.items())},
         "network": network.describe(lora),
         "trained_numbers": parameters,

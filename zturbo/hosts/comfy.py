@@ -20,9 +20,11 @@ from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
+from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
 from ..memory import Need
 from ..recipe import Recipe
+from ..roles import Progress, each, quiet, watched
 from . import comfy_adapter, comfy_added, comfy_cache, comfy_draw, comfy_forward, comfy_memory, devices, room
 from .comfy_mode import core_mode, lent
 
@@ -35,6 +37,8 @@ class ComfyHost:
 
     cache: folder of encoded latents and texts. lora_file: where the LoRA to start from lies, by its name.
     """
+
+    family = Z_IMAGE
 
     def __init__(
         self,
@@ -55,8 +59,8 @@ class ComfyHost:
         self.device = model.load_device
         self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, self.device)
         # where a LoRA can be drawn with; a run trains those of the layers
-        self.places = comfy_adapter.targets(self.dit, ("",))
-        self.targets = comfy_adapter.targets(self.dit, ("layers.",))
+        self.drawable = comfy_adapter.targets(self.dit, ("",))
+        self.targets = comfy_adapter.targets(self.dit, self.family.trained)
         self.tag = comfy_adapter.carried(model)
         self.given = model
         self.carry(choose_way(model, "branch" if recipe.beside else recipe.compute.adapter))
@@ -114,20 +118,21 @@ class ComfyHost:
             else {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
         )
 
-    def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
-        """See `trainer.Host.encode`."""
-        latents = []
-        autoencoder = comfy_cache.of_vae(self.vae)
-        self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
+    def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
+        """See `roles.Host.encode`."""
+        texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
+        said = each(progress, len(texts) + len(dataset.items))
+        self.encode_texts(texts, said)
         self.encode_prompts()
+        autoencoder, latents = comfy_cache.of_vae(self.vae), []
         for item in dataset.items:
-            check()
+            said()
             latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
+        pixels = max(views.shape[2] * views.shape[3] for views in latents)
         self.image_tokens = (
-            max((self.recipe.turbo.size // 8) ** 2, *(views.shape[2] * views.shape[3] for views in latents))
-            // self.dit.patch_size**2
+            max((self.recipe.turbo.size // self.family.reduction) ** 2, pixels) // self.dit.patch_size**2
         )
         return Encoded(latents)
 
@@ -136,12 +141,12 @@ class ComfyHost:
         with core_mode():
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
 
-    def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
-        """Give the texts numbers, in their order from 0."""
+    def encode_texts(self, texts: Iterable[str], said: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0. said: called before each."""
         self.features, self.captions = [], {}
         text_encoder = comfy_cache.of_clip(self.clip)
         for text in texts:
-            check()
+            said()
             self.features.append(self._features(text_encoder, text))
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
@@ -174,12 +179,12 @@ class ComfyHost:
             return comfy_draw.encode_prompt(self.clip, text)[0][0]
 
     def start(self) -> dict[str, Difference] | None:
-        """See `trainer.Host.start`."""
+        """See `roles.Host.start`."""
         name = self.recipe.network.start
         return network.read_start(self.lora_file(name), self.targets) if name else None
 
     def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
-        """See `trainer.Host.norms`."""
+        """See `roles.Host.norms`."""
         like = torch.zeros(1, device=self.device, dtype=self.dtype)
         with self._loaded(0) as linears:
             return {
@@ -189,21 +194,21 @@ class ComfyHost:
             }
 
     def out_of_memory(self, error: Exception) -> bool:
-        """See `trainer.Host.out_of_memory`."""
+        """See `roles.Host.out_of_memory`."""
         return comfy.model_management.is_oom(error)
 
     def save_memory(self):
-        """See `trainer.Host.save_memory`."""
+        """See `roles.Host.save_memory`."""
         self.checkpointing = True
         comfy.model_management.soft_empty_cache()
 
     def memory(self) -> dict[str, float]:
-        """See `trainer.Host.memory`."""
+        """See `roles.Host.memory`."""
         return devices.memory_facts(self.device)
 
     @contextmanager
     def training(self, lora: dict[str, Difference]):
-        """See `trainer.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
+        """See `roles.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
         branches: lowrank.Branches = [{}, lora]
         strengths = self._strengths()
         before = comfy.model_management.in_training
@@ -229,7 +234,7 @@ class ComfyHost:
     def _tokens(self) -> int:
         """That go through the model at once, of the largest picture and the longest caption."""
         caption = memory.padded(max(features.shape[1] for features in self.features))
-        guarded = memory.padded((self.recipe.turbo.size or turbo.LARGEST * 8) ** 2 // 256)
+        guarded = memory.padded((self.recipe.turbo.size or turbo.LARGEST) ** 2 // self.family.grain**2)
         return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded)
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
@@ -303,13 +308,13 @@ class ComfyHost:
         pixels, least = max(width * height for width, height in sides), min(min(pair) for pair in sides)
         picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
         guarded = memory.tokens(
-            (turbo.side(self.recipe, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default="")
+            (turbo.side(self.recipe, self, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default="")
         )
         numbers = network.count(self.targets, self.recipe.network)
         # on a card memory that runs out is an error, which is answered
-        thrifty = not devices.shares_main_memory(self.device)
+        one_by_one = not devices.shares_main_memory(self.device)
         step = self.needs(
-            numbers, memory.together(self.recipe, picture, guarded, thrifty), thrifty or self.checkpointing
+            numbers, memory.together(self.recipe, picture, guarded, one_by_one), one_by_one or self.checkpointing
         )
         room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
 
@@ -363,8 +368,8 @@ class ComfyHost:
             Need("a preview while it is drawn", drawing),
         ]
 
-    def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
-        """See `trainer.Host.draw`."""
+    def draw(self, state: dict[str, torch.Tensor], progress: Progress = quiet) -> list[np.ndarray]:
+        """See `roles.Host.draw`."""
         previews = self.recipe.previews
         with core_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
@@ -372,7 +377,7 @@ class ComfyHost:
             drawn = comfy_draw.draw(
                 model,
                 self.vae,
-                self.prompts,
+                watched(self.prompts, progress),
                 previews.width,
                 previews.height,
                 previews.steps,

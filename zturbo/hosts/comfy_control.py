@@ -24,6 +24,7 @@ class ComfyControl:
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
         self.pending: list[dict] = []
         self.sent = 0.0
+        self.named: tuple[str, int] = ("", 0)
 
     def begin(self, described: str):
         self.push("start", adapter=described)
@@ -41,6 +42,13 @@ class ComfyControl:
 
     def push(self, kind: str, **data):
         self.send("zturbo." + kind, {"node": self.node_id, "run": self.run.path.name, "total": self.total, **data})
+
+    def phase(self, name: str, done: int, total: int):
+        """Pushed when it is another one, and else as often as steps are."""
+        if (name, total) != self.named or time.monotonic() - self.sent > PAUSE:
+            self.flush()
+            self.push("phase", name=name, done=done, of=total)
+        self.named = name, total
 
     def step(self, event: dict):
         self.pending.append({"step": event["step"], "loss": event["loss"], "seconds": event["seconds"]})

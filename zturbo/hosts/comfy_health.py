@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .. import flow, health, lorafile, plots, turbo
+from .. import health, lorafile, plots, turbo
 from ..errors import ZTurboError
+from ..family import Z_IMAGE
 from ..recipe import Compute, Recipe, Turbo
 from . import comfy_adapter, comfy_added, comfy_draw
 from .comfy import ComfyHost, release
@@ -47,14 +48,14 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     side = size // 8
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
-            paths = health.walk(velocity, tuple(range(len(prompts))), side, side, seed, host.device)
+            paths = health.walk(host.family, velocity, tuple(range(len(prompts))), (side, side), seed, host.device)
         with velocities(worn, clip, vae, prompts) as (velocity, host):
             deviations = health.deviations(paths, velocity, host.device)
     before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
     gauge = health.gauge(health.high(deviations))
     text = words(gauge, deviations, before, after) + (f"\nLeft out of the LoRA are {lost}." if lost else "")
     log.info("%s", text)
-    sigmas = flow.turbo_sigmas()[:8].tolist()
+    sigmas = Z_IMAGE.sigmas()[:8].tolist()
     curve = plots.curves(
         {"deviation from clean turbo": list(zip(sigmas, deviations.mean(0).tolist()))},
         f"Turbo wear {gauge:.2f} (0 untouched, 1 broken)",
@@ -71,7 +72,7 @@ def velocities(model, clip, vae, prompts: tuple[str, ...]):
     host = ComfyHost(model, clip, vae, Recipe(compute=compute, turbo=Turbo(prompts=prompts, every=0)))
     host.encode_texts(prompts)
     with host.training({}) as velocity:
-        yield turbo.Watch().of(velocity), host
+        yield turbo.with_adapter(velocity, 0.0), host
 
 
 def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> list[torch.Tensor]:
@@ -89,7 +90,7 @@ def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], af
         "untouched" if gauge < 0.005 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.7 else "broken"
     )
     levels = ", ".join(
-        f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(flow.turbo_sigmas().tolist(), deviations.mean(0).tolist())
+        f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(Z_IMAGE.sigmas().tolist(), deviations.mean(0).tolist())
     )
     sharp = health.sharpness(torch.stack(after)) / max(health.sharpness(torch.stack(before)), 1e-12)
     apart = (torch.stack(after) - torch.stack(before)).abs().mean().item()

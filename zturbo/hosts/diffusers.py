@@ -12,26 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import flow, lorafile, lowrank, memory, network, turbo
+from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..dataset import Captions, Dataset, Encoded
 from ..errors import LoraFileError, ModelError
+from ..family import Z_IMAGE
 from ..lorafile import LoraFile
 from ..lowrank import Difference, Factors, Target
 from ..memory import Need
 from ..recipe import Recipe
+from ..roles import Progress, each, quiet, watched
 from . import devices, room
 from .diffusers_load import Loaded
 
 log = logging.getLogger("zturbo")
 
-BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 SAMPLES = 64  # numbers of each tensor
 
 
 class DiffusersHost:
     """See `runs.Host`. adapter: the de-distill adapter's file and its strength, or None for training straight on the model."""
 
+    family = Z_IMAGE
     turbo = True
 
     def __init__(
@@ -47,9 +49,9 @@ class DiffusersHost:
         self.recipe, self.loaded, self.device = recipe, loaded, device
         self.dit = loaded.transformer
         self.dtype, self.dtype_note = devices.compute_dtype(recipe.compute.dtype, device)
-        self.places = targets(self.dit)  # where a LoRA can be drawn with; a run trains those of the layers
-        self.targets = targets(self.dit, ("layers.",))
-        self.adapter, self.strength, self.file = check(adapter, self.places, file), strength, file
+        self.drawable = targets(self.dit)  # where a LoRA can be drawn with; a run trains those of the layers
+        self.targets = targets(self.dit, self.family.trained)
+        self.adapter, self.strength, self.file = check(adapter, self.drawable, file), strength, file
         self.sha256 = "" if adapter is None else adapter.sha256
         self.carry("merged" if recipe.compute.adapter == "merged" else "branch")
         self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
@@ -114,15 +116,17 @@ class DiffusersHost:
             else {}
         )
 
-    def encode(self, dataset: Dataset, captions: Captions, check: Callable[[], None] = lambda: None) -> Encoded:
-        """See `trainer.Host.encode`."""
+    def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
+        """See `roles.Host.encode`."""
+        texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
+        said = each(progress, len(texts) + len(dataset.items))
         with moved(self.loaded.text_encoder.module, self.device):
-            self.encode_texts((*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo)), check)
+            self.encode_texts(texts, said)
             self.encode_prompts()
         latents = []
         with moved(self.loaded.autoencoder.module, self.device):
             for item in dataset.items:
-                check()
+                said()
                 latents.append(self._views(item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
@@ -133,11 +137,11 @@ class DiffusersHost:
         with moved(self.loaded.text_encoder.module, self.device):
             self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
 
-    def encode_texts(self, texts: Iterable[str], check: Callable[[], None] = lambda: None):
-        """Give the texts numbers, in their order from 0."""
+    def encode_texts(self, texts: Iterable[str], said: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0. said: called before each."""
         self.features = []
         for text in texts:
-            check()
+            said()
             self.features.append(self._features(text))
 
     def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
@@ -175,12 +179,12 @@ class DiffusersHost:
         return total.hexdigest()
 
     def start(self) -> dict[str, Difference] | None:
-        """See `trainer.Host.start`."""
+        """See `roles.Host.start`."""
         name = self.recipe.network.start
         return network.read_start(network.start_file(name), self.targets) if name else None
 
     def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
-        """See `trainer.Host.norms`."""
+        """See `roles.Host.norms`."""
         like = torch.zeros(1, dtype=self.dtype)
         linears = fetchers(self.dit)
         return {
@@ -190,22 +194,22 @@ class DiffusersHost:
         }
 
     def out_of_memory(self, error: Exception) -> bool:
-        """See `trainer.Host.out_of_memory`."""
+        """See `roles.Host.out_of_memory`."""
         return isinstance(error, torch.OutOfMemoryError)
 
     def save_memory(self):
-        """See `trainer.Host.save_memory`."""
+        """See `roles.Host.save_memory`."""
         self.recompute(True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def memory(self) -> dict[str, float]:
-        """See `trainer.Host.memory`."""
+        """See `roles.Host.memory`."""
         return devices.memory_facts(self.device)
 
     @contextmanager
     def training(self, lora: dict[str, Difference]):
-        """See `trainer.Host.training`. Leaves no weight and no forward changed."""
+        """See `roles.Host.training`. Leaves no weight and no forward changed."""
         branches: lowrank.Branches = [{}, lora]
         with ExitStack() as stack:
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
@@ -247,15 +251,17 @@ class DiffusersHost:
             found = self.dit(pictures, 1 - sigma.float(), texts, return_dict=False)[0]
         return -torch.stack([picture[:, 0] for picture in found]).float()
 
-    def draw(self, state: dict[str, torch.Tensor]) -> list[np.ndarray]:
-        """See `trainer.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
+    def draw(self, state: dict[str, torch.Tensor], progress: Progress = quiet) -> list[np.ndarray]:
+        """See `roles.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
         wish = self.recipe.previews
         noise = torch.randn(
             1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed)
         )
         lora = lorafile.on_device(lorafile.parse(state)[0], self.device)
-        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.places, [lora]):
-            latents = [self._sample(noise.to(self.device), prompt, wish.steps) for prompt in self.prompts]
+        with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.drawable, [lora]):
+            latents = [
+                self._sample(noise.to(self.device), prompt, wish.steps) for prompt in watched(self.prompts, progress)
+            ]
         with moved(self.loaded.autoencoder.module, self.device):
             return [
                 np.clip(255.0 * self.loaded.autoencoder.decode(one)[0].numpy(), 0, 255).astype(np.uint8)
@@ -265,7 +271,7 @@ class DiffusersHost:
     def _sample(self, x: torch.Tensor, caption: torch.Tensor, steps: int) -> torch.Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=flow.SHIFT)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=self.family.shift)
         scheduler.sigma_min = 0.0  # as diffusers' own Z-Image pipeline has it
         scheduler.set_timesteps(steps + 1, device=self.device)  # its last step goes from 0 to 0
         for time, sigma in zip(scheduler.timesteps[:-1], scheduler.sigmas):
@@ -273,7 +279,7 @@ class DiffusersHost:
         return x
 
 
-def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
+def targets(dit, blocks: tuple[str, ...] = Z_IMAGE.blocks) -> list[Target]:
     """Every Linear of the blocks with the LoRA that lives on it."""
     return [
         lorafile.module_targets(name, module.in_features, module.out_features)
@@ -288,7 +294,7 @@ def linears(dit) -> dict[str, torch.nn.Linear]:
 
 def fetchers(dit) -> dict[str, tuple[torch.nn.Linear, lowrank.Fetch]]:
     """Name -> (Linear, fetch), for the Linears of the blocks."""
-    return {name: (module, fetcher(module)) for name, module in linears(dit).items() if name.startswith(BLOCKS)}
+    return {name: (module, fetcher(module)) for name, module in linears(dit).items() if name.startswith(Z_IMAGE.blocks)}
 
 
 def fetcher(module: torch.nn.Linear) -> lowrank.Fetch:

@@ -1,0 +1,141 @@
+"""The phases of a run: which steps belong to which, what each makes small, and how each is begun.
+
+Most runs have one, learning the pictures. With keep_turbo at restore a second one follows, which restores turbo. A
+further phase is another function here that returns its `Phase`, and a line in `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import health, lorafile, optimizers, turbo
+from .objectives import Anchors, FlowMatching, Objective, Penalty, TrajectoryMatching
+from .recipe import Recipe
+from .roles import Lora, each
+
+if TYPE_CHECKING:
+    from .session import Session
+
+NAMED = (
+    0.75  # share of the named prompts in restoring: at a half the pictures lose more, and no more of turbo comes back
+)
+FOLLOWED = 64  # captions at most whose trajectories restoring walks: one keeps some megabytes
+RESTORING = (
+    "The pictures are learnt. From here on the LoRA is taught to be as it is where a prompt names it, "
+    "and to leave turbo alone where none does."
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with one objective.
+
+    learning_rate: of a step, counted from 0 over the whole run. number: its place in the plan, which the session knows.
+    """
+
+    objective: Objective
+    learning_rate: Callable[[int], float]
+    penalties: tuple[Penalty, ...] = ()
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A phase that is planned. name: as the screen says it, see `roles.PHASES`; until: the step behind its last one."""
+
+    name: str
+    until: int
+    begin: Callable[[Session], Phase]
+
+
+Plan = tuple[Stretch, ...]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The phases of a run, in their order."""
+    first = Stretch("training", recipe.learning_steps, learning)
+    return (first, Stretch("restoring", recipe.steps, restoring)) if recipe.turbo.restores else (first,)
+
+
+def number_at(plan: Plan, step: int) -> int:
+    """The number of the phase that step `step` (from 0) belongs to; behind the last step, the last phase's."""
+    return next((number for number, stretch in enumerate(plan) if step < stretch.until), len(plan) - 1)
+
+
+def learning(session: Session) -> Phase:
+    """Flow matching on the pictures. With keep_turbo at guard, the LoRA is held to leave unrelated prompts alone."""
+    recipe, guard = session.recipe, session.references.guard
+    penalties: tuple[Penalty, ...] = ()
+    if guard is not None:
+        held = TrajectoryMatching(recipe.seed, (Anchors(guard),), 1.0, session.host.device)
+        penalties = (Penalty("guard", held, recipe.turbo.weight, recipe.turbo.interval),)
+
+    def rate(step: int) -> float:
+        return optimizers.learning_rate(recipe.optimizer, step, recipe.learning_steps)
+
+    return Phase(FlowMatching(recipe, session.pictures, session.host), rate, penalties)
+
+
+def restoring(session: Session) -> Phase:
+    """The last steps, without the adapter: the LoRA stays as it was learnt where a prompt names it.
+
+    Where none does, it is brought back to clean turbo.
+    """
+    recipe = session.recipe
+    if session.state.phase == 0:
+        session.tell(RESTORING)
+    named, unrelated = prompts_to_walk(session)
+    total = (len(named) + len(unrelated)) * session.host.family.steps
+    said = each(session.progress("walking"), total)
+
+    def walk(lora: Lora, numbers: tuple[int, ...]) -> health.Trajectories:
+        size = (turbo.side(recipe, session.host, session.pictures.shortest),) * 2
+        with session.host.training(lora) as velocity:
+            clean = turbo.with_adapter(turbo.counted(velocity, said), 0.0)
+            return health.walk(session.host.family, clean, numbers, size, recipe.seed, session.host.device)
+
+    sets = (
+        Anchors(walk(learnt(session), named), NAMED, "named"),
+        Anchors(walk({}, unrelated), 1 - NAMED, "clean"),
+    )
+
+    def rate(step: int) -> float:
+        return recipe.optimizer.learning_rate * (recipe.steps - step) / recipe.turbo.restore_steps
+
+    return Phase(TrajectoryMatching(recipe.seed, sets, 0.0, session.host.device), rate)
+
+
+def learnt(session: Session) -> Lora:
+    """The LoRA as the learning phase left it.
+
+    It lies in the run folder, so that a run that is taken up walks the same trajectories. Raises LoraFileError when it
+    is needed from there and gone.
+    """
+    run, state, device = session.run, session.state, session.host.device
+    if state.phase != 0:
+        return run.learnt_lora(device)
+    exported = state.exported(torch.float32)
+    if refused := run.keep_learnt(exported):
+        session.tell(f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")
+    return lorafile.on_device(lorafile.parse(exported)[0], device)
+
+
+def prompts_to_walk(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The host's numbers of (the texts that name what is trained, the unrelated prompts behind the gauge's)."""
+    recipe, dataset, captions = session.recipe, session.dataset, session.pictures.captions
+    own = {n for item, numbers in zip(dataset.items, captions.of) if not item.regularisation for n in numbers}
+    if dataset.trigger and captions.dropped is not None:
+        own.add(captions.dropped)  # the trigger word alone
+    first, unrelated = len(captions.texts), len(recipe.turbo.prompts)
+    last = first + len(turbo.texts(recipe, dataset.trigger, True))
+    named = (*spread(tuple(sorted(own)), FOLLOWED), *range(first + unrelated, last))
+    return named, tuple(range(first + health.WATCHED, first + unrelated))
+
+
+def spread(numbers: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """At most so many of them, evenly from first to last."""
+    return numbers if len(numbers) <= most else tuple(numbers[i * len(numbers) // most] for i in range(most))

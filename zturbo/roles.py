@@ -1,0 +1,141 @@
+"""The two parties that the trainer talks to: the host that runs the model, and the person at the screen."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .dataset import Captions, Dataset, Encoded
+from .family import Family
+from .lowrank import Difference, Target
+
+Lora = dict[str, Difference]
+Progress = Callable[[int, int], None]  # (done, total) of what takes long; raises when the run is cancelled
+# (x_t [B, C, h, w], sigma [B], numbers of the captions, factor on the adapter's strength) -> velocity [B, C, h, w] fp32
+Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...], float], torch.Tensor]
+
+
+def quiet(done: int, total: int):
+    """A `Progress` that nobody watches."""
+
+
+def each(progress: Progress, total: int, done: int = 0) -> Callable[[], None]:
+    """To be called before each of `total` things, of which `done` are done."""
+
+    def one():
+        nonlocal done
+        progress(done, total)
+        done += 1
+
+    return one
+
+
+def watched(items: Sequence, progress: Progress) -> Iterator:
+    """The items; before each `progress` says how far this is."""
+    for number, item in enumerate(items):
+        progress(number, len(items))
+        yield item
+
+
+class Host(Protocol):
+    """What the trainer trains in: a model with its text encoder and autoencoder, and a way to draw.
+
+    A new host brings these members, and those of `runs.Host` where whole runs are conducted with it. hosts/comfy.py and
+    hosts/diffusers.py are the two that there are.
+    """
+
+    family: Family
+    device: torch.device
+    targets: list[Target]  # the trainable modules
+    turbo: bool  # Is the model that trains turbo itself, once its adapter is taken away?
+
+    def encode(self, dataset: Dataset, captions: Captions, progress: Progress) -> Encoded:
+        """Latents of the pictures. The host keeps the captions' features, and behind them those of `turbo.texts`.
+
+        progress: said before each text and each picture.
+        """
+        ...
+
+    def start(self) -> Lora | None:
+        """The LoRA that the recipe starts from, where it names one."""
+        ...
+
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """[1, in] column norms of the clean weights by part, for DoRA."""
+        ...
+
+    def training(self, lora: Lora) -> AbstractContextManager[Velocity]:
+        """While open, the model is loaded with the adapter and `lora`. Afterwards the weights are clean, to the bit.
+
+        The velocity's last argument is a factor on the adapter's strength: 1 trains, 0 is the model without adapter.
+        """
+        ...
+
+    def out_of_memory(self, error: Exception) -> bool: ...
+
+    def save_memory(self) -> None:
+        """From now on recompute instead of keep (gradient checkpointing), whatever the recipe says."""
+        ...
+
+    def memory(self) -> dict[str, float]:
+        """GB in use where the model runs, as fields of a step's event (see `hosts.devices.memory_facts`)."""
+        ...
+
+    def draw(self, state: dict[str, torch.Tensor], progress: Progress) -> list[np.ndarray]:
+        """Previews [H, W, 3] uint8 of the LoRA in `state`, on the clean turbo model; one a prompt.
+
+        progress: said before each prompt.
+        """
+        ...
+
+
+class Control(Protocol):
+    """The person at the screen."""
+
+    @property
+    def stop_requested(self) -> bool: ...
+
+    def check(self) -> None:
+        """Raises when the run was cancelled."""
+        ...
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """What the run does now, and how far it is: one of `PHASES`. total 0: nobody knows how long it takes."""
+        ...
+
+    def step(self, event: dict) -> None: ...
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]) -> None: ...
+
+    def look(self, event: dict) -> None:
+        """A validation, or a reading of the gauge."""
+        ...
+
+    def say(self, sentence: str) -> None:
+        """Something that the person should know; training goes on."""
+        ...
+
+
+# What a run says that it does, in the order in which most do
+PHASES = ("encoding", "walking", "training", "restoring", "drawing", "saving")
+
+
+class Unattended:
+    """A `Control` with nobody at the screen."""
+
+    stop_requested = False
+
+    def check(self): ...
+
+    def phase(self, name: str, done: int, total: int): ...
+
+    def step(self, event: dict): ...
+
+    def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]): ...
+
+    def look(self, event: dict): ...
+
+    def say(self, sentence: str): ...

@@ -1,0 +1,259 @@
+"""A run while it trains: what it is made of, where it stands, and what can happen to it.
+
+It can be saved, rolled back after a bad loss, and made to need less memory. The trainer and the hooks act through it.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from . import lorafile, lowrank, network, optimizers, phases, turbo
+from .batches import Pictures, pictures_of
+from .dataset import Dataset
+from .errors import LossError
+from .objectives import Split
+from .phases import Phase, Plan
+from .recipe import Recipe
+from .roles import Control, Host, Progress, each
+from .runfolder import RunFolder
+from .state import State
+from .step import WINDOW
+from .turbo import References
+from .writer import Writer
+
+log = logging.getLogger("zturbo")
+
+
+@dataclass
+class Session:
+    """metadata: of the LoRA file. phase: the one that is under way. images: the newest previews.
+
+    stopped: a hook has ended the run. told: what of the disk's refusals was said.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    host: Host
+    run: RunFolder
+    control: Control
+    metadata: dict[str, str]
+    plan: Plan
+    state: State
+    pictures: Pictures
+    references: References = field(default_factory=References)
+    phase: Phase | None = None
+    split: Split = field(default_factory=Split)
+    images: list[np.ndarray] = field(default_factory=list)
+    writer: Writer = field(default_factory=Writer)
+    stopped: bool = False
+    told: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Stopping waits for the first step: before that there is nothing to keep."""
+        asked = self.state.step > 0 and self.control.stop_requested
+        return self.stopped or asked or self.state.step >= self.recipe.steps
+
+    # what a run is made of
+
+    def walk_references(self):
+        """The trajectories that gauge and guard compare with, where they are asked for and can be had."""
+        if not turbo.wanted(self.recipe, self.host.turbo):
+            return
+        first, short = len(self.pictures.captions.texts), self.pictures.shortest
+        total = turbo.forwards(self.recipe, self.host)
+        with self.host.training({}) as velocity:
+            said = turbo.counted(velocity, each(self.progress("walking"), total))
+            self.references = turbo.references(self.recipe, self.host, first, short, said)
+
+    def enter_phase(self) -> Phase:
+        """The phase of the steps to come. It is begun here, where it is another one than before, and announced."""
+        number = phases.number_at(self.plan, self.state.step)
+        if self.phase is None or self.phase.number != number:
+            self.phase = None  # what it kept goes before the next one needs memory
+            self.phase = replace(self.plan[number].begin(self), number=number)
+        self.control.phase(self.plan[number].name, self.state.step, self.recipe.steps)
+        return self.phase
+
+    @property
+    def phase_is_over(self) -> bool:
+        return self.phase is None or self.phase.number != phases.number_at(self.plan, self.state.step)
+
+    # what is said
+
+    def tell(self, sentence: str):
+        """Say something on the screen and in the log."""
+        tell(self.run, self.control, self.state.step, sentence)
+
+    def log_reading(self, event: dict):
+        """A validation, or a reading of the gauge."""
+        self.run.event(**event)
+        self.control.look(event)
+
+    def progress(self, name: str) -> Progress:
+        """Says how far a phase of `roles.PHASES` is, and notices a cancel."""
+        return progress(self.control, name)
+
+    # what is saved
+
+    def exported(self) -> dict[str, torch.Tensor]:
+        """The LoRA as it is previewed, saved and handed on."""
+        return self.state.exported(lorafile.DTYPES[self.recipe.saving.dtype])
+
+    def save(self, with_checkpoint: bool = True):
+        """Copy the LoRA, and what a checkpoint needs, and have it written by a thread while training goes on."""
+        self.settle()
+        if with_checkpoint:
+            self.run.refused = ""
+        step, lora, keep = self.state.step, self.exported(), self.recipe.saving.keep
+        facts = self.metadata | lorafile.thumbnail(self.images)
+        copy = self.run.copy_of(self.state) if with_checkpoint and self.state.whole else None
+        self.writer.submit(lambda: self.run.keep(step, lora, facts, copy, keep))
+
+    def save_healthy(self):
+        """The LoRA while turbo is healthy; where the gauge may end the run, with a checkpoint to go back to."""
+        self.settle()
+        step, lora = self.state.step, self.exported()
+        self.writer.submit(lambda: self.run.keep_healthy(step, lora, self.metadata))
+        if self.recipe.turbo.stop_above:
+            self.save()
+
+    def settle(self):
+        """Wait until what was handed to the writer is on the disk. What the disk refuses is said once."""
+        self.writer.wait()
+        if self.run.refused and self.run.refused != self.told:
+            self.told = self.run.refused
+            self.tell(f"{self.run.refused} Training goes on in memory, and each save tries again.")
+
+    @contextmanager
+    def saved_on_failure(self) -> Iterator[None]:
+        """Whatever ends the run, what is learnt is on the disk. After a LossError the disk has what was good."""
+        try:
+            yield
+        except LossError:
+            raise
+        except BaseException:
+            try:
+                self._save_the_rest()
+            except Exception as error:  # a device that died takes the newest LoRA with it: the last saved one stays
+                log.error("The LoRA of step %d could not be saved: %s", self.state.step, error)
+            raise
+
+    def _save_the_rest(self):
+        try:
+            self.writer.wait()
+        except Exception as error:  # what the thread could not write is tried again
+            log.warning("The newest save failed: %s", error)
+        unsaved = self.state.losses and self.run.saved_steps < self.state.step
+        if unsaved and (self.state.whole or not self.run.saved_steps):
+            self.save()
+            self.writer.wait()
+
+    # what can happen
+
+    def go_back(self, after: int):
+        """To the newest checkpoint up to step `after`, or to the beginning; nothing later is left on the disk."""
+        self.run.forget_checkpoints(after=after)
+        self.state = begin(self.recipe, self.host, self.run)
+        self.run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
+
+    def roll_back(self, error: LossError):
+        """To the last good checkpoint, with half the learning rate. Raises the error where that was done before."""
+        self.settle()
+        rolled_back, step = self.state.rollbacks > 0, self.state.step
+        self.go_back(step - 2 * WINDOW if math.isfinite(error.loss) else step - 1)
+        self.state.rollbacks += 1
+        if self.run.healthy_step > self.state.step:
+            self.run.forget_healthy()
+        if rolled_back:
+            self.run.save(self.state.step, self.exported(), self.metadata)
+            raise error
+        self.tell(f"{error} Going back to step {self.state.step} with half the learning rate.")
+
+    def can_shrink(self, error: Exception) -> bool:
+        """Is this memory that ran out, and is there something to give up for it?"""
+        recipe = self.recipe
+        alone = recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"
+        return self.state.whole and self.host.out_of_memory(error) and not (alone or self.split.micro_batch == 1)
+
+    def shrink(self):
+        """One picture at a time from now on, and each layer computed again in backward: the same LoRA but for rounding.
+
+        To be called when nothing of the failed step is held any more.
+        """
+        self.split = Split(micro_batch=1)
+        self.host.save_memory()
+        self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1))
+
+
+def open_session(
+    recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, control: Control, metadata: dict[str, str], plan: Plan
+) -> Session:
+    """Everything that a run needs, in the order that says first what is wrong and takes long last.
+
+    Raises ZTurboError for what is wrong with a recipe, before pictures are encoded.
+    """
+    turbo.refuse(recipe, host.turbo)
+    state = begin(recipe, host, run)
+    if state.step == 0:
+        tell(run, control, 0, network.describe(state.lora))
+    pictures = pictures_of(recipe, dataset, host, progress(control, "encoding"))
+    session = Session(recipe, dataset, host, run, control, metadata, plan, state, pictures)
+    for note in filter(None, (session.pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))):
+        if state.step == 0:
+            session.tell(note)
+    if not session.ended:
+        if only_restores(recipe, state):
+            session.tell(ONLY_RESTORES.format(last=recipe.turbo.restore_steps, steps=recipe.steps, done=state.step))
+        session.walk_references()
+    return session
+
+
+def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
+    """The state to go on from: the newest checkpoint's, or an untrained LoRA."""
+    start, groups = host.start(), host.family.groups
+    lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, start, groups)
+    ema = network.frozen_copy(lora) if recipe.optimizer.ema else {}
+    state = State(lora, optimizers.build(recipe.optimizer, lowrank.parameters(lora)), ema)
+    saved = run.newest_checkpoint()
+    if saved is not None:
+        state.take(*saved)
+        log.info("Going on from step %d.", state.step)
+    run.rewind(state.step)
+    return state
+
+
+def only_restores(recipe: Recipe, state: State) -> bool:
+    """Is a run taken up that trains no pictures any more, though it may look so?"""
+    behind = state.phase_start < recipe.learning_steps <= state.step
+    return behind and (state.phase > 0 or state.step > recipe.learning_steps)
+
+
+def progress(control: Control, name: str) -> Progress:
+    """See `Session.progress`."""
+
+    def said(done: int, total: int):
+        control.check()
+        control.phase(name, done, total)
+
+    return said
+
+
+def tell(run: RunFolder, control: Control, step: int, sentence: str):
+    """Say something on the screen and in the log."""
+    run.event(event="note", step=step, text=sentence)
+    control.say(sentence)
+
+
+OUT_OF_MEMORY = (
+    "There was not enough memory at step {step}. It goes on with gradient checkpointing, one picture at a time. "
+    "This takes longer."
+)
+ONLY_RESTORES = (
+    "No pictures are trained in what is left: the last {last} of {steps} steps restore turbo, and {done} are done."
+)
