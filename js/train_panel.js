@@ -7,6 +7,15 @@ const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 300;
 const MOST = 4000; // points of the curve
 const SMOOTH = 0.95;
+const PHASES = {
+  encoding: "Preparing pictures and captions",
+  walking: "Walking turbo's paths",
+  training: "Training",
+  restoring: "Restoring turbo",
+  drawing: "Drawing previews",
+  saving: "Saving",
+};
+const STEPS = ["training", "restoring"]; // phases that take steps
 const STYLE = `
 .zturbo-panel { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; box-sizing: border-box; padding: 4px;
   font: 12px sans-serif; color: var(--input-text, #ddd); }
@@ -79,6 +88,7 @@ class Panel {
     this.looks = [];
     this.notes = [];
     this.stopping = false;
+    this.doing = "";
     this.previews.replaceChildren();
     this.chart.replaceChildren();
     this.stop.disabled = this.save.disabled = true; // until there is something to keep
@@ -107,6 +117,14 @@ class Panel {
     this.drawCurve();
   }
 
+  /** What the run does now. The steps of a phase that takes steps are said by `add`, once there are some. */
+  phase({ name, done, of }) {
+    this.doing = name;
+    const words = PHASES[name] ?? name;
+    const count = of ? ` ${Math.min(done + 1, of)} of ${of}` : "";
+    this.say(STEPS.includes(name) ? `${words}: step${count}…` : `${words}${count}…`);
+  }
+
   add(steps) {
     const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
     this.points = [...this.points.filter(({ step }) => step < first), ...steps];
@@ -117,7 +135,8 @@ class Panel {
     this.stop.disabled = this.save.disabled = this.stopping;
     const recent = this.points.slice(-50);
     const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
-    this.say(`Step ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
+    const doing = this.doing === "restoring" ? "Restoring turbo: step" : "Step";
+    this.say(`${doing} ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
   }
 
   drawCurve() {
@@ -230,6 +249,7 @@ function follow(detail, act) {
 
 // At import and not in setup: after a reload in mid-run events arrive before the app is set up.
 api.addEventListener("zturbo.start", ({ detail }) => follow(detail, (panel) => panel.begin(detail)));
+api.addEventListener("zturbo.phase", ({ detail }) => follow(detail, (panel) => panel.phase(detail)));
 api.addEventListener("zturbo.steps", ({ detail }) => follow(detail, (panel) => panel.add(detail.steps)));
 api.addEventListener("zturbo.look", ({ detail }) => follow(detail, (panel) => panel.look(detail.looks)));
 api.addEventListener("zturbo.note", ({ detail }) => follow(detail, (panel) => panel.note(detail.notes)));

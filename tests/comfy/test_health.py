@@ -16,12 +16,15 @@ import prompts
 from test_host import de_distilled, encode, recipe
 from test_server import events, failure, newest_run
 
-from zturbo import dataset, health, lorafile, lowrank, network, trainer, turbo
+from zturbo import dataset, health, lorafile, lowrank, network, phases, turbo
 from zturbo import recipe as recipes
+from zturbo.family import Z_IMAGE
 from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Network, Turbo
+from zturbo.roles import Unattended
 from zturbo.runfolder import RunFolder
+from zturbo.session import open_session
 
 UNRELATED = "\n".join(
     f"a large {color} {shape} on a white background"
@@ -93,7 +96,7 @@ def reading(tiny, way: str) -> float:
         encode(host)
         first = len(host.features) - health.WATCHED
         with host.training({}) as velocity:
-            watched = turbo.watch(host.recipe, first, 16, True, velocity, host.device)
+            watched = turbo.references(host.recipe, host, first, 16, velocity)
         assert (
             watched.gauge.states.shape == (8, 1, 16, 8, 8)
             and watched.gauge.sigmas.unique().numel() == health.HIGH
@@ -121,11 +124,11 @@ def test_the_guard_holds_the_model_that_trains_and_the_gauge_needs_turbo(tiny):
             encode(host)
             first = len(host.features) - len(WATCHED.prompts)
             with host.training({}) as velocity:
-                watched = turbo.watch(host.recipe, first, 16, host.turbo, velocity, host.device)
+                watched = turbo.references(host.recipe, host, first, 16, velocity)
                 own = velocity(
                     watched.guard.states[:, 2],
                     watched.guard.sigmas[:, 2],
-                    tuple(first + n for n in watched.guard.numbers),
+                    watched.guard.numbers,
                 )
         assert (watched.gauge is None) == (preview_model is not None)
         torch.testing.assert_close(watched.guard.velocities[:, 2], own, rtol=1e-4, atol=1e-4)
@@ -220,27 +223,24 @@ def test_what_is_named_is_held_to_the_lora_and_the_rest_to_clean_turbo_without_t
     with torch.inference_mode(False):
         host, bare = ComfyHost(de_distilled(model), clip, vae, given), ComfyHost(model, clip, vae, given)
         run = RunFolder.new(tmp_path, given)
-        state = trainer.begin(given, host, run)
-        for B in lowrank.parameters(state.lora)[1::2]:
+        session = open_session(given, pictures, host, run, Unattended(), {}, phases.plan(given))
+        for B in lowrank.parameters(session.state.lora)[1::2]:
             B.data.fill_(0.03)
-        state.losses.append(0.0)
-        encoded = trainer.pictures_of(given, pictures, host)
-        found = trainer.walk_restore(given, pictures, encoded, host, run, state, trainer.Unattended())
-        captions = len(encoded.captions.texts)
-        assert found.named.numbers == (*range(captions), captions + 12) and found.clean.numbers == tuple(
+        session.state.losses.append(0.0)
+        named, clean = (one.trajectories for one in session.enter_phase().objective.sets)
+        captions = len(session.pictures.captions.texts)
+        assert named.numbers == (*range(captions), captions + 12) and clean.numbers == tuple(
             range(captions + 8, captions + 12)
         )
-        bare.encode(pictures, encoded.captions)
-        for paths, lora in ((found.named, state.lora), (found.clean, {})):
+        bare.encode(pictures, session.pictures.captions)
+        for paths, lora in ((named, session.state.lora), (clean, {})):
             with torch.no_grad(), bare.training(lora) as velocity:
-                wanted = health.walk(velocity, paths.numbers, 8, 8, given.seed, host.device)
+                wanted = health.walk(Z_IMAGE, velocity, paths.numbers, (8, 8), given.seed, host.device)
             torch.testing.assert_close(paths.states, wanted.states, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(paths.velocities, wanted.velocities, rtol=1e-3, atol=1e-3)
         with torch.no_grad(), bare.training({}) as velocity:
-            assert (
-                health.walk(velocity, found.named.numbers, 8, 8, given.seed, host.device).velocities
-                - found.named.velocities
-            ).abs().max() > 0.02
+            untrained = health.walk(Z_IMAGE, velocity, named.numbers, (8, 8), given.seed, host.device)
+        assert (untrained.velocities - named.velocities).abs().max() > 0.02
 
 
 def test_stop_above_hands_on_the_healthy_lora(server):

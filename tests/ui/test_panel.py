@@ -110,6 +110,20 @@ class Canvas:
     def status(self) -> str:
         return self.page.locator(".zturbo-status").first.text_content() or ""
 
+    def note_statuses(self):
+        """Write down all that the status line says from now on."""
+        self.page.evaluate(
+            """() => {
+                const line = document.querySelector('.zturbo-status');
+                window.statuses = [];
+                const note = () => window.statuses.push(line.textContent);
+                new MutationObserver(note).observe(line, { childList: true, characterData: true, subtree: true });
+            }"""
+        )
+
+    def statuses(self) -> list[str]:
+        return self.page.evaluate("() => window.statuses")
+
     def wait_status(self, text: str, seconds: int = 300):
         self.page.wait_for_function(
             "(text) => document.querySelector('.zturbo-status')?.textContent.includes(text)",
@@ -160,12 +174,16 @@ def test_the_dropped_demo_runs_to_its_end(canvas, server, request):
     canvas.widget("ZTurboTrainLoRA", "name", f"whole_{request.node.callspec.id}")
     if not whole:
         canvas.widget("ZTurboTrainLoRA", "steps", 250)
+    canvas.note_statuses()
     canvas.run()
     canvas.wait_step(1)
     entry = server.wait(server.get("/queue")["queue_running"][0][1])
     assert entry["status"]["status_str"] == "success"
     canvas.wait_status("Finished")
     canvas.wait_preview()
+    said = canvas.statuses()
+    for words in ("Preparing pictures and captions", "Walking turbo's paths", "Step ", "Drawing previews", "Saving"):
+        assert any(one.startswith(words) for one in said), words
     assert canvas.curve() > 100 and canvas.line(4) == (4 if whole else 1)  # readings of the gauge
     assert canvas.ours == []
 
