@@ -516,3 +516,23 @@ def need_all(factors: Mapping, leftover: list[str], file: str):
         raise LoraFileError(
             f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}"
         )
+
+
+def from_state(state: Mapping[str, torch.Tensor], file: str = "the LoRA") -> dict[str, Difference]:
+    """What `state_dict` wrote, to the bit, of any model family. Raises LoraFileError where parts do not make one."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        kind, stem = loranames.kind(key)
+        found.setdefault(stem.removeprefix("diffusion_model."), {})[kind] = tensor
+    return {name: _difference(name, parts, file) for name, parts in found.items()}
+
+
+def read_own(path: Path) -> dict[str, Difference]:
+    """The LoRA in a file that this pack wrote, of any model family. Raises LoraFileError."""
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}).") from error
+    return from_state(tensors, path.name)

@@ -121,7 +121,7 @@ def learnt(session: Session) -> Lora:
     exported = state.exported(torch.float32)
     if refused := run.keep_learnt(exported):
         session.tell(f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")
-    return lorafile.on_device(lorafile.parse(exported)[0], device)
+    return lorafile.on_device(lorafile.from_state(exported), device)
 
 
 def prompts_to_walk(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]]:

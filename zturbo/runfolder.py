@@ -269,7 +269,7 @@ class RunFolder:
     def learnt_lora(self, device) -> dict[str, Difference]:
         """The LoRA that `keep_learnt` wrote. Raises LoraFileError when it is not there any more."""
         try:
-            return lorafile.on_device(lorafile.read(self.learnt).factors, device)
+            return lorafile.on_device(lorafile.read_own(self.learnt), device)
         except LoraFileError as error:
             raise LoraFileError(
                 f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. Set resume to a checkpoint from before that ({self.path.name}/step_…)."
