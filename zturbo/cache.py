@@ -22,6 +22,7 @@ from . import files
 log = logging.getLogger("zturbo")
 TENSOR = "tensor"
 KEPT = 60  # days
+NOT_WRITTEN = "The cache %s cannot be written (%s); it will be made anew in the next run."
 
 
 class Cache:
@@ -32,7 +33,10 @@ class Cache:
         self.found = self.made = 0
 
     def get(self, parts: tuple, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor that `make` gives, on the CPU. parts: everything that changes it: strings, numbers, tuples, bytes."""
+        """The tensor that `make` gives, on the CPU.
+
+        parts: everything that changes it: strings, numbers, tuples, bytes.
+        """
         path = None if self.folder is None else self.folder / f"{key(parts)}.safetensors"
         kept = None if path is None else read(path)
         if path is not None and kept is not None:
@@ -49,15 +53,10 @@ class Cache:
     def _keep(self, path: Path, made: torch.Tensor):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(
-                path, save({TENSOR: made}, {"sha256": checksum(made)}), own=f".{os.getpid()}.{threading.get_ident()}"
-            )
+            content = save({TENSOR: made}, {"sha256": checksum(made)})
+            files.write(path, content, own=f".{os.getpid()}.{threading.get_ident()}")
         except OSError as error:
-            log.warning(
-                "The cache %s cannot be written (%s); it will be made anew in the next run.",
-                path.parent,
-                error.strerror,
-            )
+            log.warning(NOT_WRITTEN, path.parent, error.strerror)
 
     def tidy(self):
         """Delete what no run has used for `KEPT` days, and what a crash left half written."""
@@ -71,7 +70,8 @@ class Cache:
         """What was found and made, and how much room the folder takes."""
         if self.folder is None:
             return f"No cache: {self.made} latents and texts were encoded."
-        return f"Cache: {self.found} latents and texts found, {self.made} encoded; {self.folder.name} holds {self.size() / 1e6:,.1f} MB."
+        room = f"{self.folder.name} holds {self.size() / 1e6:,.1f} MB"
+        return f"Cache: {self.found} latents and texts found, {self.made} encoded; {room}."
 
     def size(self) -> int:
         """Bytes of all files in the folder."""

@@ -39,8 +39,9 @@ class Converted:
 
 
 def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = None) -> Converted:
-    """The file's LoRA in our dialect. rank: 0 keeps it; else every part is a plain LoRA of at most that rank. dtype: of `lorafile.DTYPES`.
+    """The file's LoRA in our dialect.
 
+    rank: 0 keeps it; else every part is a plain LoRA of at most that rank. dtype: of `lorafile.DTYPES`.
     weights: the model's, for a DoRA with a length for each row (PEFT's, LyCORIS'). Core takes the clean weight's rows
     where their trainers take the changed ones', so the lengths are brought to what draws the same.
 
@@ -48,17 +49,15 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     """
     path = Path(path)
     if path.suffix.lower() not in modelfile.SUFFIXES:
-        raise LoraFileError(
-            f"{path.name} is no safetensors file. Other kinds can run code when they are opened: save it as safetensors in the program that made it."
-        )
+        raise LoraFileError(_no_safetensors(path.name))
     source = lorafile.read(path, keep_fused=rank > 0)
     beside = {key: word for key in source.leftover if (word := loranames.aside(key)[0])}
-    lorafile.need_all(source.factors, [key for key in source.leftover if key not in beside], path.name)
+    unknown = [key for key in source.leftover if key not in beside]
+    lorafile.need_all(source.factors, unknown, path.name)
     notes = list(source.notes)
     if beside:
-        notes.append(
-            f"Left out are {loranames.counted(beside.values())}: the form that everything reads has no place for them."
-        )
+        left_out = loranames.counted(beside.values())
+        notes.append(f"Left out are {left_out}: the form that everything reads has no place for them.")
     if rank:
         before, after = _resized(source.factors, rank, path.name)
     else:
@@ -81,9 +80,7 @@ def _resized(
     after: dict[str, Difference] = {}
     for name, one in factors.items():
         if network.form(one) == "DoRA":
-            raise LoraFileError(
-                f"{file} is a DoRA ({name}), which cannot be resized without its model: its lengths belong to its very matrices. Set rank to 0."
-            )
+            raise LoraFileError(_dora_resized(file, name))
         small = resize(one, rank)
         if name.endswith("attention.qkv"):
             after |= lorafile.split_fused(name, small, file)
@@ -94,7 +91,10 @@ def _resized(
 
 
 def resize(one: Difference, rank: int) -> Difference:
-    """The nearest plain LoRA of at most this rank, in fp32, with equal lengths of A and B and no alpha. A plain LoRA that is small enough stays what it is."""
+    """The nearest plain LoRA of at most this rank, in fp32, with equal lengths of A and B and no alpha.
+
+    A plain LoRA that is small enough stays what it is.
+    """
     if isinstance(one, Factors) and one.rank <= rank:
         return one
     U, S, V = singular(one, rank)
@@ -103,7 +103,10 @@ def resize(one: Difference, rank: int) -> Difference:
 
 
 def singular(one: Difference, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The largest singular values S [n], falling, with their vectors U [out, n] and V [in, n], in fp64; n at most `count`."""
+    """(U [out, n], S [n], V [in, n]) in fp64: the largest singular values, falling, with their vectors.
+
+    n is at most `count`.
+    """
     if isinstance(one, LoKr):
         return _singular_kron(one, count)
     B, A = product(one)
@@ -129,9 +132,9 @@ def product(one: Difference) -> tuple[torch.Tensor, torch.Tensor]:
     """(B [out, n], A [n, in]) in fp64 with B A the difference: LoRA's own, or LoHa's with n = rank^2."""
     if isinstance(one, LoHa):
         w1_a, w1_b, w2_a, w2_b = (tensor.double() for tensor in one.tensors.values())
-        return one.scale * (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1), (
-            w1_b[:, None, :] * w2_b[None, :, :]
-        ).flatten(0, 1)
+        B = one.scale * (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1)
+        A = (w1_b[:, None, :] * w2_b[None, :, :]).flatten(0, 1)
+        return B, A
     assert isinstance(one, Factors)
     return one.scale * one.B.double(), one.A.double()
 
@@ -151,36 +154,29 @@ def inner(one: Difference, two: Difference) -> float:
 
 
 def errors(before: dict[str, Difference], after: dict[str, Difference]) -> tuple[float, float, str]:
-    """Relative Frobenius errors: (of the whole, of the worst part, its name). A fused qkv of `before` meets its three parts. Good to about 1e-8."""
+    """Relative Frobenius errors: (of the whole, of the worst part, its name).
+
+    A fused qkv of `before` meets its three parts. Good to about 1e-8.
+    """
     lost = total = worst = 0.0
     where = ""
     for name, one in before.items():
-        parts = (
-            {name: after[name]}
-            if name in after
-            else {
-                f"{name.removesuffix('qkv')}to_{letter}": after[f"{name.removesuffix('qkv')}to_{letter}"]
-                for letter in "qkv"
-            }
-        )
-        if len(parts) == 1 and _same(one, after[name]):
-            gone = 0.0
-        else:
-            two = next(iter(parts.values())) if len(parts) == 1 else _stacked([part for part in parts.values()])
-            gone = max(0.0, inner(one, one) + inner(two, two) - 2 * inner(one, two))
+        whole = name in after
+        two = after[name] if whole else _stacked(after, name.removesuffix("qkv"))
         size = inner(one, one)
+        gone = 0.0 if whole and _same(one, two) else max(0.0, size + inner(two, two) - 2 * inner(one, two))
         lost, total = lost + gone, total + size
         if size and (gone / size) ** 0.5 > worst:
             worst, where = (gone / size) ** 0.5, name
     return (lost / total) ** 0.5 if total else 0.0, worst, where
 
 
-def _stacked(parts: list[Difference]) -> Factors:
+def _stacked(factors: dict[str, Difference], stem: str) -> Factors:
     """to_q, to_k and to_v of a resized fused LoRA, which share A, as one again."""
+    parts = [factors[f"{stem}to_{letter}"] for letter in "qkv"]
     assert all(isinstance(part, Factors) for part in parts)
-    return Factors(
-        parts[0].tensors["lora_A.weight"], torch.cat([part.tensors["lora_B.weight"] for part in parts]), parts[0].scale
-    )
+    B = torch.cat([part.tensors["lora_B.weight"] for part in parts])
+    return Factors(parts[0].tensors["lora_A.weight"], B, parts[0].scale)
 
 
 def _same(one: Difference, two: Difference) -> bool:
@@ -193,28 +189,24 @@ def _same(one: Difference, two: Difference) -> bool:
 def with_row_lengths(
     factors: dict[str, Difference], weights: Weights | None, notes: list[str], file: str
 ) -> dict[str, Difference]:
-    """A DoRA's lengths per output row, as core understands them. Its trainer draws m (W + D) / |W + D|, core m (W + D) / |W|, row by row.
+    """A DoRA's lengths per output row, as core understands them.
 
-    Without the weights they stay what they are, and a note says what that means.
+    Its trainer draws m (W + D) / |W + D|, core m (W + D) / |W|, row by row. Without the weights they stay what they
+    are, and a note says what that means.
     """
-    by_row = {
-        name
-        for name, one in factors.items()
-        if isinstance(one, Factors) and one.magnitude is not None and one.magnitude.shape[0] > 1
-    }
+    by_row = {name for name, one in factors.items() if _has_row_lengths(one)}
     if not by_row:
         return factors
     if weights is None:
-        notes.append(
-            f"{len(by_row)} parts are DoRA with a length for each output row. ComfyUI divides these by the rows of the clean weight, their trainer by those of the changed one: "
-            "give the model that it was trained on, and they are brought to what draws as in training."
-        )
+        notes.append(_row_lengths_kept(len(by_row)))
         return factors
     weight = weights(factors, file)
-    notes.append(
-        f"{len(by_row)} parts are DoRA with a length for each output row; these were brought to what ComfyUI reads, with the model's weights."
-    )
+    notes.append(_row_lengths_brought(len(by_row)))
     return {name: _for_core(one, weight(name)) if name in by_row else one for name, one in factors.items()}
+
+
+def _has_row_lengths(one: Difference) -> bool:
+    return isinstance(one, Factors) and one.magnitude is not None and one.magnitude.shape[0] > 1
 
 
 def _for_core(one: Difference, weight: torch.Tensor) -> Difference:
@@ -266,3 +258,35 @@ def _report(
 def _ranks(factors: dict[str, Difference]) -> str:
     ranks = sorted({one.rank for one in factors.values()})
     return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+
+
+# What is said
+
+
+def _no_safetensors(file: str) -> str:
+    return (
+        f"{file} is no safetensors file. Other kinds can run code when they are opened: "
+        "save it as safetensors in the program that made it."
+    )
+
+
+def _dora_resized(file: str, part: str) -> str:
+    return (
+        f"{file} is a DoRA ({part}), which cannot be resized without its model: "
+        "its lengths belong to its very matrices. Set rank to 0."
+    )
+
+
+def _row_lengths_kept(count: int) -> str:
+    return (
+        f"{count} parts are DoRA with a length for each output row. ComfyUI divides these by the rows of the clean"
+        " weight, their trainer by those of the changed one: give the model that it was trained on, and they are"
+        " brought to what draws as in training."
+    )
+
+
+def _row_lengths_brought(count: int) -> str:
+    return (
+        f"{count} parts are DoRA with a length for each output row; "
+        "these were brought to what ComfyUI reads, with the model's weights."
+    )

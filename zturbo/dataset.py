@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from . import flow, words
 from .errors import DatasetError
-from .folder import DOUBTED, Found, look_through
+from .folder import DOUBTED, Found, Listing, look_through
 from .picturefile import has_transparency, load_mask, load_picture, on_white
 from .recipe import Data, is_text
 
@@ -29,7 +29,10 @@ DEFAULTS = Data()
 
 @dataclass(frozen=True)
 class Item:
-    """One picture. source: a file, or a uint8 array [H, W, 3] that came through the graph. size: bucket, (width, height)."""
+    """One picture.
+
+    source: a file, or a uint8 array [H, W, 3] that came through the graph. size: bucket, (width, height).
+    """
 
     name: str
     source: Path | np.ndarray
@@ -48,12 +51,14 @@ class Item:
         return np.asarray(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
 
     def mask(self, outside: float) -> torch.Tensor | None:
-        """[1, H/8, W/8] weights of the loss, of mean 1: `outside` where the mask is black against 1 where it is white. None without a mask."""
+        """[1, H/8, W/8] weights of the loss, of mean 1. None without a mask.
+
+        They are `outside` where the mask is black against 1 where it is white.
+        """
         if self.mask_file is None:
             return None
-        fitted = ImageOps.fit(
-            load_mask(self.mask_file, self.mask_file == self.source), self.size, Image.Resampling.LANCZOS
-        )
+        mask = load_mask(self.mask_file, self.mask_file == self.source)
+        fitted = ImageOps.fit(mask, self.size, Image.Resampling.LANCZOS)
         small = fitted.resize((self.size[0] // LATENT, self.size[1] // LATENT), Image.Resampling.BOX)
         weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
         return weight / weight.mean().clamp_min(1e-6)
@@ -79,7 +84,10 @@ class Dataset:
         return dict(sorted(counts.items()))
 
     def held_out(self) -> set[int]:
-        """Numbers of the pictures that are only looked at: the validation share, at least one where there is a share, a function of the names. Copies of one picture stay together."""
+        """Numbers of the pictures that are only looked at: the validation share, a function of the names.
+
+        At least one where there is a share. Copies of one picture stay together.
+        """
         if not self.options.validation:
             return set()
         groups: dict[str, set[str]] = {}
@@ -89,9 +97,7 @@ class Dataset:
         total = sum(map(len, groups.values()))
         count = min(max(1, round(self.options.validation * total)), total - 1)
         chosen: set[str] = set()
-        for copies in sorted(
-            groups.values(), key=lambda copies: min(hashlib.sha256(name.encode()).digest() for name in copies)
-        ):
+        for copies in sorted(groups.values(), key=_first_hash):
             if len(chosen) < count and len(chosen) + len(copies) < total:
                 chosen |= copies
         return {number for number, item in enumerate(self.items) if item.name in chosen and not item.regularisation}
@@ -99,15 +105,13 @@ class Dataset:
     def dropout(self, number: int) -> float:
         """Chance that picture `number` is shown with its caption dropped."""
         item = self.items[number]
-        return 0.0 if item.regularisation else self.options.caption_dropout if item.dropout is None else item.dropout
+        if item.regularisation:
+            return 0.0
+        return self.options.caption_dropout if item.dropout is None else item.dropout
 
     def captions(self) -> "Captions":
         """Every caption that training may show."""
-        options = self.options
-        shown = [
-            tag_orders(item.caption, options.keep_tags) if options.shuffle_tags else (item.caption,)
-            for item in self.items
-        ]
+        shown = [self._variants(item.caption) for item in self.items]
         dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
         texts = sorted({text for variants in (*shown, dropped) for text in variants})
         number = {text: n for n, text in enumerate(texts)}
@@ -116,6 +120,9 @@ class Dataset:
             tuple(tuple(number[text] for text in variants) for variants in shown),
             number[self.trigger] if dropped else None,
         )
+
+    def _variants(self, caption: str) -> tuple[str, ...]:
+        return tag_orders(caption, self.options.keep_tags) if self.options.shuffle_tags else (caption,)
 
     def digest(self) -> str:
         """sha256 over what is trained on: trigger word, captions, sizes, and the bytes of the pictures."""
@@ -128,18 +135,16 @@ class Dataset:
 
     def doubt(self) -> str:
         """What is probably not meant, or nothing."""
-        often = max(
-            (item for item in self.items if item.repeats > DOUBTED), key=lambda item: item.repeats, default=None
-        )
-        return (
-            f"{often.name} is shown {often.repeats:,} times an epoch, as the number in its folder's name says. If that is a date, rename the folder."
-            if often
-            else ""
-        )
+        doubted = [item for item in self.items if item.repeats > DOUBTED]
+        return _often(max(doubted, key=lambda item: item.repeats)) if doubted else ""
 
     def report(self) -> str:
-        """What a person should know before training: how many, how large, what is cut away, what is special, what is not used."""
-        buckets, held_out = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items()), self.held_out()
+        """What a person should know before training.
+
+        How many pictures, how large, what is cut away, what is special, what is not used.
+        """
+        buckets = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.buckets().items())
+        held_out = self.held_out()
         shown = sum(item.repeats for number, item in enumerate(self.items) if number not in held_out)
         pictures = len({(item.name, item.regularisation) for item in self.items})
         lines = [f"{pictures} pictures, {shown} an epoch. Buckets: {buckets}."]
@@ -148,24 +153,29 @@ class Dataset:
             "for regularisation": sum(item.regularisation for item in self.items),
             "held out for validation": len(held_out),
         }
-        lines += (
-            [", ".join(f"{count} {what}" for what, count in special.items() if count) + "."]
-            if any(special.values())
-            else []
-        )
+        if any(special.values()):
+            lines.append(", ".join(f"{count} {what}" for what, count in special.items() if count) + ".")
+        return "\n".join([*lines, self._cropped(), *self.notes])
+
+    def _cropped(self) -> str:
         cropped = sorted((item for item in self.items if item.cropped >= 0.005), key=lambda item: -item.cropped)
+        if not cropped:
+            return "Nothing is cropped."
         more = f" and {len(cropped) - CROPPED} more" if len(cropped) > CROPPED else ""
-        lines.append(
-            f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:CROPPED])}{more}."
-            if cropped
-            else "Nothing is cropped."
-        )
-        return "\n".join([*lines, *self.notes])
+        return f"Cropped: {', '.join(f'{item.name} {item.cropped:.0%}' for item in cropped[:CROPPED])}{more}."
+
+
+def _first_hash(names: set[str]) -> bytes:
+    return min(hashlib.sha256(name.encode()).digest() for name in names)
 
 
 @dataclass(frozen=True)
 class Captions:
-    """texts: all that there are. of: for each picture the numbers of the texts it may be shown with. dropped: number of the text that stands in for a dropped caption."""
+    """Every text that training may show, once.
+
+    texts: all that there are. of: for each picture the numbers of the texts it may be shown with. dropped: number of
+    the text that stands in for a dropped caption.
+    """
 
     texts: tuple[str, ...]
     of: tuple[tuple[int, ...], ...]
@@ -188,7 +198,10 @@ def tags_of(caption: str) -> list[str]:
 
 
 def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
-    """The caption and up to seven other orders of its tags, the first `keep` in front; a function of the caption alone."""
+    """The caption and up to seven other orders of its tags, the first `keep` in front.
+
+    A function of the caption alone.
+    """
     tags = tags_of(caption)
     front, rest = tags[:keep], tags[keep:]
     orders = [", ".join(tags)]
@@ -199,9 +212,10 @@ def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
 
 
 def bucket(width: int, height: int, resolution: int, upscale: bool = False) -> tuple[int, int]:
-    """The size to train at: the picture's aspect ratio at an area of resolution², multiples of 16, enlarged only where `upscale` says so.
+    """The size to train at: the picture's aspect ratio at an area of resolution², in multiples of 16.
 
-    Raises ValueError when the shorter side would fall under 32 pixels.
+    The picture is enlarged only where `upscale` says so. Raises ValueError when the shorter side would fall under 32
+    pixels.
     """
     scale = resolution / math.sqrt(width * height)
     fit = lambda side: max(GRAIN, round(side * (scale if upscale else min(1.0, scale)) / GRAIN) * GRAIN)  # noqa: E731
@@ -233,22 +247,20 @@ def contents(paths: list[Path]) -> dict[Path, str]:
 
 
 def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
-    """Where the mask of a picture of this size is: a file, or the picture itself. Raises DatasetError for a mask of another shape."""
+    """Where the mask of a picture of this size is: a file, or the picture itself.
+
+    Raises DatasetError for a mask of another shape.
+    """
     if masks == "off":
         return None
     if picture.mask is not None:
         mask = load_mask(picture.mask)
         if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
-            raise DatasetError(
-                f"The mask {picture.mask.name} is {mask.width}x{mask.height}, its picture {size[0]}x{size[1]}: another shape. Make them alike."
-            )
+            raise DatasetError(_mask_of_another_shape(picture.mask.name, mask.size, size))
         return picture.mask
-    if (
-        masks == "files and alpha"
-        and has_transparency(picture.path)
-        and np.asarray(load_mask(picture.path, alpha=True)).min() < 255
-    ):
-        return picture.path
+    if masks == "files and alpha" and has_transparency(picture.path):
+        alpha = load_mask(picture.path, alpha=True)
+        return picture.path if np.asarray(alpha).min() < 255 else None
     return None
 
 
@@ -275,30 +287,22 @@ def from_folder(
     options: Data = DEFAULTS,
     regularisation: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Every picture of a folder and of its sub-folders, with its caption and mask; and those of a regularisation folder, without the trigger word.
+    """Every picture of a folder and of its sub-folders, with its caption and mask.
 
-    Raises DatasetError, naming the files, for an empty folder, pictures or captions that cannot be read or are too
-    small, and pictures left without any words.
+    Those of a regularisation folder are beside them, without the trigger word. Raises DatasetError, naming the files,
+    for an empty folder, pictures or captions that cannot be read or are too small, and pictures left without any words.
     """
     trigger = one_line(trigger)
-    items, notes = _read_folder(
-        Path(folder), resolutions, trigger, options, None if regularisation is None else Path(regularisation)
-    )
+    beside = None if regularisation is None else Path(regularisation)
+    items, notes = _read_folder(Path(folder), resolutions, trigger, options, beside)
     more: list[Item] = []
-    if regularisation is not None:
-        more, more_notes = _read_folder(Path(regularisation), resolutions, "", options, None, regularisation=True)
+    if beside is not None:
+        more, more_notes = _read_folder(beside, resolutions, "", options, None, regularisation=True)
         _need_words(more)
         notes += more_notes
     _need_words(items)
-    return Dataset(
-        (*items, *more),
-        trigger,
-        options,
-        tuple(notes),
-        str(folder),
-        resolutions,
-        "" if regularisation is None else str(regularisation),
-    )
+    apart = "" if regularisation is None else str(regularisation)
+    return Dataset((*items, *more), trigger, options, tuple(notes), str(folder), resolutions, apart)
 
 
 def _read_folder(
@@ -336,25 +340,24 @@ def _read_folder(
             faults.append(str(error))
     if faults:
         raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
+    _note(listing, firsts, from_json, options)
+    return items, listing.notes
+
+
+def _note(listing: Listing, firsts: list[Item], from_json: list[tuple[Path, str]], options: Data):
+    """Note what is used in a way that one might not expect. firsts: an item for each picture."""
     seen: dict[str, str] = {}
-    listing.note(
-        (item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name),
-        "pictures are copies of another",
-    )
+    copies = (item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name)
+    choices = (item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption))
+    of_folder = (one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != "")
+    listing.note(copies, "pictures are copies of another")
     listing.note((path for path, caption in from_json if caption), "captions are from JSON files")
     listing.note((path for path, caption in from_json if not caption), "JSON files hold no caption and are not used")
-    listing.note(
-        (item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption)),
-        "captions have ||| or {a|b} in them, which is trained as it stands",
-    )
-    listing.note(
-        (one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != ""),
-        "pictures have the words of their folder's name as caption",
-    )
+    listing.note(choices, "captions have ||| or {a|b} in them, which is trained as it stands")
+    listing.note(of_folder, "pictures have the words of their folder's name as caption")
     if options.masks == "off":
         listing.note((one.mask for one in listing.pictures if one.mask), "masks are not used, as masks is off")
     listing.note(listing.old, "texts are no UTF-8 and were read as Windows-1252", ". See whether the letters are right")
-    return items, listing.notes
 
 
 def read_sides(text: str) -> tuple[int, ...]:
@@ -362,9 +365,7 @@ def read_sides(text: str) -> tuple[int, ...]:
     sides = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         if not word.isdecimal() or len(word) > 4 or not 64 <= int(word) <= 4096:
-            raise DatasetError(
-                f"{word!r} is no resolution. Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768."
-            )
+            raise DatasetError(_no_resolution(word))
         sides.append(int(word))
     return tuple(sides)
 
@@ -376,21 +377,20 @@ def from_arrays(
     trigger: str = "",
     options: Data = DEFAULTS,
 ) -> Dataset:
-    """Pictures [H, W, 1, 3 or 4] uint8 that came through the graph, with one caption each or one for all. Raises DatasetError."""
+    """Pictures [H, W, 1, 3 or 4] uint8 that came through the graph, with one caption each or one for all.
+
+    Raises DatasetError.
+    """
     captions, trigger = captions or [""], one_line(trigger)
     if len(captions) not in (1, len(images)):
-        raise DatasetError(
-            f"There are {len(images)} pictures and {len(captions)} captions. Give one caption a picture, one a line, or a single one for all."
-        )
+        raise DatasetError(_pictures_and_captions(len(images), len(captions)))
     captions = captions * len(images) if len(captions) == 1 else captions
     items = []
     for number, (given, caption) in enumerate(zip(images, captions)):
         image = of_three(given)
-        items += _fitted(
-            Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), (image.shape[1], image.shape[0])),
-            resolutions,
-            options.upscale,
-        )
+        size = image.shape[1], image.shape[0]
+        one = Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), size)
+        items += _fitted(one, resolutions, options.upscale)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
@@ -398,53 +398,105 @@ def from_arrays(
 
 
 def of_three(image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] of an array of one, three or four channels: gray three times, transparency laid on white. Raises DatasetError."""
+    """[H, W, 3] of an array of one, three or four channels: gray three times, transparency laid on white.
+
+    Raises DatasetError.
+    """
     channels = image.shape[2] if image.ndim == 3 else 0
     if channels not in (1, 3, 4):
-        raise DatasetError(
-            f"A picture came in as an array of the shape {image.shape}; it must be height, width and 1, 3 or 4 channels."
-        )
-    return (
-        np.repeat(image, 3, 2)
-        if channels == 1
-        else np.asarray(on_white(Image.fromarray(image, "RGBA")))
-        if channels == 4
-        else image
-    )
+        raise DatasetError(_no_picture_of_that_shape(image.shape))
+    if channels == 1:
+        return np.repeat(image, 3, 2)
+    return np.asarray(on_white(Image.fromarray(image, "RGBA"))) if channels == 4 else image
 
 
 def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Item]:
-    """A picture (whose size is still its own) at each resolution; those that come out alike fall together. Raises DatasetError for one that is too small."""
+    """A picture (whose size is still its own) at each resolution; those that come out alike fall together.
+
+    Raises DatasetError for one that is too small.
+    """
     try:
         sizes = dict.fromkeys(bucket(*item.size, resolution, upscale) for resolution in sorted(resolutions))
     except ValueError as error:
-        raise DatasetError(
-            f"{item.name}: {error}; at least {SMALLEST} pixels a side are needed. Use a larger picture."
-        ) from error
+        needed = f"at least {SMALLEST} pixels a side are needed"
+        raise DatasetError(f"{item.name}: {error}; {needed}. Use a larger picture.") from error
     return [replace(item, size=size, cropped=cropped_share(*item.size, size)) for size in sizes]
 
 
 def _need_words(items: list[Item]):
-    open_place = [item.name for item in items if words.PLACE.search(item.caption)]
-    if open_place and items[0].regularisation:
-        raise DatasetError(
-            f"{len(open_place)} captions of regularisation pictures have [trigger] in them (for example that of {open_place[0]}), but these pictures have no trigger word. Take it out."
-        )
-    if open_place:
-        raise DatasetError(
-            f"{len(open_place)} captions have [trigger] in them (for example that of {open_place[0]}), but there is no trigger word. Set one."
-        )
-    cut = [item.name for item in items if not is_text(item.caption)]
-    if cut:
-        raise DatasetError(
-            f"{len(cut)} captions have half a character in them (a cut emoji; for example that of {cut[0]}). Write them, or the trigger word, anew."
-        )
-    silent = [item.name for item in items if not item.caption]
-    if silent and items[0].regularisation:
-        raise DatasetError(
-            f"{len(silent)} regularisation pictures have no caption (for example {', '.join(silent[:3])}). Write a .txt file without the trigger word beside each."
-        )
-    if silent:
-        raise DatasetError(
-            f"{len(silent)} of {len(items)} pictures have no caption (for example {', '.join(silent[:3])}). Set a trigger word, or write a .txt file with the same name beside each picture."
-        )
+    """Raise DatasetError for captions that are none. The pictures are either all for regularisation or none of them."""
+    beside = any(item.regularisation for item in items)
+    if marked := [item.name for item in items if words.PLACE.search(item.caption)]:
+        raise DatasetError(_open_place_beside(marked) if beside else _open_place(marked))
+    if cut := [item.name for item in items if not is_text(item.caption)]:
+        raise DatasetError(_half_a_character(cut))
+    if silent := [item.name for item in items if not item.caption]:
+        raise DatasetError(_silent_beside(silent) if beside else _silent(silent, len(items)))
+
+
+# What is said of pictures. names: those of the pictures that it is true of
+
+
+def _often(item: Item) -> str:
+    return (
+        f"{item.name} is shown {item.repeats:,} times an epoch, as the number in its folder's name says. "
+        "If that is a date, rename the folder."
+    )
+
+
+def _mask_of_another_shape(mask: str, size: tuple[int, int], of_picture: tuple[int, int]) -> str:
+    (w, h), (width, height) = size, of_picture
+    return f"The mask {mask} is {w}x{h}, its picture {width}x{height}: another shape. Make them alike."
+
+
+def _no_resolution(word: str) -> str:
+    return (
+        f"{word!r} is no resolution. "
+        "Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768."
+    )
+
+
+def _pictures_and_captions(pictures: int, captions: int) -> str:
+    return (
+        f"There are {pictures} pictures and {captions} captions. "
+        "Give one caption a picture, one a line, or a single one for all."
+    )
+
+
+def _no_picture_of_that_shape(shape: tuple[int, ...]) -> str:
+    return f"A picture came in as an array of the shape {shape}; it must be height, width and 1, 3 or 4 channels."
+
+
+def _open_place(names: list[str]) -> str:
+    return (
+        f"{len(names)} captions have [trigger] in them (for example that of {names[0]}), "
+        "but there is no trigger word. Set one."
+    )
+
+
+def _open_place_beside(names: list[str]) -> str:
+    return (
+        f"{len(names)} captions of regularisation pictures have [trigger] in them (for example that of {names[0]}), "
+        "but these pictures have no trigger word. Take it out."
+    )
+
+
+def _half_a_character(names: list[str]) -> str:
+    return (
+        f"{len(names)} captions have half a character in them (a cut emoji; for example that of {names[0]}). "
+        "Write them, or the trigger word, anew."
+    )
+
+
+def _silent(names: list[str], pictures: int) -> str:
+    return (
+        f"{len(names)} of {pictures} pictures have no caption (for example {', '.join(names[:3])}). "
+        "Set a trigger word, or write a .txt file with the same name beside each picture."
+    )
+
+
+def _silent_beside(names: list[str]) -> str:
+    return (
+        f"{len(names)} regularisation pictures have no caption (for example {', '.join(names[:3])}). "
+        "Write a .txt file without the trigger word beside each."
+    )

@@ -12,10 +12,14 @@ class ZTurboError(Exception):
 
 def readable(sentence: str) -> str:
     """One printable line of bearable length: what it quotes comes from files and may be anything."""
-    line = "".join(
-        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in sentence
-    )
+    line = "".join(map(_printable, sentence))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 400]} … {line[-390:]}"
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 class DatasetError(ZTurboError):

@@ -9,11 +9,23 @@ from .errors import ZTurboError
 from .lowrank import Factors, Target
 
 Weights = Callable[[str], torch.Tensor]
+NOTHING_TO_EXTRACT = (
+    "The two models are the same in every matrix: there is nothing to extract. "
+    "Choose a de-distilled or undistilled model, and turbo."
+)
+
+
+def _other_family(part: str, one: tuple[int, ...], two: tuple[int, ...]) -> str:
+    return f"{part} is {one} in one model and {two} in the other: they are not of one family."
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """error: of the whole difference's length, what the rank leaves out, 0 to 1; worst: the part with the largest of its own; alike: parts that do not differ."""
+    """An adapter, and how near it is to the difference that it stands for.
+
+    error: of the whole difference's length, what the rank leaves out, 0 to 1; worst: the part with the largest error of
+    its own; alike: parts that do not differ.
+    """
 
     factors: dict[str, Factors]
     error: float
@@ -21,11 +33,16 @@ class Extracted:
     alike: int
 
     def report(self, rank: int) -> str:
-        same = f" {self.alike} matrices are the same in both and were left out." if self.alike else ""
-        return (
-            f"{len(self.factors)} matrices at rank {rank}. Of the difference's length the rank leaves out {self.error:.1%}; most in {self.worst[0]}, {self.worst[1]:.1%}.{same}"
-            + (" Above a third the adapter is a rough one: take a higher rank." if self.error > 1 / 3 else "")
-        )  # fmt: skip
+        lines = [
+            f"{len(self.factors)} matrices at rank {rank}.",
+            f"Of the difference's length the rank leaves out {self.error:.1%};"
+            f" most in {self.worst[0]}, {self.worst[1]:.1%}.",
+        ]
+        if self.alike:
+            lines.append(f"{self.alike} matrices are the same in both and were left out.")
+        if self.error > 1 / 3:
+            lines.append("Above a third the adapter is a rough one: take a higher rank.")
+        return " ".join(lines)
 
 
 def extract(
@@ -40,9 +57,7 @@ def extract(
         check()
         one, two = to(part.name), origin(part.name)
         if one.shape != two.shape:
-            raise ZTurboError(
-                f"{part.name} is {tuple(one.shape)} in one model and {tuple(two.shape)} in the other: they are not of one family."
-            )
+            raise ZTurboError(_other_family(part.name, tuple(one.shape), tuple(two.shape)))
         difference = one - two
         square = difference.square().sum().item()
         if not torch.isfinite(difference).all():
@@ -56,14 +71,15 @@ def extract(
         worst = max(worst, (part.name, (left / square) ** 0.5), key=lambda found: found[1])
         factors[part.name] = Factors((S.sqrt()[:, None] * Vh).contiguous(), (U * S.sqrt()).contiguous())
     if not factors:
-        raise ZTurboError(
-            "The two models are the same in every matrix: there is nothing to extract. Choose a de-distilled or undistilled model, and turbo."
-        )
+        raise ZTurboError(NOTHING_TO_EXTRACT)
     return Extracted(factors, (missed / whole) ** 0.5, worst, alike)
 
 
 def low_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(U [out, r], S [r], Vh [r, in]): the largest r = min(rank, out, in) singular values. Exact for small matrices, by random projections with power steps for large ones (arXiv 0909.4061)."""
+    """(U [out, r], S [r], Vh [r, in]): the largest r = min(rank, out, in) singular values.
+
+    Exact for small matrices, by random projections with power steps for large ones (arXiv 0909.4061).
+    """
     rank = min(rank, *matrix.shape)
     if min(matrix.shape) <= max(512, 2 * rank):
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes | Iterable[bytes | memoryview], own: str = ""):
-    """Replace `path` by a file of this content, whole or in pieces. An older one stays whole until the new one is. Raises OSError.
+    """Replace `path` by a file of this content, whole or in pieces.
 
-    own: a word that no other writer of the same file has, where there may be several at once.
+    An older one stays whole until the new one is. Raises OSError. own: a word that no other writer of the same file
+    has, where there may be several at once.
     """
     beside = path.with_name(path.name + own + ".part")
     try:
@@ -56,7 +57,10 @@ def _unfollowed(path: str, flags: int) -> int:
 
 
 def flush_folder(folder: Path):
-    """Make renames in a folder survive a power cut, where the system can (not on Windows, nor on every network drive)."""
+    """Make renames in a folder survive a power cut, where the system can.
+
+    Windows cannot, nor can every network drive.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -60,13 +60,8 @@ class LoraFile:
 
     @property
     def dtypes(self) -> list[str]:
-        return sorted(
-            {
-                str(tensor.dtype).removeprefix("torch.")
-                for one in self.factors.values()
-                for tensor in one.tensors.values()
-            }
-        )
+        tensors = [tensor for one in self.factors.values() for tensor in one.tensors.values()]
+        return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
 
 
 def module_targets(module: str, in_features: int, out_features: int) -> Target:
@@ -75,13 +70,14 @@ def module_targets(module: str, in_features: int, out_features: int) -> Target:
         stem, third = module.removesuffix("qkv"), out_features // 3
         parts = tuple(Part(f"{stem}to_{letter}", i * third, third) for i, letter in enumerate("qkv"))
     else:
-        name = (
-            module.removesuffix("attention.out") + "attention.to_out.0"
-            if module.endswith("attention.out")
-            else loranames.OUTSIDE.get(module, module)
-        )
-        parts = (Part(name, 0, out_features),)
+        parts = (Part(_part_name(module), 0, out_features),)
     return Target(module, in_features, out_features, parts)
+
+
+def _part_name(module: str) -> str:
+    if module.endswith("attention.out"):
+        return module.removesuffix("attention.out") + "attention.to_out.0"
+    return loranames.OUTSIDE.get(module, module)
 
 
 def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
@@ -104,58 +100,40 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
         plain = _plain(raw)
         tensors = load(plain)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise LoraFileError(
-            f"{path.name} is not a whole safetensors file ({error}). It may be cut off: download or copy it again."
-        ) from error
+        raise LoraFileError(_not_whole(path.name, error)) from error
     metadata, names = tensorfile.header(plain).get("__metadata__") or {}, loranames.dialect(tensors)
     peft = loranames.is_peft(tensors)
     config = peft_config.find(path, metadata, peft)
     factors, leftover = parse(tensors, path.name, config, keep_fused)
     if not factors:
-        raise LoraFileError(
-            f"{path.name} holds no LoRA for Z-Image: none of its {len(tensors)} keys is one (for example {_examples(tensors)}).{_known(tensors)}"
-        )
+        raise LoraFileError(_no_lora(path.name, tensors))
     notes = [peft_config.MISSING] if config is None and peft else []
-    notes += (
-        [f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]})."]
-        if (empty := empty_parts(tensors))
-        else []
-    )
+    if empty := empty_parts(tensors):
+        notes.append(f"{len(empty)} parts of rank 0 are nothing and were left out (for example {empty[0]}).")
     notes += _doubts(tensors, factors, leftover, metadata)
-    return LoraFile(
-        factors,
-        metadata,
-        tuple(leftover),
-        hashlib.sha256(raw).hexdigest(),
-        names,
-        tuple(notes),
-        _beside(tensors, leftover, path.name),
-    )
+    digest, beside = hashlib.sha256(raw).hexdigest(), _beside(tensors, leftover, path.name)
+    return LoraFile(factors, metadata, tuple(leftover), digest, names, tuple(notes), beside)
 
 
 def _plain(raw: bytes) -> bytes:
-    """A file whose metadata has numbers in it, which the library refuses, with texts in their place; any other as it is."""
+    """A file whose metadata has numbers in it, with texts in their place; any other as it is.
+
+    The library refuses numbers there.
+    """
     header = tensorfile.header(raw)
     words = header.get("__metadata__")
     if not isinstance(words, dict) or all(isinstance(value, str) for value in words.values()):
         return raw
-    header["__metadata__"] = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()
-    }
+    for key, value in words.items():
+        words[key] = value if isinstance(value, str) else json.dumps(value)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + raw[8 + int.from_bytes(raw[:8], "little") :]
 
 
 def empty_parts(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The parts whose matrices have rank 0, as resizers and pruners leave them."""
-    kinds = [(loranames.kind(key), tensor) for key, tensor in tensors.items()]
-    return sorted(
-        {
-            name
-            for (kind, stem), tensor in kinds
-            if not tensor.numel() and kind in EMPTY and (name := loranames.canonical(stem))
-        }
-    )
+    empty = [loranames.kind(key) for key, tensor in tensors.items() if not tensor.numel()]
+    return sorted({name for kind, stem in empty if kind in EMPTY and (name := loranames.canonical(stem))})
 
 
 def _doubts(
@@ -173,9 +151,7 @@ def _doubts(
         return []
     if alphas or len(ranks) != 1 or not math.isfinite(alpha) or alpha in (0, rank := ranks.pop()):
         return []
-    return [
-        f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."
-    ]
+    return [_scale_in_the_header(alpha, rank)]
 
 
 def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False) -> LoraFile:
@@ -183,15 +159,13 @@ def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False
     factors, leftover = parse(state, file, keep_fused=keep_fused)
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
-        digest.update(key.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return LoraFile(
-        factors,
+        digest.update(key.encode() + tensorfile.raw(tensor.cpu()).tobytes())
+    metadata, names, beside = (
         dict(getattr(state, "metadata", {})),
-        tuple(leftover),
-        digest.hexdigest(),
         loranames.dialect(state),
-        beside=_beside(state, leftover, file),
+        _beside(state, leftover, file),
     )
+    return LoraFile(factors, metadata, tuple(leftover), digest.hexdigest(), names, beside=beside)
 
 
 def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str) -> dict[str, torch.Tensor]:
@@ -199,9 +173,7 @@ def _beside(tensors: Mapping[str, torch.Tensor], leftover: list[str], file: str)
     for key in leftover:
         name = loranames.aside(key)[1]
         if name and not _alike(found.setdefault(name, tensors[key]), tensors[key]):
-            raise LoraFileError(
-                f"{file} holds {name} twice, in two dialects, with different numbers. Keep one of them."
-            )
+            raise LoraFileError(_twice(file, name, "in two dialects, with different numbers"))
     return found
 
 
@@ -226,10 +198,29 @@ def on_device(factors: dict[str, Difference], device) -> dict[str, Difference]:
 def parse(
     tensors: dict[str, torch.Tensor], file: str = "the LoRA", config: dict | None = None, keep_fused: bool = False
 ) -> tuple[dict[str, Difference], list[str]]:
-    """(differences by canonical name, keys that are none of these; `beside` says which of them core reads). Raises LoraFileError for parts that do not make one.
+    """(differences by canonical name, keys that are none of these; `beside` says which of them core reads).
 
-    config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`.
+    config: PEFT's, which holds the scales that PEFT keeps out of the tensors. keep_fused: see `read`. Raises
+    LoraFileError for parts that do not make one.
     """
+    found, leftover = _sorted_out(tensors, file)
+    differences: dict[str, Difference] = {}
+    for name, parts in found.items():
+        one = _difference(name, parts, file)
+        if config is not None and "alpha" not in parts:
+            one = scaled(one, peft_config.scale(config, name, one.rank, file))
+        is_fused = name.endswith("attention.qkv")
+        if is_fused and (twice := found.keys() & _thirds(name)):
+            raise LoraFileError(_twice(file, min(twice), "by itself and in the fused qkv"))
+        if is_fused and (splits(one) or not keep_fused):
+            differences.update(split_fused(name, one, file))
+        else:
+            differences[name] = one
+    return differences, leftover
+
+
+def _sorted_out(tensors: dict[str, torch.Tensor], file: str) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
+    """(canonical name -> the tensors of a part by our names of them, keys that are none of these)."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     scales: dict[str, list[str]] = {}
     leftover = []
@@ -242,29 +233,20 @@ def parse(
         if kind in SCALES:
             scales.setdefault(name, []).append(key)
         if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
-            raise LoraFileError(
-                f"{file} holds {kind} of {name} twice, in two dialects or of two adapters, with different numbers. Keep one of them."
-            )
+            how = "in two dialects or of two adapters, with different numbers"
+            raise LoraFileError(_twice(file, f"{kind} of {name}", how))
     for name in empty_parts(tensors):
         found.pop(name, None)
     others = {name for key in leftover if (name := loranames.changes(key))}
     for name in [name for name, parts in found.items() if name in others and parts.keys() <= SCALES]:
         leftover += scales[name]  # of a form that is no LoRA
         del found[name]
-    differences: dict[str, Difference] = {}
-    for name, parts in found.items():
-        one = _difference(name, parts, file)
-        if config is not None and "alpha" not in parts:
-            one = scaled(one, peft_config.scale(config, name, one.rank, file))
-        if name.endswith("attention.qkv") and (
-            twice := found.keys() & {f"{name.removesuffix('qkv')}to_{letter}" for letter in "qkv"}
-        ):
-            raise LoraFileError(f"{file} holds {min(twice)} twice, by itself and in the fused qkv. Keep one of them.")
-        if name.endswith("attention.qkv") and not (keep_fused and not splits(one)):
-            differences.update(split_fused(name, one, file))
-        else:
-            differences[name] = one
-    return differences, leftover
+    return found, leftover
+
+
+def _thirds(fused: str) -> list[str]:
+    """to_q, to_k and to_v of a fused qkv."""
+    return [f"{fused.removesuffix('qkv')}to_{letter}" for letter in "qkv"]
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -273,7 +255,10 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def scaled(one: Difference, factor: float) -> Difference:
-    """`factor` times the difference. Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it."""
+    """`factor` times the difference.
+
+    Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it.
+    """
     if factor == 1:
         return one
     if isinstance(one, LoKr) and one.alpha is None:
@@ -283,33 +268,33 @@ def scaled(one: Difference, factor: float) -> Difference:
 
 
 def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    if wrong := next(
-        (str(tensor.dtype) for kind, tensor in parts.items() if kind != "alpha" and not tensor.is_floating_point()), ""
-    ):
-        raise LoraFileError(f"{file}: {name} holds {wrong} numbers; a LoRA has floating point ones.")
-    if deep := next((kind for kind, tensor in parts.items() if tensor.ndim > 4), ""):
-        raise LoraFileError(f"{file}: {deep} of {name} has {parts[deep].ndim} dimensions; a LoRA has matrices.")
+    _check_numbers(name, parts, file)
     alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
-    if broken := not_finite(parts):
-        raise LoraFileError(
-            f"{file}: {broken} of {name} holds numbers that are not finite. The training that made it has failed: use an earlier save."
-        )
     kinds = parts.keys() - SCALES
     family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
     if family is None:
-        raise LoraFileError(
-            f"{file} has only {', '.join(parts)} of {name}: its matrices are missing, or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are)."
-        )
+        raise LoraFileError(_no_matrices(file, name, list(parts)))
     if "dora_scale" in parts and family != "lora_":
         raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
     one = FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
     if math.prod(one.shape) > LARGEST:
-        raise LoraFileError(
-            f"{file}: {name} would change a matrix of {one.shape[0]}x{one.shape[1]} numbers; no model has one so large."
-        )
+        raise LoraFileError(_too_large(file, name, one.shape))
     return one
+
+
+def _check_numbers(name: str, parts: dict[str, torch.Tensor], file: str):
+    """Raise LoraFileError where the tensors of a part hold what no LoRA holds."""
+    for kind, tensor in parts.items():
+        if kind != "alpha" and not tensor.is_floating_point():
+            raise LoraFileError(f"{file}: {name} holds {tensor.dtype} numbers; a LoRA has floating point ones.")
+    for kind, tensor in parts.items():
+        if tensor.ndim > 4:
+            raise LoraFileError(f"{file}: {kind} of {name} has {tensor.ndim} dimensions; a LoRA has matrices.")
+    alpha = parts.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
+    if broken := not_finite(parts):
+        raise LoraFileError(_numbers_not_finite(file, f"{broken} of {name}"))
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -321,26 +306,23 @@ def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...],
     missing = [kind for kind in kinds if kind not in parts]
     if missing:
         raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: {', '.join(missing)} is missing.")
-    # 1x1 convolutions
-    flat = [
-        parts[kind].flatten(2).squeeze(2)
-        if parts[kind].ndim > 2 and parts[kind].shape[2:].numel() == 1
-        else parts[kind]
-        for kind in kinds
-    ]
+    flat = [_flat(parts[kind]) for kind in kinds]
     if any(tensor.ndim != 2 or not tensor.numel() for tensor in flat):
-        raise LoraFileError(
-            f"{file}: the parts of {name} are no matrices: {', '.join(str(tuple(parts[kind].shape)) for kind in kinds)}."
-        )
+        shapes = ", ".join(str(tuple(parts[kind].shape)) for kind in kinds)
+        raise LoraFileError(f"{file}: the parts of {name} are no matrices: {shapes}.")
     return flat
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution's as a matrix; any other as it is."""
+    return tensor.flatten(2).squeeze(2) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor
 
 
 def _fit(name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]], file: str):
     for down, up in pairs:
         if down.shape[0] != up.shape[1]:
-            raise LoraFileError(
-                f"{file}: the matrices of {name} do not fit each other: {tuple(down.shape)} and {tuple(up.shape)}."
-            )
+            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+            raise LoraFileError(f"{file}: the matrices of {name} do not fit each other: {shapes}.")
 
 
 def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> Factors:
@@ -349,10 +331,10 @@ def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
     magnitude = parts.get("dora_scale")
     if magnitude is not None and magnitude.ndim == 1:
         magnitude = magnitude[:, None]  # PEFT's: one length for each output row
-    if magnitude is not None and magnitude.shape not in ((1, A.shape[1]), (B.shape[0], 1)):
-        raise LoraFileError(
-            f"{file}: the dora_scale of {name} has the shape {tuple(magnitude.shape)}; it must be (1, {A.shape[1]}) or ({B.shape[0]}, 1)."
-        )
+    by_column, by_row = (1, A.shape[1]), (B.shape[0], 1)
+    if magnitude is not None and magnitude.shape not in (by_column, by_row):
+        shapes = f"the shape {tuple(magnitude.shape)}; it must be {by_column} or {by_row}"
+        raise LoraFileError(f"{file}: the dora_scale of {name} has {shapes}.")
     return Factors(A, B, 1.0 if alpha is None else alpha / A.shape[0], magnitude)
 
 
@@ -361,9 +343,8 @@ def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: 
         up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
         _fit(name, [(down, up)], file)
         if up.shape[0] * down.shape[1] > LARGEST:
-            raise LoraFileError(
-                f"{file}: lokr_w1 of {name} would be {up.shape[0]}x{down.shape[1]}, larger than any model's matrix."
-            )
+            size = f"{up.shape[0]}x{down.shape[1]}"
+            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {size}, larger than any model's matrix.")
     w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
     rank = None if "lokr_w1" in parts else down.shape[0]
     if "lokr_w2" in parts:
@@ -394,9 +375,8 @@ BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
 
 def splits(whole: Difference) -> bool:
     """Has each third of the rows matrices, and lengths, of its own?"""
-    return _one_length(whole) is None and all(
-        tensor.shape[0] % 3 == 0 for key, tensor in whole.tensors.items() if key in BY_ROWS
-    )
+    rows = [tensor.shape[0] for key, tensor in whole.tensors.items() if key in BY_ROWS]
+    return _one_length(whole) is None and all(count % 3 == 0 for count in rows)
 
 
 def _one_length(whole: Difference) -> torch.Tensor | None:
@@ -406,24 +386,18 @@ def _one_length(whole: Difference) -> torch.Tensor | None:
 
 
 def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
-    """A difference of the fused qkv as three, each with a third of the rows. Raises LoraFileError where that cannot be exact."""
+    """A difference of the fused qkv as three, each with a third of the rows.
+
+    Raises LoraFileError where that cannot be exact.
+    """
     if _one_length(whole) is not None:
-        raise LoraFileError(
-            f"{file}: {name} is a DoRA with one length for q, k and v together, which cannot be taken apart. Train it on to_q, to_k and to_v."
-        )
+        raise LoraFileError(_one_length_for_three(file, name))
     if not splits(whole):
-        raise LoraFileError(
-            f"{file}: {name} cannot be split into its three parts exactly. Give it a rank in Convert LoRA, which makes it a plain LoRA."
-        )
-    split = {key: tensor.chunk(3) for key, tensor in whole.tensors.items() if key in BY_ROWS}
-    if "dora_scale" in whole.tensors:
-        split["dora_scale"] = whole.tensors["dora_scale"].chunk(3)
-    stem = name.removesuffix("qkv")
+        raise LoraFileError(_not_split(file, name))
+    by_rows = {*BY_ROWS, "dora_scale"}
+    split = {key: tensor.chunk(3) if key in by_rows else [tensor] * 3 for key, tensor in whole.tensors.items()}
     return {
-        f"{stem}to_{letter}": whole.of(
-            {key: split[key][i] if key in split else tensor for key, tensor in whole.tensors.items()}
-        )
-        for i, letter in enumerate("qkv")
+        third: whole.of({key: tensors[i] for key, tensors in split.items()}) for i, third in enumerate(_thirds(name))
     }
 
 
@@ -433,7 +407,10 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The one dialect out, on the CPU, in the given dtype. DoRA's lengths stay fp32: rounded, they would move the whole weight."""
+    """The one dialect out, on the CPU, in the given dtype.
+
+    DoRA's lengths stay fp32: rounded, they would move the whole weight.
+    """
     state = {}
     for name, one in sorted(differences.items()):
         for kind, tensor in one.tensors.items():
@@ -446,32 +423,30 @@ def state_dict(differences: Mapping[str, Difference], dtype: torch.dtype) -> dic
 def whole_state(
     file: LoraFile, dtype: torch.dtype, name: str, lossy: bool = False
 ) -> tuple[dict[str, torch.Tensor], str, str]:
-    """(all of a LoRA on the CPU, what of it only core reads, what is left out), the latter counted in words: what our dialect has no place for is under core's names.
+    """(all of a LoRA on the CPU, what of it only core reads, what is left out), the last two counted in words.
 
-    lossy: what core does not read either may be left out where it is known, as a text encoder's parts. Raises LoraFileError for other keys.
+    What our dialect has no place for is under core's names. lossy: what core does not read either may be left out where
+    it is known, as a text encoder's parts. Raises LoraFileError for other keys.
     """
     words = {key: loranames.aside(key) for key in file.leftover}
-    need_all(
-        {**file.factors, **file.beside},
-        [key for key, (word, core) in words.items() if not (core or (lossy and word))],
-        name,
-    )
-    kept = [loranames.aside(key)[0] for key in file.beside] + [
-        "matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")
-    ]
-    state = state_dict(file.factors, dtype) | {
-        key: _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in file.beside.items()
-    }
+    unknown = [key for key, (word, core) in words.items() if not (core or (lossy and word))]
+    need_all({**file.factors, **file.beside}, unknown, name)
+    kept = [loranames.aside(key)[0] for key in file.beside]
+    kept += ["matrix of q, k and v together" for part in file.factors if part.endswith("attention.qkv")]
+    state = state_dict(file.factors, dtype)
+    for key, tensor in file.beside.items():
+        state[key] = _own(tensor, dtype if tensor.is_floating_point() else tensor.dtype)
     return state, loranames.counted(kept), loranames.counted(word for word, core in words.values() if not core)
 
 
 def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write atomically (`files.write`). Raises LoraFileError naming the reason: the disk's, or a number that is none."""
+    """Write atomically (`files.write`).
+
+    Raises LoraFileError, naming the reason: the disk's, or a number that is none.
+    """
     path = Path(path)
     if broken := not_finite(state):
-        raise LoraFileError(
-            f"The LoRA is not written: {broken} has numbers that are not finite, or too large for {state[broken].dtype}. Choose bf16 or fp32, or an earlier save."
-        )
+        raise LoraFileError(_not_written(broken, state[broken].dtype))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, tensorfile.pieces(state, {"format": "pt", **metadata}))
@@ -481,7 +456,10 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
 
 
 def thumbnail(images: list[np.ndarray]) -> dict[str, str]:
-    """The first picture [H, W, 3] uint8, small, as the metadata field that model browsers show (SAI modelspec 1.0.0). Nothing where there is none."""
+    """The first picture [H, W, 3] uint8, small, as the metadata field that model browsers show (SAI modelspec 1.0.0).
+
+    Nothing where there is none.
+    """
     if not images:
         return {}
     picture, content = Image.fromarray(images[0]), io.BytesIO()
@@ -497,25 +475,23 @@ def check_fit(factors: Mapping[str, Difference], targets: list[Target], file: st
     wrong = [name for name in factors if name in places and factors[name].shape != places[name]]
     if not unknown and not wrong:
         return
-    lines = [
-        f"{file} does not fit this model: {len(factors) - len(unknown) - len(wrong)} of its {len(factors)} matrices do."
-    ]
+    fitting = len(factors) - len(unknown) - len(wrong)
+    lines = [f"{file} does not fit this model: {fitting} of its {len(factors)} matrices do."]
     if unknown:
         lines.append(f"{len(unknown)} have no place in it (for example {_examples(unknown)}).")
     if wrong:
-        given, wanted = factors[wrong[0]].shape, places[wrong[0]]
-        lines.append(
-            f"{len(wrong)} have another size (for example {wrong[0]}: {given[1]} in, {given[0]} out; the model has {wanted[1]} in, {wanted[0]} out)."
-        )
+        (out, width), (wanted_out, wanted_width) = factors[wrong[0]].shape, places[wrong[0]]
+        sizes = f"{width} in, {out} out; the model has {wanted_width} in, {wanted_out} out"
+        lines.append(f"{len(wrong)} have another size (for example {wrong[0]}: {sizes}).")
     raise LoraFileError(" ".join(lines) + " Choose a file that was made for this model.")
 
 
 def need_all(factors: Mapping, leftover: list[str], file: str):
     """Raise LoraFileError when something of a LoRA would be lost by writing only what was understood."""
     if not factors or leftover:
-        raise LoraFileError(
-            f"{file} is not a LoRA for Z-Image: {len(factors)} matrices are understood, {len(leftover)} keys are not (for example {_examples(leftover)}).{_known(leftover)}"
-        )
+        counts = f"{len(factors)} matrices are understood, {len(leftover)} keys are not"
+        examples = f"(for example {_examples(leftover)}).{_known(leftover)}"
+        raise LoraFileError(f"{file} is not a LoRA for Z-Image: {counts} {examples}")
 
 
 def from_state(state: Mapping[str, torch.Tensor], file: str = "the LoRA") -> dict[str, Difference]:
@@ -536,3 +512,64 @@ def read_own(path: Path) -> dict[str, Difference]:
     except (SafetensorError, ValueError) as error:
         raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}).") from error
     return from_state(tensors, path.name)
+
+
+# What is said of a file. part: of the LoRA, by its name
+
+
+def _not_whole(file: str, error: Exception) -> str:
+    return f"{file} is not a whole safetensors file ({error}). It may be cut off: download or copy it again."
+
+
+def _no_lora(file: str, keys) -> str:
+    none = f"none of its {len(keys)} keys is one (for example {_examples(keys)})"
+    return f"{file} holds no LoRA for Z-Image: {none}.{_known(keys)}"
+
+
+def _scale_in_the_header(alpha: float, rank: int) -> str:
+    return (
+        f"The header says alpha {alpha:g} at rank {rank}, and the tensors hold no scale: it is read at full strength, "
+        f"as core reads it. If it is too strong, draw with it at {alpha / rank:.3g}."
+    )
+
+
+def _twice(file: str, what: str, how: str) -> str:
+    return f"{file} holds {what} twice, {how}. Keep one of them."
+
+
+def _numbers_not_finite(file: str, what: str) -> str:
+    return (
+        f"{file}: {what} holds numbers that are not finite. The training that made it has failed: use an earlier save."
+    )
+
+
+def _no_matrices(file: str, part: str, has: list[str]) -> str:
+    return (
+        f"{file} has only {', '.join(has)} of {part}: its matrices are missing, "
+        "or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are)."
+    )
+
+
+def _too_large(file: str, part: str, shape: tuple[int, int]) -> str:
+    return f"{file}: {part} would change a matrix of {shape[0]}x{shape[1]} numbers; no model has one so large."
+
+
+def _one_length_for_three(file: str, part: str) -> str:
+    return (
+        f"{file}: {part} is a DoRA with one length for q, k and v together, which cannot be taken apart. "
+        "Train it on to_q, to_k and to_v."
+    )
+
+
+def _not_split(file: str, part: str) -> str:
+    return (
+        f"{file}: {part} cannot be split into its three parts exactly. "
+        "Give it a rank in Convert LoRA, which makes it a plain LoRA."
+    )
+
+
+def _not_written(key: str, dtype: torch.dtype) -> str:
+    return (
+        f"The LoRA is not written: {key} has numbers that are not finite, or too large for {dtype}. "
+        "Choose bf16 or fp32, or an earlier save."
+    )

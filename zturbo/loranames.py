@@ -1,4 +1,4 @@
-"""Names in LoRA files: whose they are, which Linear they mean, and what of a file is no LoRA but is read by core ComfyUI.
+"""Names in LoRA files: whose they are, which Linear they mean, and what is no LoRA but is read by core ComfyUI.
 
 A trainer's key is `<stem><ending>`. The stem is a way through the model, with dots or underscores, behind what the
 trainer, PEFT, torch.compile or a wrapper for several cards put in front of it or in between.
@@ -25,38 +25,19 @@ FRONT = re.compile(
 WRAPPER = re.compile(r"(?:^|_)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)(?=_)")
 ENDINGS = {  # our name of a part -> how a key with it may end
     "lora_A.weight": (
-        ".lora_A.weight",
-        ".lora_down.weight",
-        ".lora.down.weight",
-        "_lora.down.weight",
-        ".lora_linear_layer.down.weight",
-        ".lora_A",
+        ".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
+        ".lora_linear_layer.down.weight", ".lora_A",
     ),
     "lora_B.weight": (
-        ".lora_B.weight",
-        ".lora_up.weight",
-        ".lora.up.weight",
-        "_lora.up.weight",
-        ".lora_linear_layer.up.weight",
-        ".lora_B",
+        ".lora_B.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight",
+        ".lora_linear_layer.up.weight", ".lora_B",
     ),
     "alpha": (".alpha",),
     "dora_scale": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
-} | {
-    name: ("." + name,)
-    for name in (
-        "lokr_w1",
-        "lokr_w2",
-        "lokr_w1_a",
-        "lokr_w1_b",
-        "lokr_w2_a",
-        "lokr_w2_b",
-        "hada_w1_a",
-        "hada_w1_b",
-        "hada_w2_a",
-        "hada_w2_b",
-    )
-}
+} | {name: (f".{name}",) for name in (
+    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+)}  # fmt: skip
 # PEFT's own name of it, as `default`, stands within
 OF_AN_ADAPTER = re.compile(
     r"(.+?)(\.lora_[AB]|\.lora_magnitude_vector|\.(?:lokr|hada)_\w+)\.(?!weight$|bias$)[^.]+(\.weight)?"
@@ -69,24 +50,13 @@ OUTSIDE = {  # Linears outside the blocks, by ComfyUI's names -> ours, which are
     "x_embedder": "all_x_embedder.2-1",
     "final_layer.linear": "all_final_layer.2-1.linear",
     "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
-} | {
-    name: name
-    for name in (
-        "all_x_embedder.2-1",
-        "all_final_layer.2-1.linear",
-        "all_final_layer.2-1.adaLN_modulation.1",
-        "cap_embedder.1",
-        "t_embedder.mlp.0",
-        "t_embedder.mlp.2",
-    )
-}
-NORMS = {
-    leaf: leaf
-    for leaf in ("attention.q_norm", "attention.k_norm", "attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
-} | {
-    "attention.norm_q": "attention.q_norm",
-    "attention.norm_k": "attention.k_norm",
-}
+} | {name: name for name in (
+    "all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1",
+    "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2",
+)}  # fmt: skip
+NORMS = {leaf: leaf for leaf in (
+    "attention.q_norm", "attention.k_norm", "attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2",
+)} | {"attention.norm_q": "attention.q_norm", "attention.norm_k": "attention.k_norm"}  # fmt: skip
 ALONE = {name: name for name in ("cap_embedder.0", "x_pad_token", "cap_pad_token")}  # outside the blocks, and no Linear
 BLOCK = re.compile(r"(layers|noise_refiner|context_refiner)_(\d+)_(.+)")
 # what core reads beside LoRAs, by how its key ends: (of a Linear, of a norm)
@@ -102,7 +72,8 @@ CHANGES = {
     ".rescale": ("OFT part", ""),
 } | {f".{name}.weight": ("GLoRA part", "") for name in ("a1", "a2", "b1", "b2")}
 TEXT_ENCODER = re.compile(
-    r"(?:base_model\.model\.)?(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)"
+    r"(?:base_model\.model\.)?"
+    r"(?:lora_(?:prior_)?te\d?_|(?:text_encoders?|text_model|te\d?|conditioner|cond_stage_model)(?:_\d)?\.)"
 )
 BUNDLED = "bundle_emb."  # OneTrainer's embeddings, trained beside the LoRA
 # names of those that core has a place for in Z-Image's text encoder
@@ -163,7 +134,10 @@ def is_peft(keys: Iterable[str]) -> bool:
 
 
 def aside(key: str) -> tuple[str, str]:
-    """(what it is in a word, the name under which core reads it) of a key that is no LoRA of Z-Image but has a place beside one; nothing for any other. A text encoder's may have no name."""
+    """(what it is in a word, the name under which core reads it) of a key that is no LoRA of Z-Image.
+
+    Such a key has a place beside a LoRA; for any other both are empty. A text encoder's may have no name.
+    """
     if key.startswith(BUNDLED):
         return "bundled embedding", ""
     if TEXT_ENCODER.match(key):
@@ -181,16 +155,14 @@ def aside(key: str) -> tuple[str, str]:
 
 def changes(key: str) -> str | None:
     """The Linear, by our name, that a key changes in a form that is no LoRA."""
-    ending = next(
-        (ending for ending, (matrix, _) in CHANGES.items() if matrix not in ("bias", "scale") and key.endswith(ending)),
-        "",
-    )
+    of_matrices = (ending for ending, (matrix, _) in CHANGES.items() if matrix not in ("bias", "scale"))
+    ending = next(filter(key.endswith, of_matrices), "")
     return canonical(key.removesuffix(ending)) if ending else None
 
 
 def counted(words: Iterable[str]) -> str:
     """`12 norms, 1 bias`, the most frequent first."""
     return ", ".join(
-        f"{count} {word if count == 1 else PLURALS.get(word, word + 's')}"
+        f"{count} {word if count == 1 else PLURALS.get(word, f'{word}s')}"
         for word, count in Counter(words).most_common()
     )

@@ -88,7 +88,10 @@ class Difference(Protocol):
 
 @dataclass(frozen=True)
 class Factors:
-    """One low-rank difference: scale * B @ A. A: [rank, in], B: [out, rank], magnitude: [1, in] (DoRA), any float dtype."""
+    """One low-rank difference: scale * B @ A.
+
+    A: [rank, in], B: [out, rank], magnitude: [1, in] (DoRA), any float dtype.
+    """
 
     A: torch.Tensor
     B: torch.Tensor
@@ -145,7 +148,10 @@ def count(lora: Mapping[str, Difference]) -> int:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """y = x W^T + b, or those rows of it, with a gradient for x only. W is fetched again for backward instead of being kept."""
+    """y = x W^T + b, or those rows of it, with a gradient for x only.
+
+    W is fetched again for backward instead of being kept.
+    """
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, fetch: Fetch, rows: slice) -> torch.Tensor:
@@ -192,7 +198,10 @@ def branch_output(x: torch.Tensor, target: Target, branches: Branches) -> torch.
 
 
 def decomposed_output(x: torch.Tensor, target: Target, fetch: Fetch, branches: Branches) -> torch.Tensor:
-    """Linear and branches together where a branch is DoRA: each part sees x under its own gain. [..., in] -> [..., out]."""
+    """Linear and branches together where a branch is DoRA: each part sees x under its own gain.
+
+    [..., in] -> [..., out].
+    """
     outputs = []
     for part in target.parts:
         present = [branch[part.name] for branch in branches if part.name in branch]
@@ -206,7 +215,10 @@ def decomposed_output(x: torch.Tensor, target: Target, fetch: Fetch, branches: B
 
 
 def column_norms(factors: Factors | None, fetch: Fetch, rows: slice, like: torch.Tensor) -> torch.Tensor:
-    """[1, in] fp32: L2 norms of the columns of these rows of W (+ the difference). No gradient passes (arXiv 2402.09353, 4.3)."""
+    """[1, in] fp32: L2 norms of the columns of these rows of W (+ the difference).
+
+    No gradient passes (arXiv 2402.09353, 4.3).
+    """
     with torch.no_grad(), fetch(like) as (weight, _):
         whole = weight[rows].float() if factors is None else weight[rows].float() + factors.delta()
         return whole.norm(dim=0, keepdim=True).clamp_min(1e-12)
@@ -256,6 +268,5 @@ def _forward(fetch: Fetch, target: Target | None, branches: Branches):
 
 def decomposed(target: Target, branches: Branches) -> bool:
     """Is one of the branches on this Linear DoRA?"""
-    return any(
-        getattr(branch.get(part.name), "magnitude", None) is not None for branch in branches for part in target.parts
-    )
+    present = [branch.get(part.name) for branch in branches for part in target.parts]
+    return any(getattr(one, "magnitude", None) is not None for one in present)

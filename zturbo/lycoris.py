@@ -54,9 +54,8 @@ class LoKr:
         return self.scale * torch.kron(*self.matrices(torch.float32))
 
     def of(self, tensors: dict[str, torch.Tensor]) -> "LoKr":
-        return LoKr(
-            tensors["lokr_w1"], tuple(tensors[name] for name in (*WHOLE, *PRODUCT) if name in tensors), self.scale
-        )
+        w2 = tuple(tensors[name] for name in (*WHOLE, *PRODUCT) if name in tensors)
+        return LoKr(tensors["lokr_w1"], w2, self.scale)
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,19 @@ class LoHa:
 
 
 def split(dimension: int, factor: int) -> tuple[int, int]:
-    """(small, large) with small * large = dimension and small the largest divisor up to `factor` and the root, as LyCORIS and peft split."""
+    """(small, large) with small * large = dimension, as LyCORIS and peft split.
+
+    small is the largest divisor up to `factor` and the root.
+    """
     small = max(n for n in range(1, min(factor, dimension) + 1) if dimension % n == 0 and n * n <= dimension)
     return small, dimension // small
 
 
 def create_lokr(name: str, rows: int, columns: int, rank: int, alpha: float, factor: int, seed: int) -> LoKr:
-    """An untrained LoKr: w1 Kaiming uniform, w2 zero; w2 is whole where the rank would not make it smaller. A function of seed and name."""
+    """An untrained LoKr: w1 Kaiming uniform, w2 zero. A function of seed and name.
+
+    w2 is whole where the rank would not make it smaller.
+    """
     (o1, o2), (i1, i2) = split(rows, factor), split(columns, factor)
     w1 = uniform(o1, i1, seed, "lokr w1", name)
     if 2 * rank >= max(o2, i2):
@@ -116,11 +121,12 @@ def create_lokr(name: str, rows: int, columns: int, rank: int, alpha: float, fac
 
 
 def create_loha(name: str, rows: int, columns: int, rank: int, alpha: float, seed: int) -> LoHa:
-    """An untrained LoHa as LyCORIS begins it: w1_a N(0, 0.1), w1_b and w2_b N(0, 1), w2_a zero. A function of seed and name."""
+    """An untrained LoHa as LyCORIS begins it: w1_a N(0, 0.1), w1_b and w2_b N(0, 1), w2_a zero.
+
+    A function of seed and name.
+    """
     random = flow.generator(seed, "loha", name)
-    w1_a, w1_b, w2_b = (
-        torch.randn(rows, rank, generator=random) * 0.1,
-        torch.randn(rank, columns, generator=random),
-        torch.randn(rank, columns, generator=random),
-    )
+    w1_a = torch.randn(rows, rank, generator=random) * 0.1
+    w1_b = torch.randn(rank, columns, generator=random)
+    w2_b = torch.randn(rank, columns, generator=random)
     return LoHa(w1_a, w1_b, torch.zeros(rows, rank), w2_b, alpha / rank)

@@ -15,7 +15,12 @@ ANY = "*"  # a folder in the place of `masks`
 
 @dataclass
 class Masks:
-    """of: picture -> its mask. left_out: masks, and what another trainer keeps beside. By what may be said of them: loose: taken for masks by a name that might be a picture's; lonely: without a picture; several: that fit pictures in several folders; second: of one picture; condition."""
+    """The masks of a folder, and what is no picture to train on.
+
+    of: picture -> its mask. left_out: masks, and what another trainer keeps beside. By what may be said of them:
+    loose: taken for masks by a name that might be a picture's; lonely: without a picture; several: that fit pictures in
+    several folders; second: of one picture; condition.
+    """
 
     of: dict[Path, Path] = field(default_factory=dict)
     loose: list[Path] = field(default_factory=list)
@@ -63,7 +68,10 @@ def find(folder: Path, pictures: list[Path]) -> Masks:
 
 
 def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, found: Masks):
-    """What lies in a folder `masks` is a mask where a picture fits; and where none does, but one fits another in that folder."""
+    """Find the masks among what lies in folders `masks`.
+
+    Such a file is a mask where a picture fits; and where none does, but one fits another in that folder.
+    """
     served, left = set(), []
     for path in unclear:
         exact = next((owners for way, _ in _ways(folder, path) if (owners := stems.find(str(folder / way)))), [])
@@ -88,16 +96,18 @@ def _parts(folder: Path, path: Path) -> tuple[str, ...]:
 
 
 def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
-    """Where the picture of a file in a folder `masks` would be: (its way without that folder, with any other in its stead). Nothing for a file in no such folder."""
-    parts = _parts(folder, path)
-    last = parts[-1]
+    """Where the picture of a file in a folder `masks` would be: (its way without that folder, with any other there).
+
+    Nothing for a file in no such folder.
+    """
+    *folders, last = _parts(folder, path)
     names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]
-    places = [n for n, part in enumerate(parts[:-1]) if fold(part) in FOLDERS]
-    return [
-        ("/".join((*parts[:n], *parts[n + 1 : -1], name)), "/".join((*parts[:n], ANY, *parts[n + 1 : -1], name)))
-        for n in places
-        for name in names
-    ]
+    ways = []
+    for n, part in enumerate(folders):
+        if fold(part) in FOLDERS:
+            before, behind = folders[:n], folders[n + 1 :]
+            ways += [("/".join((*before, *behind, name)), "/".join((*before, ANY, *behind, name))) for name in names]
+    return ways
 
 
 def lines(masks: Masks) -> Iterator[tuple[list[Path], str]]:

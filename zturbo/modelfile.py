@@ -1,4 +1,4 @@
-"""A model's or LoRA's file before its weights are read: whether it is a whole safetensors file, and what its header says.
+"""A model's or LoRA's file before its weights are read: is it a whole safetensors file, and what does its header say?
 
 Downloads go wrong in a few known ways, and the loaders' own errors name none of them.
 """
@@ -15,8 +15,31 @@ MODEL = "model.diffusion_model."  # in front of the diffusion model's names wher
 SUFFIXES = (".safetensors", ".sft")
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # by their protocols
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
-GGUF = "is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader (GGUF) or CLIPLoader (GGUF), and wire their MODEL or CLIP in place of this node's."
 AGAIN = "Download it again, from the button or link that says download."
+# what a file is that is none, and what to do; behind its name
+GGUF = (
+    "is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader (GGUF) or CLIPLoader (GGUF), "
+    "and wire their MODEL or CLIP in place of this node's."
+)
+OTHER = "is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors."
+EMPTY = f"is empty. {AGAIN}"
+POINTER = (
+    "is a Git LFS pointer: {size} bytes of text that stand for the file, as git leaves them where Git LFS is not "
+    "installed. Run git lfs pull there, or download it by itself."
+)
+WEB_PAGE = (
+    "is a web page, saved under this name: the link led to a page (a login, an error, the file's description), "
+    f"not to the file. {AGAIN}"
+)
+ARCHIVE = (
+    "is a ZIP archive under the name of a safetensors file. Unpack it, and choose the .safetensors file that is in it."
+)
+PICKLE = (
+    "is a PyTorch file under the name of a safetensors file; such files can hold programs. "
+    "Choose a real .safetensors file."
+)
+OTHER_START = f"cannot be read: it does not begin as a safetensors file does. {AGAIN}"
+CUT_IN_HEADER = f"cannot be read: it is cut off within its header. {AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -70,38 +93,37 @@ def part_of_several(path: Path) -> str:
 
 
 def _refuse_other_kinds(path: Path, start: bytes, size: int):
-    name, first = path.name, start.lstrip()[:100].lower()
-    if start.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
-        raise ModelError(f"{name} {GGUF}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(
-            f"{name} is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors."
-        )
+    if wrong := _other_kind(path.suffix.lower(), start, size) or _no_header(start, size):
+        raise ModelError(f"{path.name} {wrong}")
+
+
+def _other_kind(suffix: str, start: bytes, size: int) -> str:
+    """What a file is by its name and its first bytes, where that is no safetensors file; else nothing."""
+    first = start.lstrip()[:100].lower()
+    zipped = start.startswith(b"PK\x03\x04")
+    if start.startswith(b"GGUF") or suffix == ".gguf":
+        return GGUF
+    if suffix not in SUFFIXES:
+        return OTHER
     if not start:
-        raise ModelError(f"{name} is empty. {AGAIN}")
+        return EMPTY
     if start.startswith(b"version https://git-lfs"):
-        raise ModelError(
-            f"{name} is a Git LFS pointer: {size} bytes of text that stand for the file, as git leaves them where Git LFS is not installed. Run git lfs pull there, or download it by itself."
-        )
+        return POINTER.format(size=size)
     if first.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise ModelError(
-            f"{name} is a web page, saved under this name: the link led to a page (a login, an error, the file's description), not to the file. {AGAIN}"
-        )
-    if start.startswith(b"PK\x03\x04") and b"/data.pkl" not in start and start[8:9] != b"{":
-        raise ModelError(
-            f"{name} is a ZIP archive under the name of a safetensors file. Unpack it, and choose the .safetensors file that is in it."
-        )
-    if start.startswith((b"PK\x03\x04", *PICKLES)) and start[8:9] != b"{":  # a header's length may begin alike
-        raise ModelError(
-            f"{name} is a PyTorch file under the name of a safetensors file; such files can hold programs. Choose a real .safetensors file."
-        )
+        return WEB_PAGE
+    if (zipped or start.startswith(PICKLES)) and start[8:9] != b"{":  # a header's length may begin alike
+        return ARCHIVE if zipped and b"/data.pkl" not in start else PICKLE
+    return ""
+
+
+def _no_header(start: bytes, size: int) -> str:
+    """What is wrong with the beginning of a safetensors file, or nothing."""
     if size < 2000 and (said := _text(start)):
-        raise ModelError(f"{name} holds no weights, but the words {said!r}. {AGAIN}")
+        return f"holds no weights, but the words {said!r}. {AGAIN}"
     length = int.from_bytes(start[:8], "little")
     if length > LONGEST_HEADER:
-        raise ModelError(f"{name} cannot be read: it does not begin as a safetensors file does. {AGAIN}")
-    if size < 8 or 8 + length > size:
-        raise ModelError(f"{name} cannot be read: it is cut off within its header. {AGAIN}")
+        return OTHER_START
+    return CUT_IN_HEADER if size < 8 or 8 + length > size else ""
 
 
 def _text(start: bytes) -> str:

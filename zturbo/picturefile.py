@@ -15,23 +15,9 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from .errors import DatasetError
 
 PICTURES = (
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".hif",
-    ".jxl",
-)
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".avif", ".heic", ".heif", ".hif", ".jxl",
+)  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # Pillow knows more, and runs programs for some (EPS)
 PLUGINS = {
     "HEIF": ("HEIC", "pillow_heif", "pillow-heif"),
@@ -48,14 +34,19 @@ JXL_HEAD = 65536  # bytes in which the size of a JPEG XL stands
 LONGEST_TEXT = 1_000_000  # bytes of such a text, or of a colour profile: Pillow takes no more
 KINDS = (  # how a file begins -> what it is
     (PNG, "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
-    (b"\xff\x0a", "JXL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"), (b"8BPS", "a Photoshop file"),
-    (b"gimp xcf", "a GIMP file"), (b"\x1aE\xdf\xa3", "a film (Matroska or WebM)"), (b"%PDF", "a PDF"), (b"%!PS", "a PostScript file"), (b"PK\x03\x04", "a zip archive"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the picture itself"), (b"<svg", "an SVG drawing"), (b"<?xml", "an XML text"), (b"<!doctype html", "a web page"), (b"<html", "a web page"),
+    (b"\xff\x0a", "JXL"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"), (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"8BPS", "a Photoshop file"), (b"gimp xcf", "a GIMP file"), (b"\x1aE\xdf\xa3", "a film (Matroska or WebM)"),
+    (b"%PDF", "a PDF"), (b"%!PS", "a PostScript file"), (b"PK\x03\x04", "a zip archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the picture itself"), (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML text"), (b"<!doctype html", "a web page"), (b"<html", "a web page"),
 )  # fmt: skip
 
 
 def inside(path: Path) -> str:
-    """What a file is by its first bytes, whatever it is called: a format of Pillow's, or words for people; nothing where that is not known."""
+    """What a file is by its first bytes, whatever it is called.
+
+    A format of Pillow's, or words for people; nothing where that is not known.
+    """
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(512)
         if not head:
@@ -63,17 +54,18 @@ def inside(path: Path) -> str:
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return "WEBP"
         if head[4:8] == b"ftyp":
-            brands = head[8 : min(len(head), max(16, int.from_bytes(head[:4], "big")))]
-            return (
-                "AVIF"
-                if b"avif" in brands or b"avis" in brands
-                else "HEIF"
-                if any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1"))
-                else "a film (MP4 or MOV)"
-            )
+            return _by_brands(head[8 : min(len(head), max(16, int.from_bytes(head[:4], "big")))])
         start = head.lstrip().lower()
         return next((kind for begin, kind in KINDS if head.startswith(begin) or start.startswith(begin.lower())), "")
     return ""
+
+
+def _by_brands(brands: bytes) -> str:
+    """What a container of MP4's kind holds."""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    is_heif = any(brand in brands for brand in (b"hei", b"hev", b"mif1", b"msf1"))
+    return "HEIF" if is_heif else "a film (MP4 or MOV)"
 
 
 def can_read(kind: str) -> bool:
@@ -88,29 +80,36 @@ def can_read(kind: str) -> bool:
 
 
 def load_picture(path: Path) -> Image.Image:
-    """An RGB picture: turned as its EXIF says, 16 bits scaled to 8, CMYK converted, transparency laid on white, first frame of a film.
+    """An RGB picture, turned as its EXIF says; of a film the first frame.
 
-    Raises DatasetError for what Pillow cannot read whole.
+    16 bits are scaled to 8, CMYK is converted, transparency laid on white. Raises DatasetError for what Pillow cannot
+    read whole.
     """
     return _load(path, path.name, to_rgb)
 
 
 def load_mask(path: Path, alpha: bool = False) -> Image.Image:
-    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself. Raises DatasetError, also where nothing would count."""
-    mask = _load(
-        path, f"The mask {path.name}", lambda image: image.convert("RGBA").getchannel("A") if alpha else to_mask(image)
-    )
+    """A gray picture, white where the loss counts: a mask file, or the transparency of the picture itself.
+
+    Raises DatasetError, also where nothing would count.
+    """
+    mask = _load(path, f"The mask {path.name}", alpha_of if alpha else to_mask)
     if not np.asarray(mask).any():
-        called = f"The picture {path.name} is transparent" if alpha else f"The mask {path.name} is black"
-        raise DatasetError(
-            f"{called} all over: nothing of the picture would count. Paint white what counts, or take the mask away."
-        )
+        raise DatasetError(_nothing_counts(path.name, alpha))
     return mask
 
 
+def alpha_of(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A")
+
+
 def to_mask(image: Image.Image) -> Image.Image:
-    """Gray as it is, on black where it is transparent; 16 bits scaled to 8; labels (0 and 1, or a palette of colours on its darkest) to black and white; transparency where the colours say nothing."""
-    if transparent(image) and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+    """Gray as it is, on black where it is transparent; 16 bits scaled to 8.
+
+    Labels (0 and 1, or a palette of colours on its darkest) become black and white. Where the colours say nothing,
+    transparency is the mask.
+    """
+    if transparent(image) and np.asarray(alpha_of(image)).min() < 255:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
         gray, alpha = rgba[..., 0], rgba[..., 3]
         is_gray = (rgba[..., :1] == rgba[..., 1:3])[alpha > 0].all()
@@ -135,7 +134,10 @@ def transparent(image: Image.Image) -> bool:
 
 @contextmanager
 def whole_only() -> Iterator[None]:
-    """While open, Pillow refuses pictures that are cut off. Some packs tell it, for good and for everyone, to fill them with gray."""
+    """While open, Pillow refuses pictures that are cut off.
+
+    Some packs tell it, for good and for everyone, to fill them with gray.
+    """
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -149,10 +151,8 @@ def open_picture(path: Path) -> Image.Image:
     kind = inside(path)
     if kind == "JXL":
         _refuse_large(*jxl_size(path))  # its plug-in makes the whole picture at once
-    opened = Image.open(
-        io.BytesIO(without_words(path)) if kind == "PNG" else path,
-        formats=(*FORMATS, kind) if kind in PLUGINS and can_read(kind) else FORMATS,
-    )
+    formats = (*FORMATS, kind) if kind in PLUGINS and can_read(kind) else FORMATS
+    opened = Image.open(io.BytesIO(without_words(path)) if kind == "PNG" else path, formats=formats)
     try:
         _refuse_large(*opened.size)
     except ValueError:
@@ -167,7 +167,10 @@ def _refuse_large(width: int, height: int):
 
 
 def jxl_size(path: Path) -> tuple[int, int]:
-    """(width, height) by the header of a JPEG XL file, bare or in a container (ISO/IEC 18181-1 and -2). Raises ValueError where there is none."""
+    """(width, height) by the header of a JPEG XL file, bare or in a container (ISO/IEC 18181-1 and -2).
+
+    Raises ValueError where there is none.
+    """
     with open(path, "rb") as file:
         raw = file.read(JXL_HEAD)
     if not raw.startswith(b"\xff\x0a"):
@@ -193,7 +196,10 @@ def jxl_size(path: Path) -> tuple[int, int]:
 
 
 def without_words(path: Path) -> bytes:
-    """A PNG without its texts, which Pillow refuses where they are long: ComfyUI writes whole workflows there. What may say which side is up stays, and the colour profile."""
+    """A PNG without its texts, which Pillow refuses where they are long: ComfyUI writes whole workflows there.
+
+    What may say which side is up stays, and the colour profile.
+    """
     raw = path.read_bytes()
     kept, at = [PNG], len(PNG)
     while at < len(raw):
@@ -219,7 +225,10 @@ def _is_wanted(kind: bytes, text: bytes) -> bool:
 
 
 def _load(path: Path, called: str, convert: Callable[[Image.Image], T], pixels: bool = True) -> T:
-    """The first picture of a file, whole, turned as its EXIF says and converted; or only its header. Raises DatasetError, which names it as `called`."""
+    """The first picture of a file, whole, turned as its EXIF says and converted; or only its header.
+
+    Raises DatasetError, which names it as `called`.
+    """
     try:
         with whole_only(), open_picture(path) as opened:
             if not pixels:
@@ -231,12 +240,20 @@ def _load(path: Path, called: str, convert: Callable[[Image.Image], T], pixels: 
         raise DatasetError(f"{called} cannot be read as a picture ({_why(path, error)}") from error
 
 
+def _nothing_counts(file: str, alpha: bool) -> str:
+    called = f"The picture {file} is transparent" if alpha else f"The mask {file} is black"
+    return f"{called} all over: nothing of the picture would count. Paint white what counts, or take the mask away."
+
+
 def _why(path: Path, error: Exception) -> str:
     """The rest of the sentence: what it is instead, or what Pillow said; and what to do."""
     kind = inside(path)
     if kind in PLUGINS and not can_read(kind):
         name, _, package = PLUGINS[kind]
-        return f"it is {name} inside, which needs a package: run `python -m pip install {package}` with ComfyUI's Python and start ComfyUI anew, or save the picture as PNG or JPEG)."
+        return (
+            f"it is {name} inside, which needs a package: run `python -m pip install {package}` with ComfyUI's Python "
+            "and start ComfyUI anew, or save the picture as PNG or JPEG)."
+        )
     if kind and kind not in FORMATS and kind not in PLUGINS:
         return f"it is {kind}). Put the picture itself there as PNG or JPEG, or take it out of the folder."
     if isinstance(error, UnidentifiedImageError):
@@ -256,13 +273,10 @@ def flat(image: Image.Image) -> Image.Image:
     deep = np.asarray(image).astype(np.float32)
     if not np.isfinite(deep).all():
         raise ValueError("it holds numbers that are not finite")
-    top = (
-        65535.0
-        if image.mode.startswith("I;16") or deep.max() > 255
-        else 1.0
-        if image.mode == "F" and deep.max() <= 1
-        else 255.0
-    )
+    if image.mode.startswith("I;16") or deep.max() > 255:
+        top = 65535.0
+    else:
+        top = 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0
     return Image.fromarray((deep * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
 
 
@@ -272,7 +286,10 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """The colours that its profile means, in sRGB, which the model was trained on; as it is where the profile is sRGB, broken, or of another kind of picture."""
+    """The colours that its profile means, in sRGB, which the model was trained on.
+
+    As it is where the profile is sRGB, broken, or of another kind of picture.
+    """
     raw = image.info.get("icc_profile")
     if not raw or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
         return image
@@ -281,16 +298,8 @@ def in_srgb(image: Image.Image) -> Image.Image:
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
             return image
         mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        return (
-            ImageCms.profileToProfile(
-                image,
-                profile,
-                ImageCms.createProfile("sRGB"),
-                ImageCms.Intent.RELATIVE_COLORIMETRIC,
-                mode,
-                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-            )
-            or image
-        )
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, profile, srgb, intent, mode, flags=flags) or image
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image

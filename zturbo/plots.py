@@ -12,9 +12,8 @@ COLORS = ("#2b8a3e", "#d9480f", "#1864ab", "#862e9c", "#5c940d", "#495057")
 
 def contact_sheet(dataset: Dataset, columns: int = 6, most: int = 36) -> torch.Tensor:
     """IMAGE [1, H, W, 3] in 0..1: the first pictures as they will be trained, cropped to their buckets."""
-    return sheet(
-        [Image.fromarray((item.pixels() * 255).round().astype(np.uint8)) for item in dataset.items[:most]], columns
-    )
+    trained = [(item.pixels() * 255).round().astype(np.uint8) for item in dataset.items[:most]]
+    return sheet([Image.fromarray(pixels) for pixels in trained], columns)
 
 
 def sheet(pictures: list[Image.Image], columns: int = 6) -> torch.Tensor:
@@ -35,21 +34,23 @@ def curves(
     size: tuple[int, int] = (900, 520),
     bands: dict[str, list[tuple[float, float, float]]] | None = None,
 ) -> Image.Image:
-    """Lines of (x, y) in one frame, with their names, the axes' ends and a grid. `across` names x; bands: (x, low, high) around a line, by its name."""
+    """Lines of (x, y) in one frame, with their names, the axes' ends and a grid.
+
+    `across` names x; bands: (x, low, high) around a line, by its name.
+    """
     bands = bands or {}
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(15)
     left, top, right, bottom = 80, 50, size[0] - 30, size[1] - 60
-    points = [point for line in series.values() for point in line] + [
-        (x, y) for band in bands.values() for x, *ends in band for y in ends
-    ]
+    points = [point for line in series.values() for point in line]
+    points += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
     (x0, x1), (y0, y1) = ((min(values), max(values)) for values in zip(*points))
     y0, y1 = y0 - 0.05 * (y1 - y0), y1 + 0.05 * (y1 - y0) or y1 + 1
-    place = lambda x, y: (
-        left + (right - left) * (x - x0) / ((x1 - x0) or 1),
-        bottom - (bottom - top) * (y - y0) / (y1 - y0),
-    )  # noqa: E731
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * (x - x0) / ((x1 - x0) or 1), bottom - (bottom - top) * (y - y0) / (y1 - y0)
+
     draw.text((left, 14), title, "black", font)
     for n in range(5):
         x, y = x0 + n * (x1 - x0) / 4, y0 + n * (y1 - y0) / 4

@@ -1,4 +1,7 @@
-"""Captions in rows and in JSON: `metadata.jsonl`, `metadata.csv`, and a `cat.json` beside `cat.jpg`, as several trainers write them."""
+"""Captions in rows and in JSON, as several trainers write them.
+
+They stand in `metadata.jsonl`, in `metadata.csv`, and in a `cat.json` beside `cat.jpg`.
+"""
 
 import csv
 import io
@@ -30,7 +33,10 @@ class Row:
 
 
 def caption_of(row) -> str:
-    """The first of a row's texts that says something; a list of tags with commas between. What is no text is passed over. Raises ValueError for zeros in it."""
+    """The first of a row's texts that says something; a list of tags with commas between.
+
+    What is no text is passed over. Raises ValueError for zeros in it.
+    """
     for name in TEXTS:
         value = row.get(name) if isinstance(row, dict) else None
         if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
@@ -43,14 +49,20 @@ def caption_of(row) -> str:
 
 
 def in_json(path: Path, old: dict[Path, None]) -> str:
-    """The caption in a JSON file beside a picture; nothing where it holds none. Raises DatasetError for what is no text."""
+    """The caption in a JSON file beside a picture; nothing where it holds none.
+
+    Raises DatasetError for what is no text.
+    """
     with suppress(ValueError, RecursionError):
         return caption_of(json.loads(words.read(path, old)))
     return ""
 
 
 def read(file: Path, old: dict[Path, None]) -> list[Row]:
-    """The rows of a `metadata.jsonl` (or of one JSON list in it) or a `metadata.csv`. Raises DatasetError, naming the line, for what is not that."""
+    """The rows of a `metadata.jsonl` (or of one JSON list in it) or a `metadata.csv`.
+
+    Raises DatasetError, naming the line, for what is not that.
+    """
     text, is_csv = words.read(file, old), file.suffix.lower() == ".csv"
     like = f"a row with {FILES[0]} and {TEXTS[0]}" if is_csv else f'{{"{FILES[0]}": …, "{TEXTS[0]}": …}} in JSON'
     rows, line = [], 1
@@ -59,9 +71,9 @@ def read(file: Path, old: dict[Path, None]) -> list[Row]:
             line = number
             rows.append(_row(json.loads(row) if isinstance(row, str) else row))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, csv.Error) as error:
-        raise DatasetError(
-            f"Line {line + isinstance(error, csv.Error)} of {file.name} is not {like} ({error}). Mend or delete the line."
-        ) from error
+        at = line + isinstance(error, csv.Error)
+        said = f"Line {at} of {file.name} is not {like} ({error}). Mend or delete the line."
+        raise DatasetError(said) from error
     return rows
 
 
@@ -74,10 +86,9 @@ def _row(row) -> Row:
         dropout = float(dropout.replace(",", ".")) if dropout.strip() else None
     if dropout is not None and (isinstance(dropout, bool) or not 0 <= dropout <= 1):
         raise ValueError(f"caption_dropout is {dropout}, not from 0 to 1")
-    if wrong := next(
-        (key for key in TEXTS[:2] if row.get(key) is not None and not isinstance(row[key], (str, list))), ""
-    ):
-        raise ValueError(f"its {wrong} is no text")
+    for key in TEXTS[:2]:
+        if row.get(key) is not None and not isinstance(row[key], (str, list)):
+            raise ValueError(f"its {key} is no text")
     return Row(name.replace("\\", "/"), caption_of(row), dropout)
 
 
@@ -102,7 +113,10 @@ def _of_csv(text: str) -> Iterator[tuple[int, object]]:
 def by_picture(
     files: Iterable[Path], pictures: list[Path], old: dict[Path, None]
 ) -> tuple[dict[Path, Row], list[str], list[str]]:
-    """(picture -> its row, names that lead nowhere, names of another place that were matched by their end). Letter case counts only between pictures that differ in nothing else."""
+    """(picture -> its row, names that lead nowhere, names of another place that were matched by their end).
+
+    Letter case counts only between pictures that differ in nothing else.
+    """
     names = Names()
     for path in pictures:
         names.add(os.path.normpath(path), path)
@@ -123,10 +137,8 @@ def by_picture(
     absent = []
     for file, row in rest:
         parts = row.file.split("/")[-DEEPEST:]
-        end = next(
-            (one for start in range(1, len(parts)) if (one := there("/".join((str(file.parent), *parts[start:]))))),
-            None,
-        )
+        ends_of_it = ("/".join((str(file.parent), *parts[start:])) for start in range(1, len(parts)))
+        end = next(filter(None, map(there, ends_of_it)), None)
         if end is None or end in found:
             absent.append(row.file)
         else:

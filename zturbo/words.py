@@ -29,7 +29,10 @@ PLACE = re.compile(r"\[trigger\]", re.IGNORECASE)  # where the trigger word goes
 
 
 def has_word(text: str, word: str) -> bool:
-    """Does the word stand in a text by itself, in any letter case? In writing without spaces it stands wherever it occurs."""
+    """Does the word stand in a text by itself, in any letter case?
+
+    In writing without spaces it stands wherever it occurs.
+    """
     letter = rf"[^\W{UNSPACED}]"
     before = "" if re.match(f"[{UNSPACED}]", word) else f"(?<!{letter})"
     behind = "" if re.search(f"[{UNSPACED}]$", word) else f"(?!{letter})"
@@ -42,7 +45,10 @@ def filled(text: str, word: str) -> str:
 
 
 def fold(path: Path | str) -> str:
-    """One spelling for what people call the same name: letter case, and how an accent is composed (macOS takes it apart)."""
+    """One spelling for what people call the same name.
+
+    It makes one of letter case, and of how an accent is composed (macOS takes it apart).
+    """
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
@@ -62,31 +68,41 @@ class Names:
 
 
 def read(path: Path, old: dict[Path, None] | None = None) -> str:
-    """A text file: UTF-8, or what its mark says (UTF-16, UTF-32), else Windows-1252. A file that was read as the last is added to `old`.
+    """A text file: UTF-8, or what its mark says (UTF-16, UTF-32), else Windows-1252.
 
-    Raises DatasetError for other code pages, and for what is no text (UTF-16 without a mark reads as UTF-8 full of zeros).
+    A file that was read as the last is added to `old`. Raises DatasetError for other code pages, and for what is no
+    text (UTF-16 without a mark reads as UTF-8 full of zeros).
     """
     try:
         with open(path, "rb") as file:
             raw = file.read(LONGEST + 1)
         if len(raw) > LONGEST:
-            raise DatasetError(
-                f"{path.name} is no text: it is longer than {LONGEST:,} bytes. Take it out of the folder."
-            )
+            raise DatasetError(_too_long(path.name))
         text, is_old = _decode(raw)
     except (UnicodeDecodeError, OSError) as error:
         raise DatasetError(f"{path.name} cannot be read as text ({error}). Save it as UTF-8.") from error
     if "\0" in text or (is_old and any(c < " " and c not in BLANKS for c in text)):
-        raise DatasetError(
-            f"{path.name} is no text: it has {'zeros' if chr(0) in text else 'signs that no text has'} in it. Save it as UTF-8, or take it out of the folder."
-        )
+        raise DatasetError(_no_text(path.name, "zeros" if "\0" in text else "signs that no text has"))
     if is_old and (FOREIGN.search(text) or 2 * len(re.findall(LETTER, text)) > max(6, len(text))):
-        raise DatasetError(
-            f"{path.name} is no UTF-8, and in a code page that cannot be told (GBK, Big5, Shift-JIS, a Central European or Cyrillic one?). Save it as UTF-8."
-        )
+        raise DatasetError(_unknown_code_page(path.name))
     if is_old and old is not None:
         old[path] = None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _too_long(file: str) -> str:
+    return f"{file} is no text: it is longer than {LONGEST:,} bytes. Take it out of the folder."
+
+
+def _no_text(file: str, has: str) -> str:
+    return f"{file} is no text: it has {has} in it. Save it as UTF-8, or take it out of the folder."
+
+
+def _unknown_code_page(file: str) -> str:
+    return (
+        f"{file} is no UTF-8, and in a code page that cannot be told "
+        "(GBK, Big5, Shift-JIS, a Central European or Cyrillic one?). Save it as UTF-8."
+    )
 
 
 def _decode(raw: bytes) -> tuple[str, bool]:

@@ -5,7 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Writer:
-    """`submit` hands over a job and returns; only when the one before is not done is that waited for, so that jobs end in order."""
+    """A queue of one. `submit` hands over a job and returns.
+
+    It waits only for the job before, where that is not done: so jobs end in order.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "zturbo-writer")

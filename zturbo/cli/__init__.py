@@ -15,16 +15,20 @@ says nothing, give the model, the adapter and the pictures as options."""
 EXAMPLES = """examples:
   python -m zturbo plan recipe.toml
   python -m zturbo train recipe.toml --model z_image_turbo_bf16.safetensors --text-encoder qwen_3_4b.safetensors \\
-      --vae ae.safetensors --adapter zimage_turbo_training_adapter_v2.safetensors --pictures my_pictures --trigger zvk_me
+      --vae ae.safetensors --adapter zimage_turbo_training_adapter_v2.safetensors --pictures my_pictures \
+--trigger zvk_me
   python -m zturbo train --model tiny --adapter tiny --pictures models/tiny/smiley --trigger zsmile --set steps=200
   python -m zturbo resume zturbo_runs/my_lora
-  python -m zturbo sample --model tiny --lora zturbo_runs/my_lora/lora.safetensors --prompt "a large zsmile on a blue background" --size 128x128
+  python -m zturbo sample --model tiny --lora zturbo_runs/my_lora/lora.safetensors \
+--prompt "a large zsmile on a blue background" --size 128x128
   python -m zturbo inspect my_lora.safetensors
   python -m zturbo convert kohya.safetensors mine.safetensors --rank 16
 
-Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, and resume goes on from its last checkpoint.
+Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, \
+and resume goes on from its last checkpoint.
 
-exit codes: 0 done, 1 something was wrong and a sentence says what, 2 the command was not understood, 3 stopped and kept, 130 cancelled."""
+exit codes: 0 done, 1 something was wrong and a sentence says what, 2 the command was not understood, \
+3 stopped and kept, 130 cancelled."""
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -51,10 +55,10 @@ def main(argv: list[str]) -> int:
     try:
         return args.run(args)
     except ZTurboError as error:
-        print(
-            json.dumps({"error": str(error)}) if args.json else f"zturbo: {error}",
-            file=sys.stdout if args.json else sys.stderr,
-        )
+        if args.json:
+            print(json.dumps({"error": str(error)}))
+        else:
+            print(f"zturbo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -8,29 +8,26 @@ from .. import convert, lorafile, network
 from ..errors import LoraFileError, ZTurboError, readable
 from . import headers
 
+INSPECT = "what a LoRA or adapter file holds: names, rank, targets, dtype, norms, metadata"
+CONVERT = "another trainer's file in the form that everything reads"
+MODEL = (
+    "only for a DoRA with a length for each output row: the model that it was trained on, "
+    "a safetensors file or a folder of them"
+)
+
 
 def add(commands):
     from . import command
 
-    inspect = command(
-        commands,
-        "inspect",
-        run_inspect,
-        "what a LoRA or adapter file holds: names, rank, targets, dtype, norms, metadata",
-    )
+    inspect = command(commands, "inspect", run_inspect, INSPECT)
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--parts", action="store_true", help="each part with its rank and norm")
-    conversion = command(commands, "convert", run_convert, "another trainer's file in the form that everything reads")
+    conversion = command(commands, "convert", run_convert, CONVERT)
     conversion.add_argument("source", type=Path, metavar="IN")
     conversion.add_argument("target", type=Path, metavar="OUT")
     conversion.add_argument("--rank", type=int, default=0, help="of the new file, by exact SVD; 0: as it is")
     conversion.add_argument("--dtype", choices=tuple(lorafile.DTYPES), default="bf16", help="of its numbers")
-    conversion.add_argument(
-        "--model",
-        type=Path,
-        metavar="PATH",
-        help="only for a DoRA with a length for each output row: the model that it was trained on, a safetensors file or a folder of them",
-    )
+    conversion.add_argument("--model", type=Path, metavar="PATH", help=MODEL)
     conversion.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
 
 
@@ -82,9 +79,8 @@ def run_inspect(args) -> int:
             print(f"{key:9} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     print(f"{'parts':9} {len(parts)}")
     for name, one in parts.items() if args.parts else ():
-        print(
-            f"  {name}: {one['form']} of rank {one['rank']}, {one['shape'][0]} x {one['shape'][1]}, norm {one['norm']}"
-        )
+        out, width = one["shape"]
+        print(f"  {name}: {one['form']} of rank {one['rank']}, {out} x {width}, norm {one['norm']}")
     for key, value in sorted(metadata.items()):
         print(readable(f"{key}: {value if len(value) <= 200 else value[:200] + ' …'}"))
     return 0
@@ -98,11 +94,9 @@ def run_convert(args) -> int:
         raise ZTurboError(f"{args.target} is there already. Give another name, or --overwrite.")
     if not 0 <= args.rank <= 1024:
         raise ZTurboError(f"--rank is {args.rank}; it must be 0 (as it is) or up to 1024.")
-    made = convert.convert(
-        args.source, args.rank, args.dtype, None if args.model is None else headers.weights(args.model)
-    )
+    weights = None if args.model is None else headers.weights(args.model)
+    made = convert.convert(args.source, args.rank, args.dtype, weights)
     lorafile.write(args.target, made.state, made.state.metadata)
-    print(
-        json.dumps({"lora": str(args.target), "report": made.report}) if args.json else f"{made.report}\n{args.target}"
-    )
+    said = {"lora": str(args.target), "report": made.report}
+    print(json.dumps(said) if args.json else f"{made.report}\n{args.target}")
     return 0

@@ -1,4 +1,7 @@
-"""What a model's files say of its matrices, without loading them: under ComfyUI's names or diffusers', one file or a folder of them."""
+"""What a model's files say of its matrices, without loading them.
+
+They have ComfyUI's names or diffusers', and are one file or a folder of them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +60,7 @@ def weights(path: Path) -> convert.Weights:
     """What `convert` asks of a model. Raises ModelError, or LoraFileError where the LoRA does not fit."""
     plain = [one for one in matrices(path) if one.dtype in FLOATS]
     if not plain:
-        raise ModelError(
-            f"{path} holds no weights in bf16, fp16 or fp32. Give a model that is not quantised, as z_image_turbo_bf16.safetensors."
-        )
+        raise ModelError(_quantised(path))
     places = {part.name: (one, part) for one in plain for part in one.target.parts}
 
     def read(name: str) -> torch.Tensor:
@@ -72,3 +73,10 @@ def weights(path: Path) -> convert.Weights:
         return read
 
     return reader
+
+
+def _quantised(path: Path) -> str:
+    return (
+        f"{path} holds no weights in bf16, fp16 or fp32. "
+        "Give a model that is not quantised, as z_image_turbo_bf16.safetensors."
+    )

@@ -18,8 +18,18 @@ from ..recipe import Inputs, Recipe
 
 TINY = "tiny"
 PARTS = ("text_encoder", "vae", "tokenizer")  # beside the transformer in a folder of diffusers' form
-NAMES = {"model": "a safetensors file, a folder of diffusers' form with all parts in it, or tiny (bundled)", "text_encoder": "Qwen3-4B: a file or folder", "vae": "a file or folder",
-         "tokenizer": "a folder, for diffusers' code; without one Qwen's is used, which is bundled", "adapter": "the de-distill adapter's file, or tiny (bundled)"}  # fmt: skip
+NAMES = {
+    "model": "a safetensors file, a folder of diffusers' form with all parts in it, or tiny (bundled)",
+    "text_encoder": "Qwen3-4B: a file or folder",
+    "vae": "a file or folder",
+    "tokenizer": "a folder, for diffusers' code; without one Qwen's is used, which is bundled",
+    "adapter": "the de-distill adapter's file, or tiny (bundled)",
+}
+HOST = (
+    "whose code runs the model; auto: ComfyUI's where it is found "
+    "(--comfyui, COMFYUI_PATH, the install around this folder, ~/comfy/ComfyUI)"
+)
+DEVICE = "of diffusers' code; ComfyUI chooses for itself"
 PLACES = (*NAMES, "pictures", "regularisation")
 # the least; the bundled tokenizer is built as transformers 5 builds one
 NEEDED = {"diffusers": "0.36", "transformers": "5.0"}
@@ -30,41 +40,30 @@ def add_options(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()):
     for name, text in NAMES.items():
         if name not in but:
             group.add_argument("--" + name.replace("_", "-"), metavar="PATH", help=text)
-    group.add_argument(
-        "--host",
-        choices=("auto", "comfy", "diffusers"),
-        default="auto",
-        help="whose code runs the model; auto: ComfyUI's where it is found (--comfyui, COMFYUI_PATH, the install around this folder, ~/comfy/ComfyUI)",
-    )
+    group.add_argument("--host", choices=("auto", "comfy", "diffusers"), default="auto", help=HOST)
     group.add_argument("--comfyui", metavar="FOLDER", help="the folder that holds ComfyUI's main.py")
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="of diffusers' code; ComfyUI chooses for itself",
-    )
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=DEVICE)
 
 
 def given(inputs: Inputs, args) -> Inputs:
-    """The inputs with what the options say, as whole paths, so that a run goes on from any folder. A model folder that holds the other parts, too, gives those that are not named."""
+    """The inputs with what the options say, as whole paths, so that a run goes on from any folder.
+
+    A model folder that holds the other parts, too, gives those that are not named.
+    """
     said = {name: getattr(args, name, None) for name in vars(inputs)}
     wish = replace(inputs, **{name: value for name, value in said.items() if value is not None})
-    homes: dict[str, Any] = {
-        name: os.path.expanduser(value) for name in PLACES if (value := getattr(wish, name)).startswith("~")
-    }
+    places = {name: getattr(wish, name) for name in PLACES}
+    homes: dict[str, Any] = {name: os.path.expanduser(at) for name, at in places.items() if at.startswith("~")}
     wish = replace(wish, **homes)
     whole = Path(wish.model)
     if wish.model and is_folder(whole / "transformer"):
-        parts: dict[str, Any] = {
-            name: str(whole / name) for name in PARTS if not getattr(wish, name) and is_folder(whole / name)
-        }
+        open_parts = [name for name in PARTS if not getattr(wish, name)]
+        parts: dict[str, Any] = {name: str(whole / name) for name in open_parts if is_folder(whole / name)}
         wish = replace(wish, model=str(whole / "transformer"), **parts)
-    places: dict[str, Any] = {
-        name: str(Path(value).resolve())
-        for name in PLACES
-        if (value := getattr(wish, name)) not in ("", TINY) and there(value)
-    }
-    return replace(wish, **places)
+    places = {name: getattr(wish, name) for name in PLACES}
+    found = {name: at for name, at in places.items() if at not in ("", TINY) and there(at)}
+    resolved: dict[str, Any] = {name: str(Path(at).resolve()) for name, at in found.items()}
+    return replace(wish, **resolved)
 
 
 def there(place: str) -> bool:
@@ -82,44 +81,32 @@ def is_folder(place: str | Path) -> bool:
 
 def choose(args, inputs: Inputs) -> str:
     """comfy or diffusers; for comfy its folder is on the path then. Raises ZTurboError."""
-    folders = [
-        value
-        for value in (inputs.model, inputs.text_encoder, inputs.vae)
-        if value not in ("", TINY) and is_folder(value)
-    ]
+    named = [place for place in (inputs.model, inputs.text_encoder, inputs.vae) if place not in ("", TINY)]
+    folders = [place for place in named if is_folder(place)]
     if args.host == "comfy" and folders:
-        raise ZTurboError(
-            f"{folders[0]} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files."
-        )
+        raise ZTurboError(_folder_for_comfyui(folders[0]))
     if args.host == "diffusers" or folders:
         return need_diffusers()
     folder = find_comfyui(args.comfyui)
     if folder is None:
         if args.host == "comfy":
-            raise ZTurboError(
-                "There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. Give its folder with --comfyui, or choose --host diffusers."
-            )
+            raise ZTurboError(NO_COMFYUI)
         return need_diffusers()
     if args.device != "auto":
-        raise ZTurboError(
-            f"--device is {args.device}, and ComfyUI's code chooses its device itself. Leave it out, or choose --host diffusers."
-        )
+        raise ZTurboError(_device_for_comfyui(args.device))
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     return "comfy"
 
 
 def need_diffusers() -> str:
-    missing = [
-        f"{name} {version or 'is not installed'}"
-        for name, least in NEEDED.items()
-        if (version := installed(name)) is None or number(version) < number(least)
-    ]
+    missing = []
+    for name, least in NEEDED.items():
+        version = installed(name)
+        if version is None or number(version) < number(least):
+            missing.append(f"{name} {version or 'is not installed'}")
     if missing:
-        wanted = " ".join(f"'{name}>={least}'" for name, least in NEEDED.items())
-        raise ZTurboError(
-            f"diffusers' code is to run the model, and {', '.join(missing)}. pip install {wanted} accelerate; or give ComfyUI with --comfyui FOLDER: none is in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI."
-        )
+        raise ZTurboError(_no_diffusers(missing))
     return "diffusers"
 
 
@@ -144,9 +131,7 @@ def find_comfyui(named: str | None) -> Path | None:
     wish = named or os.environ.get("COMFYUI_PATH")
     if wish:
         if not is_comfyui(Path(wish)):
-            raise ZTurboError(
-                f"{wish} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py."
-            )
+            raise ZTurboError(_no_comfyui_folder(wish))
         return Path(wish).resolve()
     return next((place for place in (*around, Path.home() / "comfy" / "ComfyUI") if is_comfyui(place)), None)
 
@@ -163,23 +148,22 @@ def open_host(chosen: str, recipe: Recipe, args, cache: Path | None):
 
             return comfy_headless.open_host(recipe, cache)
         except ModuleNotFoundError as error:
-            raise ZTurboError(
-                f"ComfyUI's code needs the package {error.name}, which this Python does not have. Use ComfyUI's own Python, or choose --host diffusers."
-            ) from error
+            raise ZTurboError(_package_missing(error.name)) from error
     return open_diffusers(recipe, device_of(args.device), cache)
 
 
 def need(inputs: Inputs, beside: tuple[str, ...] = ("text_encoder", "vae")):
-    """Raise ZTurboError unless every place that is named is there, and the model is named, and what is needed beside one that is not bundled."""
+    """Raise ZTurboError unless every place that is named is there, and all that is needed is named.
+
+    Needed is the model, and beside one that is not bundled also what `beside` lists.
+    """
     for name in ("model", *(() if inputs.model == TINY else beside)):
         if not getattr(inputs, name):
             raise ZTurboError(f"inputs.{name} is empty: give --{name.replace('_', '-')}, {NAMES[name]}.")
     for name in PLACES:
         value = getattr(inputs, name)
         if value and value != TINY and not there(value):
-            raise ZTurboError(
-                f"inputs.{name} is {value!r}, and nothing is there{'' if Path(value).is_absolute() else f' (seen from {Path.cwd()})'}. Give {NAMES.get(name, 'a folder of pictures')}."
-            )
+            raise ZTurboError(_not_there(name, value))
 
 
 def open_diffusers(recipe: Recipe, device: torch.device, cache: Path | None):
@@ -219,7 +203,48 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if can[kind])
     if not can[name]:
-        raise ModelError(
-            f"There is no {name} device here. Choose {', '.join(kind for kind, found in can.items() if found)}."
-        )
+        found = ", ".join(kind for kind, is_there in can.items() if is_there)
+        raise ModelError(f"There is no {name} device here. Choose {found}.")
     return torch.device(name)
+
+
+# What is said of places and packages
+
+NO_COMFYUI = (
+    "There is no ComfyUI in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI. "
+    "Give its folder with --comfyui, or choose --host diffusers."
+)
+
+
+def _folder_for_comfyui(folder: str) -> str:
+    return f"{folder} is a folder, and ComfyUI's code loads single files. Choose --host diffusers, or name files."
+
+
+def _device_for_comfyui(device: str) -> str:
+    return (
+        f"--device is {device}, and ComfyUI's code chooses its device itself. Leave it out, or choose --host diffusers."
+    )
+
+
+def _no_diffusers(missing: list[str]) -> str:
+    wanted = " ".join(f"'{name}>={least}'" for name, least in NEEDED.items())
+    return (
+        f"diffusers' code is to run the model, and {', '.join(missing)}. pip install {wanted} accelerate; "
+        "or give ComfyUI with --comfyui FOLDER: none is in COMFYUI_PATH, around this folder, or at ~/comfy/ComfyUI."
+    )
+
+
+def _no_comfyui_folder(place: str) -> str:
+    return f"{place} is not a ComfyUI folder (no main.py and comfy/ in it). Give the folder that holds main.py."
+
+
+def _package_missing(package: str | None) -> str:
+    return (
+        f"ComfyUI's code needs the package {package}, which this Python does not have. "
+        "Use ComfyUI's own Python, or choose --host diffusers."
+    )
+
+
+def _not_there(name: str, place: str) -> str:
+    seen = "" if Path(place).is_absolute() else f" (seen from {Path.cwd()})"
+    return f"inputs.{name} is {place!r}, and nothing is there{seen}. Give {NAMES.get(name, 'a folder of pictures')}."

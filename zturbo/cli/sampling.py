@@ -57,16 +57,14 @@ def run_sample(args) -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ZTurboError(
-            f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out."
-        ) from error
+        said = f"The folder {args.out} cannot be made: {error.strerror}. Give another one with --out."
+        raise ZTurboError(said) from error
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, None)
     state = {}
     if file is not None:
         lorafile.check_fit(file.factors, host.drawable, args.lora.name)
-        state = lorafile.state_dict(
-            {name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}, lorafile.DTYPES["fp32"]
-        )
+        scaled = {name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}
+        state = lorafile.state_dict(scaled, lorafile.DTYPES["fp32"])
     host.encode_prompts()
     first, files = next_number(args.out), []
     images = host.draw(state)

@@ -10,12 +10,24 @@ import torch
 
 from .. import dataset, lorafile, lowrank, memory, network, recipe, runfolder, runs
 from ..errors import ZTurboError
+from ..lowrank import Target
 from ..recipe import Recipe
 from ..runs import AUTO, NEW, Runs
 from . import headers, hosts
 from .screen import Screen
 
 STOPPED = 3
+PLAN = "what a recipe would do: pictures, buckets, sizes, memory; loads and starts nothing"
+RECIPE = "a TOML file; without one, the defaults and what the options say"
+SET = "a setting, as in TOML: --set steps=500 --set optimizer.learning_rate=2e-4 --set name='\"cat\"'"
+RESUME = (
+    "auto: take up the newest run of this name that was given the same; new; "
+    "or a run, or RUN/step_000500, to go on from"
+)
+NO_PICTURES = (
+    "inputs.pictures is empty: give --pictures, a folder of pictures with a .txt caption beside each. "
+    "(Pictures that came through a graph's wire are not on the disk.)"
+)
 
 
 def add(commands):
@@ -23,39 +35,19 @@ def add(commands):
 
     train = command(commands, "train", run_train, "train a LoRA by a recipe, or go on with one that was cut off")
     of_recipe(train)
-    train.add_argument(
-        "--runs", type=Path, default=Path("zturbo_runs"), metavar="FOLDER", help="where run folders live"
-    )
-    train.add_argument(
-        "--resume",
-        default=AUTO,
-        metavar="HOW",
-        help="auto: take up the newest run of this name that was given the same; new; or a run, or RUN/step_000500, to go on from",
-    )
+    where = Path("zturbo_runs")
+    train.add_argument("--runs", type=Path, default=where, metavar="FOLDER", help="where run folders live")
+    train.add_argument("--resume", default=AUTO, metavar="HOW", help=RESUME)
     resume = command(commands, "resume", run_resume, "go on with a run that was stopped or cut off")
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     hosts.add_options(resume)
-    plan = command(
-        commands, "plan", run_plan, "what a recipe would do: pictures, buckets, sizes, memory; loads and starts nothing"
-    )
+    plan = command(commands, "plan", run_plan, PLAN)
     of_recipe(plan)
 
 
 def of_recipe(parser: argparse.ArgumentParser):
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        type=Path,
-        metavar="RECIPE",
-        help="a TOML file; without one, the defaults and what the options say",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting, as in TOML: --set steps=500 --set optimizer.learning_rate=2e-4 --set name='\"cat\"'",
-    )
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=RECIPE)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=SET)
     group = parser.add_argument_group("pictures")
     group.add_argument("--pictures", metavar="FOLDER", help="pictures with a .txt caption beside each")
     group.add_argument("--trigger", metavar="WORD", help="the trigger word")
@@ -67,9 +59,7 @@ def of_recipe(parser: argparse.ArgumentParser):
 def recipe_of(args) -> Recipe:
     """The file's recipe with what the options say. Raises ZTurboError."""
     if args.recipe is not None and not args.recipe.is_file():
-        raise ZTurboError(
-            f"There is no recipe {args.recipe}. Give the recipe.toml of a run, or leave it out and give options."
-        )
+        raise ZTurboError(_no_recipe(args.recipe))
     found = recipe.with_settings("", args.set) if args.recipe is None else recipe.read(args.recipe, args.set)
     return replace(found, inputs=hosts.given(found.inputs, args))
 
@@ -77,20 +67,12 @@ def recipe_of(args) -> Recipe:
 def pictures_of(given: Recipe) -> dataset.Dataset:
     inputs = given.inputs
     if not inputs.pictures:
-        raise ZTurboError(
-            "inputs.pictures is empty: give --pictures, a folder of pictures with a .txt caption beside each. (Pictures that came through a graph's wire are not on the disk.)"
-        )
-    if not dataset.read_sides(inputs.resolutions):
-        raise ZTurboError(
-            f"inputs.resolutions is {inputs.resolutions!r}: give --resolutions, sides in pixels with commas between, as 768, 1024."
-        )
-    return dataset.from_folder(
-        inputs.pictures,
-        dataset.read_sides(inputs.resolutions),
-        inputs.trigger,
-        given.data,
-        inputs.regularisation or None,
-    )
+        raise ZTurboError(NO_PICTURES)
+    sides = dataset.read_sides(inputs.resolutions)
+    if not sides:
+        raise ZTurboError(_no_resolutions(inputs.resolutions))
+    apart = inputs.regularisation or None
+    return dataset.from_folder(inputs.pictures, sides, inputs.trigger, given.data, apart)
 
 
 def run_train(args) -> int:
@@ -102,14 +84,17 @@ def run_train(args) -> int:
 
 def run_resume(args) -> int:
     folder = args.folder.resolve()
-    if not (folder / runfolder.RECIPE).is_file() or not (
-        (folder / runfolder.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()
-    ):
-        raise ZTurboError(
-            f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it."
-        )
+    if not is_run(folder):
+        missing = f"there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it"
+        raise ZTurboError(f"{args.folder} is no run folder: {missing}.")
     given = recipe.read(folder / runfolder.RECIPE)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
+
+
+def is_run(folder: Path) -> bool:
+    if not (folder / runfolder.RECIPE).is_file():
+        return False
+    return (folder / runfolder.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()
 
 
 def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
@@ -119,9 +104,8 @@ def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
         print(pictures.report(), file=sys.stderr)
     given = runs.filled(given, pictures.trigger)
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, place.cache)
-    done = runs.conduct(
-        given, pictures, host, place, resume, lambda run: Screen(run, given.steps, args.json), KeyboardInterrupt
-    )
+    screen = lambda run: Screen(run, given.steps, args.json)
+    done = runs.conduct(given, pictures, host, place, resume, screen, KeyboardInterrupt)
     if not args.json:
         print(f"The LoRA: {done.run.lora}")
     return 0 if done.result.steps >= given.steps else STOPPED
@@ -132,16 +116,20 @@ def run_plan(args) -> int:
     hosts.need(given.inputs, ())
     pictures = pictures_of(given)
     facts = planned(given, pictures)
-    print(
-        json.dumps(facts)
-        if args.json
-        else "\n".join([pictures.report(), *(f"{key.replace('_', ' ')}: {value}" for key, value in facts.items())])
-    )
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        lines = [f"{key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+        print("\n".join([pictures.report(), *lines]))
     return 0
 
 
 def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
-    """Counts and sizes, from the files' headers: no weight is loaded. training_mb: the LoRA, its gradients and the optimizer's state; step_mb: a step's activations, of the largest picture with the longest caption (`memory`). Raises ZTurboError where model, adapter and recipe do not fit."""
+    """Counts and sizes, from the files' headers: no weight is loaded.
+
+    training_mb: the LoRA, its gradients and the optimizer's state; step_mb: a step's activations, of the largest
+    picture with the longest caption (`memory`). Raises ZTurboError where model, adapter and recipe do not fit.
+    """
     model, adapter = hosts.model_file(given.inputs), hosts.adapter_file(given.inputs)
     linears = [one.target for one in headers.matrices(model)]
     if adapter is not None:
@@ -150,15 +138,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         lorafile.check_fit(file.factors, linears, adapter.name)
     layers = [target for target in linears if target.module.startswith("layers.")]
     start = network.read_start(network.start_file(given.network.start), layers) if given.network.start else None
-    lora = network.create(
-        layers,
-        given.network,
-        given.seed,
-        start=start,
-        norms=lambda targets: {
-            part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts
-        },
-    )
+    lora = network.create(layers, given.network, given.seed, start=start, norms=ones)
     parameters = lowrank.count(lora)
     held = pictures.held_out()
     groups: dict[tuple[int, int], int] = {}
@@ -166,9 +146,9 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         if number not in held:
             groups[item.size] = groups.get(item.size, 0) + item.repeats
     per_epoch = sum(-(-count // given.batch_size) for count in groups.values())
-    latents = sum(
-        16 * (item.size[0] // 8) * (item.size[1] // 8) * 4 * (2 if given.data.flip else 1) for item in pictures.items
-    )
+    shown = 2 if given.data.flip else 1
+    latents = sum(16 * (item.size[0] // 8) * (item.size[1] // 8) * 4 * shown for item in pictures.items)
+    rounds = -(-given.steps // given.previews.every) if given.previews.every else 1  # the last step draws, too
     picture = memory.tokens(max(width * height for width, height in groups), max(pictures.captions().texts, key=len))
     width, depth = layers[0].in_features, len({target.module.split(".")[1] for target in layers})
     size = 2 if given.compute.dtype == "bf16" else 4
@@ -186,10 +166,23 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         "model_mb": round(sum(file.stat().st_size for file in headers.files(model)) / 1e6, 2),
         "cached_latents_mb": round(latents / 1e6, 2),
         "captions": len(pictures.captions().texts),
-        # the last step draws, too
-        "previews": len(given.previews.prompts)
-        * (-(-given.steps // given.previews.every) if given.previews.every else 1),
-        "adapter": "none: training straight on the model"
-        if adapter is None
-        else f"{adapter.name} at {given.inputs.adapter_strength:+g}",
+        "previews": len(given.previews.prompts) * rounds,
+        "adapter": described(adapter, given.inputs.adapter_strength),
     }
+
+
+def ones(targets: list[Target]) -> dict[str, torch.Tensor]:
+    """In the place of the lengths of a DoRA's columns, which only the weights tell: they are counted, not used."""
+    return {part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts}
+
+
+def described(adapter: Path | None, strength: float) -> str:
+    return "none: training straight on the model" if adapter is None else f"{adapter.name} at {strength:+g}"
+
+
+def _no_recipe(path: Path) -> str:
+    return f"There is no recipe {path}. Give the recipe.toml of a run, or leave it out and give options."
+
+
+def _no_resolutions(given: str) -> str:
+    return f"inputs.resolutions is {given!r}: give --resolutions, sides in pixels with commas between, as 768, 1024."
