@@ -44,8 +44,8 @@ def main(argv: list[str]):
 
     from zturbo import lorafile, lowrank, network
     from zturbo.hosts import comfy_adapter
-    from zturbo.hosts.comfy import fetchers
     from zturbo.hosts.comfy_forward import velocity
+    from zturbo.hosts.comfy_lend import fetchers
     from zturbo.recipe import Network
 
     generator = torch.Generator().manual_seed(args.seed)

@@ -222,7 +222,7 @@ def with_lora(dit, state: dict):
     """Turbo with a LoRA file's tensors, while the context lasts."""
     from zturbo import lorafile, lowrank
     from zturbo.hosts import comfy_adapter
-    from zturbo.hosts.comfy import fetchers
+    from zturbo.hosts.comfy_lend import fetchers
 
     lora = lorafile.parse(state)[0]
     with torch.no_grad(), lowrank.attached(fetchers(dit), comfy_adapter.targets(dit), [lora]):

@@ -29,7 +29,7 @@ class Pass:
     def __init__(self, dit, state: dict, captions: list[str], device):
         from zturbo import lorafile, lowrank
         from zturbo.hosts import comfy_adapter, comfy_tiny
-        from zturbo.hosts.comfy import fetchers
+        from zturbo.hosts.comfy_lend import fetchers
 
         self.dit, self.device, self.lowrank = dit, device, lowrank
         self.linears, self.targets = fetchers(dit), comfy_adapter.targets(dit)

@@ -179,7 +179,7 @@ class Watched:
     def __init__(self, dit, clip, device):
         from zturbo import health, lorafile, lowrank
         from zturbo.hosts import comfy_adapter, comfy_tiny
-        from zturbo.hosts.comfy import fetchers
+        from zturbo.hosts.comfy_lend import fetchers
 
         self.dit, self.device = dit, device
         features, lengths = world.caption_features(clip, unasked(WATCHED))

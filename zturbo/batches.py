@@ -117,7 +117,7 @@ def pictures_of(recipe: Recipe, dataset: Dataset, host: Host, progress: Progress
     captions = dataset.captions()
     encoded = host.encode(dataset, captions, progress)
     items, held = dataset.items, sorted(dataset.held_out())
-    masks = [item.mask(recipe.data.outside) for item in items]
+    masks = [item.mask(recipe.data.outside, host.family.reduction) for item in items]
     repeats = [0 if n in held else item.repeats for n, item in enumerate(items)]
     return Pictures(
         encoded,

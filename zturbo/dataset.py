@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from . import flow, words
 from .errors import DatasetError
+from .family import Z_IMAGE, Family
 from .folder import DOUBTED, Found, Listing, look_through
 from .picturefile import has_transparency, load_mask, load_picture, on_white
 from .recipe import Data, is_text
@@ -21,8 +22,6 @@ ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")
 COMMAS = re.compile("[,，、]")  # between tags
 CROPPED = 20  # most cropped pictures that a report names
-LATENT = 8  # pixels a side of a latent
-GRAIN = 16  # pixels: latents are an eighth, and NextDiT takes patches of two
 SMALLEST = 32  # pixels on the shorter side
 DEFAULTS = Data()
 
@@ -50,8 +49,8 @@ class Item:
         image = load_picture(self.source) if isinstance(self.source, Path) else Image.fromarray(self.source)
         return np.asarray(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
 
-    def mask(self, outside: float) -> torch.Tensor | None:
-        """[1, H/8, W/8] weights of the loss, of mean 1. None without a mask.
+    def mask(self, outside: float, reduction: int = Z_IMAGE.reduction) -> torch.Tensor | None:
+        """[1, H / reduction, W / reduction] weights of the loss, of mean 1. None without a mask.
 
         They are `outside` where the mask is black against 1 where it is white.
         """
@@ -59,7 +58,7 @@ class Item:
             return None
         mask = load_mask(self.mask_file, self.mask_file == self.source)
         fitted = ImageOps.fit(mask, self.size, Image.Resampling.LANCZOS)
-        small = fitted.resize((self.size[0] // LATENT, self.size[1] // LATENT), Image.Resampling.BOX)
+        small = fitted.resize((self.size[0] // reduction, self.size[1] // reduction), Image.Resampling.BOX)
         weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
         return weight / weight.mean().clamp_min(1e-6)
 
@@ -211,17 +210,20 @@ def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(orders))
 
 
-def bucket(width: int, height: int, resolution: int, upscale: bool = False) -> tuple[int, int]:
+def bucket(
+    width: int, height: int, resolution: int, upscale: bool = False, grain: int = Z_IMAGE.grain
+) -> tuple[int, int]:
     """The size to train at: the picture's aspect ratio at an area of resolution², in multiples of 16.
 
     The picture is enlarged only where `upscale` says so. Raises ValueError when the shorter side would fall under 32
     pixels.
     """
     scale = resolution / math.sqrt(width * height)
-    fit = lambda side: max(GRAIN, round(side * (scale if upscale else min(1.0, scale)) / GRAIN) * GRAIN)  # noqa: E731
+    factor = scale if upscale else min(1.0, scale)
+    fit = lambda side: max(grain, round(side * factor / grain) * grain)  # noqa: E731
     size = fit(width), fit(height)
     if not upscale:
-        size = min(size[0], width // GRAIN * GRAIN), min(size[1], height // GRAIN * GRAIN)
+        size = min(size[0], width // grain * grain), min(size[1], height // grain * grain)
     if min(size) < SMALLEST:
         raise ValueError(f"{width}x{height} pixels is too small")
     return size
@@ -286,6 +288,7 @@ def from_folder(
     trigger: str = "",
     options: Data = DEFAULTS,
     regularisation: str | os.PathLike | None = None,
+    family: Family = Z_IMAGE,
 ) -> Dataset:
     """Every picture of a folder and of its sub-folders, with its caption and mask.
 
@@ -294,10 +297,10 @@ def from_folder(
     """
     trigger = one_line(trigger)
     beside = None if regularisation is None else Path(regularisation)
-    items, notes = _read_folder(Path(folder), resolutions, trigger, options, beside)
+    items, notes = _read_folder(Path(folder), resolutions, trigger, options, beside, family)
     more: list[Item] = []
     if beside is not None:
-        more, more_notes = _read_folder(beside, resolutions, "", options, None, regularisation=True)
+        more, more_notes = _read_folder(beside, resolutions, "", options, None, family, regularisation=True)
         _need_words(more)
         notes += more_notes
     _need_words(items)
@@ -311,6 +314,7 @@ def _read_folder(
     trigger: str,
     options: Data,
     but: Path | None,
+    family: Family,
     regularisation: bool = False,
 ) -> tuple[list[Item], list[str]]:
     """Items and notes of a folder; what lies in `but` is left alone."""
@@ -335,7 +339,7 @@ def _read_folder(
                 content=copies.get(picture.path, ""),
             )
             firsts.append(one)
-            items += _fitted(one, resolutions, options.upscale)
+            items += _fitted(one, resolutions, options.upscale, family.grain)
         except DatasetError as error:
             faults.append(str(error))
     if faults:
@@ -376,6 +380,7 @@ def from_arrays(
     resolutions: tuple[int, ...],
     trigger: str = "",
     options: Data = DEFAULTS,
+    family: Family = Z_IMAGE,
 ) -> Dataset:
     """Pictures [H, W, 1, 3 or 4] uint8 that came through the graph, with one caption each or one for all.
 
@@ -390,7 +395,7 @@ def from_arrays(
         image = of_three(given)
         size = image.shape[1], image.shape[0]
         one = Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), size)
-        items += _fitted(one, resolutions, options.upscale)
+        items += _fitted(one, resolutions, options.upscale, family.grain)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
     _need_words(items)
@@ -410,13 +415,13 @@ def of_three(image: np.ndarray) -> np.ndarray:
     return np.asarray(on_white(Image.fromarray(image, "RGBA"))) if channels == 4 else image
 
 
-def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool) -> list[Item]:
+def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool, grain: int) -> list[Item]:
     """A picture (whose size is still its own) at each resolution; those that come out alike fall together.
 
     Raises DatasetError for one that is too small.
     """
     try:
-        sizes = dict.fromkeys(bucket(*item.size, resolution, upscale) for resolution in sorted(resolutions))
+        sizes = dict.fromkeys(bucket(*item.size, resolution, upscale, grain) for resolution in sorted(resolutions))
     except ValueError as error:
         needed = f"at least {SMALLEST} pixels a side are needed"
         raise DatasetError(f"{item.name}: {error}; {needed}. Use a larger picture.") from error

@@ -45,7 +45,8 @@ def trainable_modules(
     idle = [pattern for n, (pattern, _) in enumerate(patterns) if n not in used]
     if idle:
         raise ZTurboError(
-            f"targets: {idle[0]!r} fits no part of the model. There are, in each layer: {', '.join(part_names(targets))}."
+            f"targets: {idle[0]!r} fits no part of the model. "
+            f"There are, in each layer: {', '.join(part_names(targets))}."
         )
     last = max(layer_of(target.module) for target in targets)
     if layers and max(layers) > last:
@@ -64,7 +65,8 @@ def read_targets(text: str, rank: int, groups: Groups = Z_IMAGE.groups) -> list[
         name, colon, number = word.partition(":")
         if colon and not (number.strip().isdecimal() and len(number.strip()) <= 4 and int(number) <= 1024):
             raise ZTurboError(
-                f"targets: {word!r} has no rank behind its colon. Write for example attention:32, a whole number from 0 (not trained) to 1024."
+                f"targets: {word!r} has no rank behind its colon. "
+                "Write for example attention:32, a whole number from 0 (not trained) to 1024."
             )
         patterns.append((groups.get(name.strip().lower(), name.strip()), int(number) if colon else rank))
     return patterns or [("*", rank)]
@@ -136,26 +138,34 @@ def begin(module: TrainableModule, network: Network, seed: int, magnitudes: dict
 
 
 def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict[str, Difference]:
-    """The starting LoRA's numbers in the run's form: the same difference; spare ranks begin untrained. Raises LoraFileError where something would be lost."""
+    """The starting LoRA's numbers in the run's form: the same difference; spare ranks begin untrained.
+
+    Raises LoraFileError where something would be lost.
+    """
     lost = [name for name in start if name not in lora]
     if lost:
         raise LoraFileError(
-            f"The LoRA to start from has {len(lost)} parts that this run does not train (for example {lost[0]}). Train them too: leave targets and layers empty."
+            f"The LoRA to start from has {len(lost)} parts that this run does not train (for example {lost[0]}). "
+            "Train them too: leave targets and layers empty."
         )
     taken: dict[str, Difference] = {}
     for name, given in start.items():
         mine = lora[name]
         if not (isinstance(given, Factors) and isinstance(mine, Factors)) or form(given) != form(mine):
             raise LoraFileError(
-                f"The file to start from is a {form(given)}; this run trains a {form(mine)}. A run can start from a LoRA when it trains one, and from a DoRA when it trains one. Convert LoRA makes a LoRA of LoKr and LoHa."
+                f"The file to start from is a {form(given)}; this run trains a {form(mine)}. "
+                "A run can start from a LoRA when it trains one, and from a DoRA when it trains one. "
+                "Convert LoRA makes a LoRA of LoKr and LoHa."
             )
         if given.magnitude is not None and given.magnitude.shape[0] > 1:
             raise LoraFileError(
-                "The LoRA to start from is a DoRA with a length for each output row; this run trains one for each input column. Start from a plain LoRA, or from nothing."
+                "The LoRA to start from is a DoRA with a length for each output row; "
+                "this run trains one for each input column. Start from a plain LoRA, or from nothing."
             )
         if given.rank > mine.rank:
             raise LoraFileError(
-                f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. Set rank to at least {given.rank}, or resize the file with Convert LoRA."
+                f"The LoRA to start from has rank {given.rank}; this run has {mine.rank}. "
+                f"Set rank to at least {given.rank}, or resize the file with Convert LoRA."
             )
         if given.shape != mine.shape:
             raise LoraFileError(
@@ -197,7 +207,8 @@ def frozen_copy(lora: dict[str, Difference]) -> dict[str, Difference]:
 def describe(lora: dict[str, Difference]) -> str:
     """One line: how much is trained."""
     ranks = sorted({one.rank for one in lora.values()})
-    return f"{form(next(iter(lora.values())))} of rank {', '.join(map(str, ranks))}: {lowrank.count(lora):,} numbers in {len(lora)} places."
+    kind = f"{form(next(iter(lora.values())))} of rank {', '.join(map(str, ranks))}"
+    return f"{kind}: {lowrank.count(lora):,} numbers in {len(lora)} places."
 
 
 def start_file(name: str) -> Path:
@@ -214,7 +225,8 @@ def read_start(path, targets: list[Target]) -> dict[str, Difference]:
     outside = [name for name in file.factors if not name.startswith("layers.")]
     if outside:
         raise LoraFileError(
-            f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), which a run here does not train. Choose another file to start from."
+            f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), "
+            "which a run here does not train. Choose another file to start from."
         )
     lorafile.check_fit(file.factors, targets, path.name)
     return file.factors

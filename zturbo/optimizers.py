@@ -33,11 +33,13 @@ def build(options: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Opt
     except (ImportError, AttributeError, OSError) as error:
         if module not in PACKAGES:
             raise TrainingError(
-                f"The optimizer {options.name} is not in this PyTorch ({torch.__version__}); it came with 2.9. Choose adamw."
+                f"The optimizer {options.name} is not in this PyTorch ({torch.__version__}); it came with 2.9. "
+                "Choose adamw."
             ) from error
         package = PACKAGES[module]
         raise TrainingError(
-            f"The optimizer {options.name} needs the package {package} ({error}). Install it into ComfyUI's Python (pip install {package}), or choose adamw."
+            f"The optimizer {options.name} needs the package {package} ({error}). "
+            f"Install it into ComfyUI's Python (pip install {package}), or choose adamw."
         ) from error
     return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, **more)
 
@@ -62,8 +64,9 @@ def learning_rate(options: Optimizer, step: int, total: int) -> float:
 def averaged(
     optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], average: list[torch.Tensor]
 ) -> Iterator[None]:
-    """While open, the parameters are what is handed out: their `average` where there is one, else what a schedule-free optimizer gives out.
+    """While open, the parameters are what is exported.
 
+    That is their `average` where there is one, else what a schedule-free optimizer gives out.
     Afterwards they are, to the bit, what they were.
     """
     swaps = hasattr(optimizer, "eval") and hasattr(optimizer, "train")

@@ -55,7 +55,10 @@ class RunFolder:
         self._lock = FileLock(self.path / LOCK)
 
     def take(self) -> bool:
-        """Keep every other run out of the folder, in this process and in others, until `release` or the process's end. False: another is in it."""
+        """Keep every other run out of the folder, in this process and in others, until `release` or the process's end.
+
+        False: another is in it.
+        """
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -82,7 +85,10 @@ class RunFolder:
 
     @classmethod
     def new(cls, parent: Path, recipe: recipes.Recipe, taken: bool = False) -> "RunFolder":
-        """`name`, or `name_2`, `name_3` … under `parent`. taken: as `take` would, from its first moment on. Raises ZTurboError when nothing can be written there."""
+        """`name`, or `name_2`, `name_3` … under `parent`. taken: as `take` would, from its first moment on.
+
+        Raises ZTurboError when nothing can be written there.
+        """
         try:
             run = cls(_new_folder(parent, recipe.name))
             while taken and not run.take():  # another process has found the empty folder and begun in it
@@ -95,7 +101,10 @@ class RunFolder:
         return run
 
     def furnish(self, recipe: recipes.Recipe):
-        """Write into a new folder, or one that never came further, what stands in each. Raises ZTurboError when nothing can be written there."""
+        """Write into a new folder, or one that never came further, what stands in each.
+
+        Raises ZTurboError when nothing can be written there.
+        """
         try:
             files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
             (self.path / PREVIEWS).mkdir(exist_ok=True)
@@ -107,7 +116,10 @@ class RunFolder:
             ) from error
 
     def is_blank(self, source: str = "") -> bool:
-        """Has nothing begun in it? So a process that died between making it and its start event leaves it. source: of the checkpoint that it may be a copy of, by its stem."""
+        """Has nothing begun in it? So a process that died between making it and its start event leaves it.
+
+        source: of the checkpoint that it may be a copy of, by its stem.
+        """
         allowed = BLANK | ({f"{CHECKPOINTS}/{source}.safetensors", LEARNT} if source else set())
         there = {path.relative_to(self.path).as_posix().removesuffix(".part") for path in self.path.rglob("*")}
         return there <= allowed and not read_events(self.events)
@@ -118,9 +130,10 @@ class RunFolder:
             files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
 
     def checkpoint(self, copy: Copy, keep: int):
-        """Save everything of this moment; then, once the new file is proven whole, all go but the newest `keep`, and one or two to fall back on.
+        """Save everything of this moment; then, once the new file is proven whole, older ones go.
 
-        Of each hundred of steps behind, the last checkpoint in it stays until it is SAFE steps old and a younger one is too.
+        The newest `keep` stay, and one or two to fall back on: of each hundred of steps behind, the last checkpoint in
+        it stays until it is SAFE steps old and a younger one is too.
         A disk that refuses is said and never ends a run.
         """
         try:
@@ -149,7 +162,10 @@ class RunFolder:
         return sorted((path for path, step in steps.items() if step), key=step_of, reverse=True)
 
     def adopt(self, checkpoint_file: Path, **start):
-        """Begin where another run's checkpoint ends: with a copy of it, and last of that run's log, with what this run was given (its start event) behind. Raises ZTurboError."""
+        """Begin where another run's checkpoint ends, with a copy of it and of that run's log.
+
+        start: what this run was given; it stands last in the log, as the start event. Raises ZTurboError.
+        """
         source = checkpoint_file.parents[1]
         try:
             files.write(self.checkpoints / checkpoint_file.name, checkpoint_file.read_bytes())
@@ -166,7 +182,10 @@ class RunFolder:
             raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
 
     def newest_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-        """Tensors and facts of the newest checkpoint that is whole; None where there is none at all. Raises CheckpointError where there are some and none is whole: beginning anew would write over what was learnt."""
+        """Tensors and facts of the newest checkpoint that is whole; None where there is none at all.
+
+        Raises CheckpointError where there are some and none is whole: beginning anew would write over what was learnt.
+        """
         damaged = []
         for path in self.checkpoint_files():
             try:
@@ -234,7 +253,10 @@ class RunFolder:
     def keep(
         self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int
     ):
-        """The LoRA of `steps` steps, and a checkpoint of the same moment where one is given; so many of these stay. What a disk refuses is in `refused`."""
+        """Write the LoRA of `steps` steps, and a checkpoint of the same moment where one is given.
+
+        checkpoints: how many of these stay. What a disk refuses is in `refused`.
+        """
         try:
             if copy is not None:
                 self.checkpoint(copy, checkpoints)
@@ -242,7 +264,10 @@ class RunFolder:
             self.save(steps, state, metadata)
 
     def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
-        """Write the LoRA of `steps` steps. A disk that refuses is said, and never ends a run: the LoRA is still in memory."""
+        """Write the LoRA of `steps` steps.
+
+        A disk that refuses is said, and never ends a run: the LoRA is still in memory.
+        """
         try:
             lorafile.write(self.lora, state, metadata | {STEPS: str(steps)})
             self.saved_steps = steps
@@ -259,7 +284,7 @@ class RunFolder:
             log.warning("%s", error)
 
     def keep_learnt(self, state: dict[str, torch.Tensor]) -> str:
-        """Write the LoRA as it was when the last picture had been trained, in fp32. Returns why a disk refused, or nothing."""
+        """Write the LoRA as the learning phase left it, in fp32. Returns why a disk refused, or nothing."""
         try:
             lorafile.write(self.learnt, state, {})
             return ""
@@ -272,7 +297,8 @@ class RunFolder:
             return lorafile.on_device(lorafile.read_own(self.learnt), device)
         except LoraFileError as error:
             raise LoraFileError(
-                f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. Set resume to a checkpoint from before that ({self.path.name}/step_…)."
+                f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. "
+                f"Set resume to a checkpoint from before that ({self.path.name}/step_…)."
             ) from error
 
     def forget_healthy(self):
@@ -399,7 +425,7 @@ def newest_start(events: list[dict]) -> dict:
 
 
 def summary(folder: Path, points: int) -> dict:
-    """What the panel needs to redraw a run: total steps, the curve in at most `points` points, validations, notes, newest previews, its end event."""
+    """What the panel needs to redraw a run, with its curve in at most `points` points."""
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
     start = newest_start(events)

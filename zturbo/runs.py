@@ -1,4 +1,4 @@
-"""Runs from outside: which folder a recipe is trained in, how a run is conducted from start to end, what its LoRA says of itself.
+"""Runs from outside: which folder a recipe is trained in, how a run is conducted, what its LoRA says of itself.
 
 Hosts and people differ (a node in ComfyUI, a command line); a run is the same everywhere.
 """
@@ -58,12 +58,16 @@ class Runs:
         return sorted(found, key=lambda path: int(numbers[path]))
 
     def checkpoint(self, name: str) -> Path:
-        """The checkpoint file that `my_lora_2` (its newest) or `my_lora_2/step_000500` means. Raises ZTurboError when there is none."""
+        """The checkpoint file that `my_lora_2` (its newest) or `my_lora_2/step_000500` means.
+
+        Raises ZTurboError when there is none.
+        """
         run, _, step = name.strip().partition("/")
         folder = self.folder(run)
         if folder is None:
             raise ZTurboError(
-                f"There is no run {run!r} in {self.root}. Give a folder's name from there (one without links in it), auto, or new."
+                f"There is no run {run!r} in {self.root}. "
+                "Give a folder's name from there (one without links in it), auto, or new."
             )
         found = {path.stem: path for path in RunFolder(folder).checkpoint_files()}
         if not found:
@@ -74,7 +78,10 @@ class Runs:
 
 
 def own(run: Path) -> bool:
-    """Is this a folder without links in it? It may be one itself, but what is written in it stays there: the pack makes none, and a run that came from elsewhere may lead anywhere."""
+    """Is this a folder without links in it? It may be one itself, but what is written in it stays there.
+
+    The pack makes no links, and a run that came from elsewhere may lead anywhere.
+    """
     return run.is_dir() and not any(path.is_symlink() for path in run.rglob("*"))
 
 
@@ -137,7 +144,11 @@ class Conducted:
 
 @dataclass(frozen=True)
 class Given:
-    """What a run is a function of. teaches: see `recipe.teaches`, numbers and words only, so that the log gives them back alike; inputs: digest of pictures and model; source: the checkpoint that it goes on from, or nothing."""
+    """What a run is a function of.
+
+    teaches: see the recipe's `teaches`, numbers and words only, so that the log gives them back alike; inputs: digest
+    of pictures and model; source: the checkpoint that it goes on from, or nothing.
+    """
 
     teaches: dict
     inputs: str
@@ -152,25 +163,25 @@ class Given:
         )
 
     def differs(self, start: dict) -> str:
-        """In words, what a start event says that is another now, or that it does not say: `had other settings (steps)`."""
+        """In words, what a start event says that is another now, or that it does not say.
+
+        For instance `had other settings (steps)`.
+        """
         if not start.get("teaches") or not start.get("inputs"):
             return "has no log of what it was given"
         before, now = start["teaches"], self.teaches
         names = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         pictures = self.inputs.partition("-")[0] == start["inputs"].partition("-")[0]
-        return "had " + (
-            f"other settings ({', '.join(names)})"
-            if names
-            else "another model or adapter, or the other host"
-            if pictures
-            else "other pictures or captions"
-        )
+        if names:
+            return f"had other settings ({', '.join(names)})"
+        return f"had {'another model or adapter, or the other host' if pictures else 'other pictures or captions'}"
 
     def refusal(self, folder: Path) -> str:
         """Why a run cannot be taken up with this, and what to do."""
         start = runfolder.start_of(folder)
         back = "Set them back, or train" if start.get("teaches") and start.get("inputs") else "Train"
-        return f"it {self.differs(start)}. {back} a new run that goes on from its newest checkpoint (with {folder.name} in resume)."
+        new = f"a new run that goes on from its newest checkpoint (with {folder.name} in resume)"
+        return f"it {self.differs(start)}. {back} {new}."
 
 
 def conduct(
@@ -186,21 +197,15 @@ def conduct(
 
     resume: see `choose_run`. control_of: the person, once the run folder is known.
     """
-    network.trainable_modules(
-        host.targets, recipe.network, host.family.groups
-    )  # what is wrong with these is said before a folder is made
+    # what is wrong with these is said before a folder is made
+    network.trainable_modules(host.targets, recipe.network, host.family.groups)
     host.start()
     given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
         # as it was begun, whatever memory is free today
         host.carry(runfolder.start_of(run.path).get("way") or host.way)
-    try:
-        if run.saved_steps < recipe.steps and not run.stop.exists():  # else it only hands on what it has
-            host.foresee(dataset)
-    except BaseException:
-        run.give_up()
-        raise
+    foresee(recipe, dataset, host, run)
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
     run.begin(total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
@@ -216,13 +221,8 @@ def conduct(
         ended = "cancelled"
         log.info("Cancelled. %s", run.kept())
         raise
-    except ZTurboError as error:
-        raise TrainingError(f"{error} {run.kept()}") from error
     except Exception as error:
-        if host.out_of_memory(error):
-            host.save_memory()
-            raise TrainingError(f"There was not enough memory to train. {run.kept()} {less_memory(recipe)}") from error
-        raise TrainingError(f"Training ended with {type(error).__name__}: {error}. {run.kept()}") from error
+        raise TrainingError(failure(error, recipe, host, run)) from error
     finally:
         run.event(event="end", how=ended, saved=run.saved_steps)
         run.release()
@@ -230,40 +230,53 @@ def conduct(
     return Conducted(result, run, facts)
 
 
+def foresee(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder):
+    """Refuse what memory cannot hold, and leave the folder again. A run that only hands on what it has needs none."""
+    try:
+        if run.saved_steps < recipe.steps and not run.stop.exists():
+            host.foresee(dataset)
+    except BaseException:
+        run.give_up()
+        raise
+
+
+def failure(error: Exception, recipe: Recipe, host: Host, run: RunFolder) -> str:
+    """What the person reads: why training ended, what is kept, and what to do."""
+    if isinstance(error, ZTurboError):
+        return f"{error} {run.kept()}"
+    if host.out_of_memory(error):
+        host.save_memory()
+        return f"There was not enough memory to train. {run.kept()} {less_memory(recipe)}"
+    return f"Training ended with {type(error).__name__}: {error}. {run.kept()}"
+
+
 def filled(recipe: Recipe, trigger: str) -> Recipe:
     """With the trigger word where prompts say `[trigger]`."""
-    previews = replace(
-        recipe.previews, prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.previews.prompts)
+    drawn, named = (
+        tuple(words.filled(prompt, trigger) for prompt in prompts)
+        for prompts in (recipe.previews.prompts, recipe.turbo.restore_prompts)
     )
-    return replace(
-        recipe,
-        previews=previews,
-        turbo=replace(
-            recipe.turbo,
-            restore_prompts=tuple(words.filled(prompt, trigger) for prompt in recipe.turbo.restore_prompts),
-        ),
-    )
+    previews, turbo = replace(recipe.previews, prompts=drawn), replace(recipe.turbo, restore_prompts=named)
+    return replace(recipe, previews=previews, turbo=turbo)
 
 
 def prompt_doubt(recipe: Recipe) -> str:
     """What in the preview prompts is another trainer's way of writing and would be drawn as words."""
-    odd = next(
-        (
-            found[0].strip()
-            for prompt in recipe.previews.prompts
-            if (found := FLAG.search(prompt) or words.PLACE.search(prompt))
-        ),
-        "",
-    )
-    return (
-        f"A preview prompt has {odd} in it, which is drawn as words{': there is no trigger word' if odd.startswith('[') else ': size, steps and seed are settings of their own'}."
-        if odd
-        else ""
-    )
+    for prompt in recipe.previews.prompts:
+        if found := FLAG.search(prompt) or words.PLACE.search(prompt):
+            odd = found[0].strip()
+            why = (
+                "there is no trigger word" if odd.startswith("[") else "size, steps and seed are settings of their own"
+            )
+            return f"A preview prompt has {odd} in it, which is drawn as words: {why}."
+    return ""
 
 
 def source_of(runs: Runs, resume: str | Path) -> str:
-    """`run/step` of the checkpoint that a new run is to go on from; nothing for auto, new and a run itself. Raises ZTurboError when it is not there."""
+    """`run/step` of the checkpoint that a new run is to go on from; nothing for auto, new and a run itself.
+
+    Raises ZTurboError when it is not there.
+    """
     if isinstance(resume, Path) or resume in (AUTO, NEW):
         return ""
     path = runs.checkpoint(resume)
@@ -295,21 +308,19 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
         unborn.furnish(recipe)
         return begun(unborn, given, runs, resume), without and f"A new run begins: {without}"
     if isinstance(resume, Path):
-        raise ZTurboError(
-            f"The run {resume.name} cannot go on: {'it is being trained right now, by another process.' if live else without or given.refusal(resume)}"
-        )
+        busy = "it is being trained right now, by another process."
+        raise ZTurboError(f"The run {resume.name} cannot go on: {busy if live else without or given.refusal(resume)}")
     if given.source:
         checkpoint.read(runs.checkpoint(resume))  # before a folder is made
     run = begun(RunFolder.new(runs.root, recipe, taken=True), given, runs, resume)
-    if (
-        called
-        and not alike
-        and not given.source
-        and runfolder.how_ended(called[0]) not in ("finished", "stopped")
-        and not RunFolder(called[0]).is_live()
-    ):
+    if called and not alike and not given.source and was_cut_off(called[0]):
         without = f"{called[0].name}, which was cut off, {given.differs(runfolder.start_of(called[0]))}."
     return run, without and f"A new run begins: {without}"
+
+
+def was_cut_off(folder: Path) -> bool:
+    """Did a run end before its time, and is nobody training in it?"""
+    return runfolder.how_ended(folder) not in ("finished", "stopped") and not RunFolder(folder).is_live()
 
 
 def blank(newest: list[Path], source: str) -> RunFolder | None:
@@ -336,11 +347,17 @@ def begun(run: RunFolder, given: Given, runs: Runs, resume: str | Path) -> RunFo
 
 
 def take_up(run: RunFolder, recipe: Recipe, named: bool) -> str:
-    """Make a run's folder ready to go on. named: by its path, which goes on with one that was stopped, too. Returns a sentence where it does not go on."""
+    """Make a run's folder ready to go on. Returns a sentence where it does not go on.
+
+    named: by its path, which goes on with one that was stopped, too.
+    """
     run.keep_recipe(recipe)
     log.info("The run %s was given the same settings and pictures: it is taken up again.", run.path)
     if not named and run.stop.exists() and runfolder.how_ended(run.path) == "stopped":
-        return f"The run {run.path.name} was stopped at step {run.saved_steps}, and hands on what it has. To train on from there, name it in resume."
+        return (
+            f"The run {run.path.name} was stopped at step {run.saved_steps}, and hands on what it has. "
+            "To train on from there, name it in resume."
+        )
     run.stop.unlink(missing_ok=True)
     return ""
 
@@ -384,4 +401,5 @@ def tag_counts(dataset: Dataset) -> dict[str, int]:
 def less_memory(recipe: Recipe) -> str:
     """What this recipe can still give up, when one picture at a time with gradient checkpointing was too much."""
     ways = ["set compute_dtype to bf16"] if recipe.compute.dtype == "fp32" else []
-    return f"To need less: {', '.join([*ways, 'lower the resolution of Image Dataset'])}, or load an fp8 or int8 file of the model."
+    ways.append("lower the resolution of Image Dataset")
+    return f"To need less: {', '.join(ways)}, or load an fp8 or int8 file of the model."

@@ -1,19 +1,20 @@
-"""The trainer's host inside ComfyUI: trains on the MODEL that came in, in this process, and draws with core's sampler."""
+"""The trainer's host inside ComfyUI: it trains on the MODEL that came in, in this process.
+
+It draws with core's sampler.
+"""
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torch.utils.checkpoint
 
 from .. import lorafile, lowrank, memory, network, turbo
@@ -25,11 +26,26 @@ from ..lowrank import Difference, Factors, Target
 from ..memory import Need
 from ..recipe import Recipe
 from ..roles import Progress, each, quiet, watched
-from . import comfy_adapter, comfy_added, comfy_cache, comfy_draw, comfy_forward, comfy_memory, devices, room
-from .comfy_mode import core_mode, lent
+from . import (
+    comfy_adapter,
+    comfy_added,
+    comfy_cache,
+    comfy_draw,
+    comfy_forward,
+    comfy_lend,
+    comfy_memory,
+    devices,
+    room,
+)
+from .comfy_mode import core_mode
 
 log = logging.getLogger("zturbo")
 FULL = (torch.float32, torch.bfloat16, torch.float16)
+STRAIGHT = (
+    "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill "
+    "Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
+)
+NO_SCHEDULE = "The adapter schedule has no effect: there is no adapter on the model."
 
 
 class ComfyHost:
@@ -88,15 +104,14 @@ class ComfyHost:
 
     def _wiring(self) -> str:
         if self.straight:
-            return "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
-        return (
-            ""
-            if self.tag is not None or not self.recipe.adapter.changes
-            else "The adapter schedule has no effect: there is no adapter on the model."
-        )
+            return STRAIGHT
+        return NO_SCHEDULE if self.tag is None and self.recipe.adapter.changes else ""
 
     def digest(self) -> str:
-        """Tells models apart at a glance: by some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from."""
+        """Tells models apart at a glance.
+
+        By some numbers of each weight, by the adapter, by what else is patched on, and by the LoRA to start from.
+        """
         carried = None if self.tag is None else (self.tag.sha256, self.tag.net)
         dtypes = [str(module.weight.dtype) for module in comfy_adapter.linears(self.dit).values()]
         start = "" if not self.recipe.network.start else lorafile.read(self.lora_file(self.recipe.network.start)).sha256
@@ -156,8 +171,9 @@ class ComfyHost:
             for view in views
         ]
         if latents[0].shape[0] != self.dit.in_channels:
+            given, needed = latents[0].shape[0], self.dit.in_channels
             raise ModelError(
-                f"The VAE gives {latents[0].shape[0]} channels; Z-Image needs {self.dit.in_channels}. Load Z-Image's VAE (ae.safetensors)."
+                f"The VAE gives {given} channels; Z-Image needs {needed}. Load Z-Image's VAE (ae.safetensors)."
             )
         return self.model.model.process_latent_in(torch.stack(latents)).float()
 
@@ -170,7 +186,8 @@ class ComfyHost:
         width = self.dit.cap_embedder[1].in_features
         if features.shape[-1] != width:
             raise ModelError(
-                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (qwen_3_4b.safetensors)."
+                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. "
+                "Load its own text encoder (qwen_3_4b.safetensors)."
             )
         return features.float()
 
@@ -208,7 +225,10 @@ class ComfyHost:
 
     @contextmanager
     def training(self, lora: dict[str, Difference]):
-        """See `roles.Host.training`. Loads through ComfyUI's memory manager; leaves no weight, forward or flag changed."""
+        """See `roles.Host.training`. The model is loaded through ComfyUI's memory manager.
+
+        No weight, forward or flag is left changed.
+        """
         branches: lowrank.Branches = [{}, lora]
         strengths = self._strengths()
         before = comfy.model_management.in_training
@@ -221,7 +241,7 @@ class ComfyHost:
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
             branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
-            stack.enter_context(normal_norms(self.dit))
+            stack.enter_context(comfy_lend.normal_norms(self.dit))
 
             def velocity(
                 x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
@@ -238,7 +258,10 @@ class ComfyHost:
         return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded)
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
-        """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
+        """The branch that brings the adapter to a factor of its strength.
+
+        Beside clean weights it is all of the adapter, beside merged ones the difference.
+        """
         tag = self.tag
         if tag is None:
             return lambda factor: {}
@@ -266,14 +289,17 @@ class ComfyHost:
 
     @contextmanager
     def _loaded(self, beside: int):
-        """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}. beside: bytes to keep free beside the weights."""
+        """While open the model is loaded, and text encoder and VAE are not: {name: (Linear, fetch)}.
+
+        beside: bytes to keep free beside the weights.
+        """
         with ExitStack() as stack:
             with core_mode():
                 for other in self.others:
                     comfy.model_management.unload_model_and_clones(other)
                 stack.callback(release, self.model)
                 comfy.model_management.load_models_gpu([self.model], memory_required=beside)
-            yield fetchers(self.dit)
+            yield comfy_lend.fetchers(self.dit)
 
     def _refined(self, number: int) -> torch.Tensor:
         return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
@@ -319,7 +345,10 @@ class ComfyHost:
         room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
 
     def needs(self, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
-        """What a step needs beside the weights. numbers: how many are trained; tokens: that go through the model at once."""
+        """What a step needs beside the weights.
+
+        numbers: how many are trained; tokens: that go through the model at once.
+        """
         size, linears = self.dtype.itemsize, comfy_adapter.linears(self.dit).values()
         made = max(
             (
@@ -356,7 +385,10 @@ class ComfyHost:
         return sum(module.weight.nbytes for module in comfy_adapter.linears(self.dit, ("layers.",)).values())
 
     def _preview_needs(self, numbers: int) -> list[Need]:
-        """What the previews need in main memory while one is drawn, by core's own sums. A card that is too small for one draws it in tiles, or none."""
+        """What the previews need in main memory while one is drawn, by core's own sums.
+
+        A card that is too small for one draws it in tiles, or none.
+        """
         previews = self.recipe.previews
         if not previews.prompts or not devices.shares_main_memory(self.device):
             return []
@@ -412,66 +444,6 @@ def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[
         name: Factors(f.A.to(device, dtype, copy=True), f.B.to(device, dtype, copy=True), f.scale * strength)
         for name, f in factors.items()
     }
-
-
-def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
-    """Lends weight and bias of a Linear or norm as its own forward would get them: moved, cast, dequantised, patched."""
-
-    @contextmanager
-    def fetch(x: torch.Tensor):
-        with core_mode():
-            context, weight, bias = borrow(module, x)
-        try:
-            yield lent(weight), None if bias is None else lent(bias)
-        finally:
-            context.__exit__(None, None, None)  # gives pins and streams back, and touches no tensor
-
-    return fetch
-
-
-def borrow(
-    module: torch.nn.Module, x: torch.Tensor
-) -> tuple[AbstractContextManager, torch.Tensor, torch.Tensor | None]:
-    """(what gives them back when it is left, weight, bias) of a module for an input like x."""
-    own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
-    if own is not None:
-        weight, bias = own(x)[:2]
-        return nullcontext(), weight, bias
-    if not hasattr(module, "weight_function"):
-        bias = getattr(module, "bias", None)
-        return nullcontext(), module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    context = comfy.ops.CastBiasWeightContext(module, x, offloadable=True)
-    weight, bias = context.__enter__()
-    try:
-        if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-            weight = weight.dequantize().to(x.dtype)
-        smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
-        return context, weight if smoothing is None else weight * smoothing.to(weight), bias
-    except BaseException:
-        context.__exit__(None, None, None)
-        raise
-
-
-def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:
-    """Name -> (Linear, fetch), for all Linears."""
-    return {name: (module, fetcher(module)) for name, module in comfy_adapter.linears(dit).items()}
-
-
-def normal_norms(dit):
-    """RMSNorms that autograd can save, while the context lasts: weights made under inference mode are copied at each use (they are small)."""
-    return lowrank.covered(
-        (module, _norm_forward(module, fetcher(module)))
-        for module in dit.modules()
-        if isinstance(module, torch.nn.RMSNorm)
-    )
-
-
-def _norm_forward(module, fetch):
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        with fetch(x) as (weight, _):
-            return F.rms_norm(x, module.normalized_shape, weight.clone(), module.eps)
-
-    return forward
 
 
 def checkpointed(layer, *args, **options):

@@ -32,7 +32,9 @@ class Trained:
 def train(
     recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str, resume: str = runs.AUTO
 ) -> Trained:
-    """Train in this process. Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
+    """Train in this process.
+
+    Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
 
     resume: see `runs.choose_run`.
     """
@@ -61,7 +63,10 @@ def train(
 
 
 def inputs_of(dataset: Dataset, model) -> Inputs:
-    """What a graph knows of where its model and pictures lie, so that the run can be done again without it. Text encoder and VAE do not say where they are from."""
+    """What a graph knows of where its model and pictures lie, so that the run can be done again without it.
+
+    Text encoder and VAE do not say where they are from.
+    """
     tag = comfy_adapter.carried(model)
     factory = getattr(model, "cached_patcher_init", None)
     file = (

@@ -28,10 +28,16 @@ from .diffusers_load import Loaded
 log = logging.getLogger("zturbo")
 
 SAMPLES = 64  # numbers of each tensor
+STRAIGHT = (
+    "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
+)
 
 
 class DiffusersHost:
-    """See `runs.Host`. adapter: the de-distill adapter's file and its strength, or None for training straight on the model."""
+    """See `runs.Host`.
+
+    adapter: the de-distill adapter's file and its strength, or None for training straight on the model.
+    """
 
     family = Z_IMAGE
     turbo = True
@@ -69,8 +75,7 @@ class DiffusersHost:
 
     def warning(self) -> str:
         """See `runs.Host.warning`."""
-        straight = "There is no de-distill adapter: training straight on turbo soon wears its 8 steps off. Name one with adapter."
-        return " ".join(filter(None, (self.dtype_note, "" if self.adapter else straight)))
+        return " ".join(filter(None, (self.dtype_note, "" if self.adapter else STRAIGHT)))
 
     def describe(self) -> str:
         """See `runs.Host.describe`."""
@@ -163,7 +168,8 @@ class DiffusersHost:
         width = self.dit.config["cap_feat_dim"]
         if features.shape[-1] != width:
             raise ModelError(
-                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. Load its own text encoder (Qwen3-4B)."
+                f"The text encoder gives {features.shape[-1]} numbers a token; this Z-Image needs {width}. "
+                "Load its own text encoder (Qwen3-4B)."
             )
         return features
 
@@ -230,7 +236,10 @@ class DiffusersHost:
             yield velocity
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
-        """The branch that brings the adapter to a factor of its strength: beside clean weights all of it, beside merged ones the difference."""
+        """The branch that brings the adapter to a factor of its strength.
+
+        Beside clean weights it is all of the adapter, beside merged ones the difference.
+        """
         there = self.strength if self.way == "merged" else 0.0
         unit = {
             name: replace(one, A=one.A.to(self.device, self.dtype), B=one.B.to(self.device, self.dtype))
@@ -252,7 +261,10 @@ class DiffusersHost:
         return -torch.stack([picture[:, 0] for picture in found]).float()
 
     def draw(self, state: dict[str, torch.Tensor], progress: Progress = quiet) -> list[np.ndarray]:
-        """See `roles.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights. The noise is ComfyUI's of the same seed."""
+        """See `roles.Host.draw`: diffusers' scheduler, the LoRA beside the clean weights.
+
+        The noise is ComfyUI's of the same seed.
+        """
         wish = self.recipe.previews
         noise = torch.randn(
             1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed)
