@@ -280,12 +280,27 @@ def recorded(name: str, recipe, make, folder: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def exact_sqrt():
+    """Roots rounded as IEEE 754 says. MKL's, which AdamW takes, begin with an estimate of the processor's own kind."""
+    import numpy
+    import torch
+
+    mkl = torch.Tensor.sqrt
+    exact = lambda x: mkl(x) if x.requires_grad else torch.from_numpy(numpy.sqrt(x.numpy()))  # noqa: E731
+    torch.Tensor.sqrt = exact
+    try:
+        yield
+    finally:
+        torch.Tensor.sqrt = mkl
+
+
 def main(kind: str) -> dict:
     import torch
 
     make, found = host_of(kind), {"on": f"{platform.system()} {platform.machine()}, torch {torch.__version__}"}
     for name, recipe in recipes().items():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, exact_sqrt():
             found[name] = recorded(name, recipe, make, Path(folder))
     return found
 
