@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from . import checkpoint, files, lorafile
-from . import recipe as recipes
+from . import recipefile as recipes
 from .checkpoint import Copy, State
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference

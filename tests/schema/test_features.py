@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from zturbo.recipe import Recipe, flat
+from zturbo.recipe import Recipe
+from zturbo.settings import flat
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, lorafile, lowrank, memory, network, recipe, runfolder, runs
+from .. import dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runs
 from ..errors import ZTurboError
 from ..recipe import Recipe
 from ..runs import AUTO, NEW, Runs
@@ -70,7 +70,7 @@ def recipe_of(args) -> Recipe:
         raise ZTurboError(
             f"There is no recipe {args.recipe}. Give the recipe.toml of a run, or leave it out and give options."
         )
-    found = recipe.with_settings("", args.set) if args.recipe is None else recipe.read(args.recipe, args.set)
+    found = recipefile.with_settings("", args.set) if args.recipe is None else recipefile.read(args.recipe, args.set)
     return replace(found, inputs=hosts.given(found.inputs, args))
 
 
@@ -108,7 +108,7 @@ def run_resume(args) -> int:
         raise ZTurboError(
             f"{args.folder} is no run folder: there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it."
         )
-    given = recipe.read(folder / runfolder.RECIPE)
+    given = recipefile.read(folder / runfolder.RECIPE)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
 
 
