@@ -136,8 +136,8 @@ class Optimizer:
     )
     ema: float = setting(
         0.0,
-        "Moving average of the LoRA: the part that stays at each step. 0: off. Usual: 0.99. Where it is on, the average "
-        "is what is previewed, saved and handed on.",
+        "Moving average of the LoRA: the part that stays at each step. 0: off. Usual: 0.99. Where it is on, the "
+        "average is what is previewed, saved and handed on.",
         unit="per step",
         widget=(0, 0.9999),
         step=0.0001,
@@ -160,9 +160,9 @@ class Timesteps:
 
     density: str = setting(
         "weighted",
-        "Which noise levels are trained most. weighted: the reference trainer's choice for Turbo. content: composition, "
-        "high noise. style: texture, low noise. sigmoid: the middle. shift: as drawn at 1024. linear: all alike. "
-        "logit_normal: see Timestep and Loss Options.",
+        "Which noise levels are trained most. weighted: the reference trainer's choice for Turbo. content: "
+        "composition, high noise. style: texture, low noise. sigmoid: the middle. shift: as drawn at 1024. linear: "
+        "all alike. logit_normal: see Timestep and Loss Options.",
         choices=flow.DENSITIES,
         input="timesteps",
     )
@@ -223,8 +223,8 @@ class Loss:
     )
     guidance: float = setting(
         0.0,
-        "Differential guidance: the target is set this many times as far away. 0: off. Usual, when on: 3; learns faster "
-        "and rougher.",
+        "Differential guidance: the target is set this many times as far away. 0: off. Usual, when on: 3; learns "
+        "faster and rougher.",
         low=0,
         unit="factor",
         widget=(0, 10),
@@ -309,8 +309,8 @@ class Data:
     )
     cache: bool = setting(
         True,
-        "Keep encoded pictures and captions in output/zturbo/.cache, so that the next run with them starts at once. The "
-        "run's log says how much room it takes.",
+        "Keep encoded pictures and captions in output/zturbo/.cache, so that the next run with them starts at once. "
+        "The run's log says how much room it takes.",
     )
 
 
@@ -380,10 +380,10 @@ class Turbo:
 
     keep: str = setting(
         "off",
-        "For long runs and high learning rates. guard: while it trains, the LoRA is held to leave pictures of unrelated "
-        "prompts as they are; a guarded step computes four pictures more, of at most 512 pixels, and it learns less "
-        "far. restore: the last steps (Turbo Health Options) train no pictures, but the LoRA to be itself where a "
-        "prompt has the trigger word, and to leave turbo alone where none does.",
+        "For long runs and high learning rates. guard: while it trains, the LoRA is held to leave pictures of "
+        "unrelated prompts as they are; a guarded step computes four pictures more, of at most 512 pixels, and it "
+        "learns less far. restore: the last steps (Turbo Health Options) train no pictures, but the LoRA to be itself "
+        "where a prompt has the trigger word, and to leave turbo alone where none does.",
         choices=("off", "guard", "restore"),
         name="keep_turbo",
     )
@@ -408,13 +408,13 @@ class Turbo:
     )
     prompts: tuple[str, ...] = setting(
         health.PROMPTS,
-        "Unrelated prompts, one a line, without the trigger word: the first 8 are the gauge's, the others keep_turbo's. "
-        "What is near to your subject and must stay as it is belongs here, too.",
+        "Unrelated prompts, one a line, without the trigger word: the first 8 are the gauge's, the others "
+        "keep_turbo's. What is near to your subject and must stay as it is belongs here, too.",
     )
     size: int = setting(
         0,
-        "Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at most "
-        "512.",
+        "Pixels, width and height at which gauge, guard and restoring look. 0: the short side of your pictures, at "
+        "most 512.",
         low=64,
         high=1024,
         multiple=16,
@@ -453,8 +453,8 @@ class Turbo:
     )
     restore_prompts: tuple[str, ...] = setting(
         (),
-        "With keep_turbo at restore: prompts with the trigger word, one a line, of the kind that you will draw with, 20 "
-        "or more. Your captions count, too. Empty: the trigger word in front of the unrelated prompts.",
+        "With keep_turbo at restore: prompts with the trigger word, one a line, of the kind that you will draw with, "
+        "20 or more. Your captions count, too. Empty: the trigger word in front of the unrelated prompts.",
     )
 
     @property
@@ -555,8 +555,8 @@ class Saving:
     )
     keep: int = setting(
         2,
-        "Newest checkpoints that stay on the disk, beside one or two from about 100 and 200 steps ago, to fall back on. "
-        "One has about six times the size of the LoRA in bf16.",
+        "Newest checkpoints that stay on the disk, beside one or two from about 100 and 200 steps ago, to fall back "
+        "on. One has about six times the size of the LoRA in bf16.",
         low=1,
         unit="checkpoints",
         widget=(1, 1000),

@@ -47,6 +47,13 @@ class Setting:
             words = f"a multiple of {self.multiple} {words}"
         return words if self.off is None else f"{self.off}, or {words}"
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and most in a node's widget."""
+        low, high = self.widget or (self.low, self.high)
+        assert low is not None and high is not None, "a number that a node shows needs widget=(least, most)"
+        return low, high
+
     def allows(self, value) -> bool:
         """Is a value of the field's type in the range?"""
         if self.off is not None and value == self.off:

@@ -10,9 +10,16 @@ from zturbo.recipe import Compute, Loss, Network, Optimizer, Previews, Recipe, S
 
 def test_toml_round_trip_is_exact():
     given = Recipe(
-        name="my cat", steps=7, network=Network(4, 2.5), optimizer=Optimizer(learning_rate=1e-5), compute=Compute("fp32", False, "branch"), timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9),
-        loss=Loss("huber", 0.2, 3.0), saving=Saving(7, 3, "fp16"), previews=Previews(('say "hi"\nü', "two"), every=0),
-    )  # fmt: skip
+        name="my cat",
+        steps=7,
+        network=Network(4, 2.5),
+        optimizer=Optimizer(learning_rate=1e-5),
+        compute=Compute("fp32", False, "branch"),
+        timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9),
+        loss=Loss("huber", 0.2, 3.0),
+        saving=Saving(7, 3, "fp16"),
+        previews=Previews(('say "hi"\nü', "two"), every=0),
+    )
     text = recipefile.to_toml(given)
     assert recipefile.from_toml(text) == given
     assert tomllib.loads(text)["optimizer"]["learning_rate"] == 1e-5
