@@ -5,13 +5,9 @@ else comes from the fields. Its `execute` takes them as **given: the schema is t
 what is in it and nothing else.
 """
 
-import dataclasses
-from typing import Any, cast
-
 from comfy_api.latest import io
 
 from ..zturbo import settings
-from ..zturbo.settings import Setting
 from .screen import lines
 
 
@@ -35,8 +31,8 @@ def values(kind, given: dict) -> dict:
     }
 
 
-def _input(field: dataclasses.Field, setting: Setting) -> io.Input:
-    text, default = {"id": setting.input, "tooltip": setting.sentence}, cast(Any, field.default)
+def _input(field, setting):
+    text, default = {"id": setting.input, "tooltip": setting.sentence}, field.default
     if setting.choices:
         return io.Combo.Input(**text, options=list(setting.choices), default=default)
     if field.type is bool:
