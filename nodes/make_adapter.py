@@ -251,8 +251,10 @@ class ZTurboCheckAdapter(io.ComfyNode):
         need_one(adapter, lora, "an adapter")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
         file = "the adapter" if lora is not None else adapter
-        numbers = (given[name] for name in ("size", "seed", "steps", "cfg"))
-        found = comfy_check.check(model, clip, vae, read, file, lines(prompts), *numbers, cls.hidden.unique_id)
+        size, seed, steps, cfg = (given[name] for name in ("size", "seed", "steps", "cfg"))
+        found = comfy_check.check(
+            model, clip, vae, read, file, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id
+        )
         say(cls, found.text)
         return io.NodeOutput(
             found.done,
