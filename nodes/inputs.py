@@ -1,8 +1,8 @@
 """ComfyUI's inputs for settings, and a node's values back.
 
 A node names the fields that it shows, in the order in which workflows store its values: new ones go to the end. All
-else comes from the fields. Its `execute` takes them as **given: the schema is the one list of them, and core calls with
-what is in it and nothing else.
+else comes from the fields. Its `execute` takes plain settings as **given, and so do the nodes that hand many values on
+as they are: the schema is the one list of them.
 """
 
 from comfy_api.latest import io

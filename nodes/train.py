@@ -45,10 +45,10 @@ def recipe_of(given: dict) -> Recipe:
         network=part(given.get("network_options") or Network()),
         optimizer=part(given.get("optimizer_options") or Optimizer()),
         timesteps=part(timesteps),
-        loss=loss,
-        saving=given.get("saving_options") or Saving(),
+        loss=part(loss),
+        saving=part(given.get("saving_options") or Saving()),
         compute=part(Compute()),
-        adapter=given.get("adapter_schedule") or AdapterCourse(),
+        adapter=part(given.get("adapter_schedule") or AdapterCourse()),
         turbo=part(given.get("health_options") or Turbo()),
         previews=part(Previews()),
     )

@@ -29,11 +29,7 @@ class Network:
         widget=(1, 512),
     )
     alpha: float = setting(
-        16.0,
-        "The LoRA is scaled by alpha / rank. Usual: the same as rank.",
-        above=0,
-        widget=(0.1, 1024),
-        step=0.1,
+        16.0, "The LoRA is scaled by alpha / rank. Usual: the same as rank.", above=0, widget=(0.1, 1024), step=0.1
     )
     kind: str = setting(
         "lora",
@@ -42,10 +38,7 @@ class Network:
         choices=("lora", "dora", "lokr", "loha"),
     )
     factor: int = setting(
-        8,
-        "Of lokr only: size of its small matrix. Lower is a larger file. Usual: 4 to 16.",
-        low=1,
-        widget=(1, 64),
+        8, "Of lokr only: size of its small matrix. Lower is a larger file. Usual: 4 to 16.", low=1, widget=(1, 64)
     )
     targets: str = setting(
         "",
@@ -107,19 +100,9 @@ class Optimizer:
         choices=("constant", "linear", "cosine", "cosine_restarts"),
     )
     warmup: int = setting(
-        0,
-        "Steps over which the learning rate rises from 0. Usual: 0 to 100.",
-        low=0,
-        unit="steps",
-        widget=STEPS,
+        0, "Steps over which the learning rate rises from 0. Usual: 0 to 100.", low=0, unit="steps", widget=STEPS
     )
-    restarts: int = setting(
-        1,
-        "Cycles of cosine_restarts, over the whole run.",
-        low=1,
-        unit="cycles",
-        widget=(1, 100),
-    )
+    restarts: int = setting(1, "Cycles of cosine_restarts, over the whole run.", low=1, unit="cycles", widget=(1, 100))
     decay: int = setting(
         0,
         "The last steps, over which the learning rate falls to 0. Usual: 0, or a tenth of the run.",
@@ -602,24 +585,13 @@ class Recipe:
 
     name: str = setting("my_lora", "Names the run's folder in output/zturbo. When it exists, _2, _3 … is added.")
     steps: int = setting(
-        2000,
-        "Optimizer steps. Usual: 500 to 3000; past that turbo wears off.",
-        low=1,
-        unit="steps",
-        widget=(1, 100000),
+        2000, "Optimizer steps. Usual: 500 to 3000; past that turbo wears off.", low=1, unit="steps", widget=(1, 100000)
     )
     batch_size: int = setting(
-        1,
-        "Pictures a step. Memory and time grow with it. Usual: 1 to 4.",
-        low=1,
-        unit="pictures",
-        widget=(1, 64),
+        1, "Pictures a step. Memory and time grow with it. Usual: 1 to 4.", low=1, unit="pictures", widget=(1, 64)
     )
     seed: int = setting(
-        0,
-        "Decides noise, order and the LoRA's start: the same seed gives the same LoRA.",
-        low=0,
-        widget=SEEDS,
+        0, "Decides noise, order and the LoRA's start: the same seed gives the same LoRA.", low=0, widget=SEEDS
     )
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
