@@ -106,7 +106,7 @@ class ZTurboImageDataset(io.ComfyNode):
     def make(
         cls, images, captions, trigger, resolution, more_resolutions, regularisation_folder, **given
     ) -> io.NodeOutput:
-        """images: a list of batches [B, H, W, C]; captions: a list of texts, where a single one has a caption a line."""
+        """images: a list of batches [B, H, W, C]; captions: a list of texts; a single one has a caption a line."""
         options = Data(**inputs.values(Data, given))
         sides = (resolution, *dataset.read_sides(more_resolutions))
         if images is None:
