@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from bench.fuzz_damage import STRINGS, damage, value
 from bench.fuzz_pictures import TRIGGER, encoded, folder, must, trained
 from bench.fuzz_watch import Damaged, Place
-from zturbo.recipe import Data, is_text
+from zturbo.recipe import Data
+from zturbo.words import is_text
 
 
 def caption_files(rng: random.Random, place: Place) -> Damaged:

@@ -12,7 +12,7 @@ from bench.fuzz_watch import Damaged, Place, inside
 from zturbo import pictureset
 from zturbo.hosts import comfy_generate, comfy_paths
 from zturbo.pictureset import PictureSet, Plan
-from zturbo.recipe import is_text
+from zturbo.words import is_text
 
 PIECES = (
     "a cat",

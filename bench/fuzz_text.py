@@ -9,7 +9,7 @@ import tomllib
 from bench.fuzz_damage import STRINGS, damage, value
 from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
-from zturbo import dataset, network, recipe, runfolder, runs
+from zturbo import dataset, network, recipefile, runfolder, runs
 from zturbo.errors import ZTurboError
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
@@ -27,7 +27,7 @@ VALUES = (
 
 def survives(given: Recipe):
     """A recipe that was taken is whole: right types everywhere, and the same after being written and read."""
-    assert recipe.from_toml(recipe.to_toml(given)) == given, "it does not survive its own TOML"
+    assert recipefile.from_toml(recipefile.to_toml(given)) == given, "it does not survive its own TOML"
     for field in dataclasses.fields(Recipe):
         section = getattr(given, field.name)
         typed = (
@@ -54,14 +54,14 @@ def same_values(given: Recipe, values: dict, where: str = ""):
 
 def recipe_bytes(rng: random.Random, place: Place) -> Damaged:
     """A recipe.toml, damaged anywhere."""
-    what, raw = damage(recipe.to_toml(rng.choice(RECIPES)).encode(), rng)
+    what, raw = damage(recipefile.to_toml(rng.choice(RECIPES)).encode(), rng)
     run = RunFolder.new(place.runs, Recipe("run"))
     path = run.path / runfolder.RECIPE
     path.write_bytes(raw)
 
     def feed():
         assert isinstance(runs.name_of(run.path), str)
-        given = recipe.read(path)
+        given = recipefile.read(path)
         survives(given)
         same_values(given, tomllib.loads(path.read_text(encoding="utf-8-sig")))  # line ends as any system writes them
 
@@ -79,7 +79,7 @@ def recipe_values(rng: random.Random, place: Place) -> Damaged:
         rng.choice(VALUES),
         rng.choice(("value", "value", "value", "value", "value", "key", "section", "table", "nested", "deep")),
     )
-    lines = [line for line in recipe.to_toml(given).split("\n") if line]
+    lines = [line for line in recipefile.to_toml(given).split("\n") if line]
     at = lines.index(f"[{section}]") if section else -1
     spot = next(number for number in range(at + 1, len(lines)) if lines[number].startswith(f"{key} = "))
     if way == "value":
@@ -103,7 +103,7 @@ def recipe_values(rng: random.Random, place: Place) -> Damaged:
 
     def feed():
         try:
-            taken = recipe.from_toml(text)
+            taken = recipefile.from_toml(text)
         except ZTurboError as error:
             assert way != "value" or key in str(error) or "TOML" in str(error) or section and section in str(error), (
                 f"the sentence does not name {key}: {error}"
@@ -135,7 +135,7 @@ def recipe_widgets(rng: random.Random, place: Place) -> Damaged:
         changed = dataclasses.replace(held, **{key: new})
         made = changed if held is given else dataclasses.replace(given, **{section: changed})
         run = RunFolder.new(place.runs, made)
-        assert recipe.read(run.path / runfolder.RECIPE) == made and runs.name_of(run.path) == made.name, (
+        assert recipefile.read(run.path / runfolder.RECIPE) == made and runs.name_of(run.path) == made.name, (
             "it does not survive its own TOML"
         )
 

@@ -16,14 +16,20 @@ class ZTurboHealth(io.ComfyNode):
             node_id="ZTurboHealth",
             display_name="Turbo Health",
             category=CATEGORY,
-            description="How much of turbo a LoRA wears off: the gauge (0 untouched, 1 broken), a plot over the noise levels, and 8-step pictures of unrelated prompts side by side, without and with the LoRA.",
+            description=(
+                "How much of turbo a LoRA wears off: the gauge (0 untouched, 1 broken), a plot over the noise levels, "
+                "and 8-step pictures of unrelated prompts side by side, without and with the LoRA."
+            ),
             search_aliases=["lora damage", "turbo gauge", "compare lora", "blurry lora"],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Turbo, from any loader. An adapter of this pack on it is taken away first; LoRAs on it stay on it, for both sides.",
+                    tooltip=(
+                        "Turbo, from any loader. An adapter of this pack on it is taken away first; LoRAs on it stay "
+                        "on it, for both sides."
+                    ),
                 ),
                 io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
@@ -37,7 +43,10 @@ class ZTurboHealth(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default="\n".join(PROMPTS[:WATCHED]),
-                    tooltip="Prompts that have nothing to do with the LoRA, one a line, without its trigger word. Each is drawn twice. Usual: 8; with the trainer's own first 8 the reading is the trainer's.",
+                    tooltip=(
+                        "Prompts that have nothing to do with the LoRA, one a line, without its trigger word. Each is "
+                        "drawn twice. Usual: 8; with the trainer's own first 8 the reading is the trainer's."
+                    ),
                 ),
                 io.Int.Input(
                     "size",
@@ -66,10 +75,10 @@ class ZTurboHealth(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, file, prompts, size, seed, lora=None) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, file, prompts, lora=None, **given) -> io.NodeOutput:
         need_one(file, lora, "a LoRA")
         found = comfy_health.report(
-            model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), size, seed
+            model, clip, vae, comfy_paths.lora_file(file) if lora is None else lora, lines(prompts), **given
         )
         say(cls, found.text)
         return io.NodeOutput(found.gauge, found.text, found.plot, found.pictures, ui={"text": (found.text,)})

@@ -11,7 +11,10 @@ from .save import save
 from .screen import lines, say
 from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, need_one, one_way
 
-PROMPTS = "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a man|an old man|a child}, {film photo|oil painting|pencil drawing}"
+PROMPTS = (
+    "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a "
+    "man|an old man|a child}, {film photo|oil painting|pencil drawing}"
+)
 SIZES = "1024x1024, 832x1216, 1216x832, 896x1152, 1152x896, 768x768, 512x768, 768x512"
 
 
@@ -22,7 +25,11 @@ class ZTurboGenerateSet(io.ComfyNode):
             node_id="ZTurboGenerateSet",
             display_name="Generate Picture Set",
             category=CATEGORY,
-            description="Draws hundreds or thousands of pictures with turbo at 8 steps, at many sizes, and writes each to output/zturbo_sets at once, with its caption beside it. The first half of making a de-distill adapter. Run it again and it goes on where it was; it never draws a picture twice.",
+            description=(
+                "Draws hundreds or thousands of pictures with turbo at 8 steps, at many sizes, and writes each to "
+                "output/zturbo_sets at once, with its caption beside it. The first half of making a de-distill "
+                "adapter. Run it again and it goes on where it was; it never draws a picture twice."
+            ),
             search_aliases=["generate dataset", "wildcards", "batch generate", "make adapter"],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -33,20 +40,29 @@ class ZTurboGenerateSet(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_set",
-                    tooltip="Names the folder in output/zturbo_sets. With the name and settings of a set that is there, it goes on.",
+                    tooltip=(
+                        "Names the folder in output/zturbo_sets. With the name and settings of a set that is there, it "
+                        "goes on."
+                    ),
                 ),
                 io.Int.Input(
                     "count",
                     default=2000,
                     min=1,
                     max=pictureset.MOST,
-                    tooltip="Pictures in the whole set. May be raised later: what is there stays. Usual for an adapter: 2000 to 10000.",
+                    tooltip=(
+                        "Pictures in the whole set. May be raised later: what is there stays. Usual for an adapter: "
+                        "2000 to 10000."
+                    ),
                 ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default=PROMPTS,
-                    tooltip="One a line; they take turns. {red|blue} picks one of these, __name__ a line of input/wildcards/name.txt. The more various, the better the adapter.",
+                    tooltip=(
+                        "One a line; they take turns. {red|blue} picks one of these, __name__ a line of "
+                        "input/wildcards/name.txt. The more various, the better the adapter."
+                    ),
                 ),
                 io.String.Input(
                     "prompt_file",
@@ -56,7 +72,10 @@ class ZTurboGenerateSet(io.ComfyNode):
                 io.String.Input(
                     "sizes",
                     default=SIZES,
-                    tooltip="Width x height in pixels, multiples of 16 from 64 to 4096, with commas between; each picture gets one of them by chance. The tiny model: 128x128, 112x144, 144x112, 80x80.",
+                    tooltip=(
+                        "Width x height in pixels, multiples of 16 from 64 to 4096, with commas between; each picture "
+                        "gets one of them by chance. The tiny model: 128x128, 112x144, 144x112, 80x80."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -80,8 +99,8 @@ class ZTurboGenerateSet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, name, count, prompts, prompt_file, sizes, seed) -> io.NodeOutput:
-        plan = comfy_generate.plan(lines(prompts), prompt_file, sizes, seed, count)
+    def execute(cls, model, clip, vae, name, prompts, **given) -> io.NodeOutput:
+        plan = comfy_generate.plan(lines(prompts), **given)
         made, drawn = comfy_generate.draw(model, clip, vae, plan, name.strip(), cls.hidden.unique_id)
         text = (
             f"{len(made.there())} pictures in output/{comfy_paths.SETS}/{made.folder.name}, {drawn} of them drawn now."
@@ -102,7 +121,10 @@ class ZTurboExtractAdapter(io.ComfyNode):
             node_id="ZTurboExtractAdapter",
             display_name="Extract Adapter",
             category=CATEGORY,
-            description="Makes a de-distill adapter of two models: what the undistilled one has that turbo has not, at a rank that you choose, saved into models/loras. Says how much of the difference the rank leaves out.",
+            description=(
+                "Makes a de-distill adapter of two models: what the undistilled one has that turbo has not, at a rank "
+                "that you choose, saved into models/loras. Says how much of the difference the rank leaves out."
+            ),
             search_aliases=["extract lora", "svd", "model difference", "de-turbo"],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -117,12 +139,18 @@ class ZTurboExtractAdapter(io.ComfyNode):
                     default=64,
                     min=1,
                     max=1024,
-                    tooltip="Width of the adapter. Higher is nearer and larger: 5.3 MB a rank on the full model in bf16. Usual: 16 to 128.",
+                    tooltip=(
+                        "Width of the adapter. Higher is nearer and larger: 5.3 MB a rank on the full model in bf16. "
+                        "Usual: 16 to 128."
+                    ),
                 ),
                 io.String.Input(
                     "name",
                     default="my_adapter",
-                    tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added.",
+                    tooltip=(
+                        "File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, "
+                        "_3 … is added."
+                    ),
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -163,7 +191,10 @@ class ZTurboCheckAdapter(io.ComfyNode):
             node_id="ZTurboCheckAdapter",
             display_name="Check Adapter",
             category=CATEGORY,
-            description="Is a de-distill adapter done? With it on, turbo should behave as an undistilled model does: blurred in 8 steps, whole in many guided ones. Draws the same prompts three ways and says so.",
+            description=(
+                "Is a de-distill adapter done? With it on, turbo should behave as an undistilled model does: blurred "
+                "in 8 steps, whole in many guided ones. Draws the same prompts three ways and says so."
+            ),
             search_aliases=["test adapter", "de-distill check"],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -180,7 +211,10 @@ class ZTurboCheckAdapter(io.ComfyNode):
                 io.String.Input(
                     "prompts",
                     multiline=True,
-                    default="a red fox in fresh snow\na portrait of an old sailor, oil painting\na shop window at night, neon signs\na bowl of fruit on a wooden table",
+                    default=(
+                        "a red fox in fresh snow\na portrait of an old sailor, oil painting\na shop window at night, "
+                        "neon signs\na bowl of fruit on a wooden table"
+                    ),
                     tooltip="One a line; each is drawn three times. Usual: 4 to 8.",
                 ),
                 io.Int.Input(
@@ -213,21 +247,13 @@ class ZTurboCheckAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, adapter, prompts, size, steps, cfg, seed, lora=None) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, adapter, prompts, lora=None, **given) -> io.NodeOutput:
         need_one(adapter, lora, "an adapter")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
+        file = "the adapter" if lora is not None else adapter
+        size, seed, steps, cfg = (given[name] for name in ("size", "seed", "steps", "cfg"))
         found = comfy_check.check(
-            model,
-            clip,
-            vae,
-            read,
-            "the adapter" if lora is not None else adapter,
-            lines(prompts),
-            size,
-            seed,
-            steps,
-            cfg,
-            cls.hidden.unique_id,
+            model, clip, vae, read, file, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id
         )
         say(cls, found.text)
         return io.NodeOutput(

@@ -28,27 +28,39 @@ class ZTurboLoadModel(io.ComfyNode):
             node_id="ZTurboLoadModel",
             display_name="Load Z-Image Turbo",
             category=CATEGORY,
-            description="Loads Z-Image-Turbo with its text encoder and VAE, from three files or from a checkpoint that holds them all, in any precision that ComfyUI reads. "
-            "Any other loader's MODEL, CLIP and VAE work with this pack as well.",
+            description=(
+                "Loads Z-Image-Turbo with its text encoder and VAE, from three files or from a checkpoint that holds "
+                "them all, in any precision that ComfyUI reads. Any other loader's MODEL, CLIP and VAE work with this "
+                "pack as well."
+            ),
             search_aliases=["z-image", "zimage", "load turbo", "checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "diffusion_model",
                     options=[TINY, *comfy_paths.model_names()],
-                    tooltip="From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB), or an fp8, int8, mxfp8 or nvfp4 file (4 to 6 GB). checkpoints/…: from models/checkpoints. "
-                    "The bundled tiny model (7 MB) draws shapes of 64 to 144 pixels a side and is there to try everything out.",
+                    tooltip=(
+                        "From models/diffusion_models: z_image_turbo_bf16.safetensors (12 GB), or an fp8, int8, mxfp8 "
+                        "or nvfp4 file (4 to 6 GB). checkpoints/…: from models/checkpoints. The bundled tiny model (7 "
+                        "MB) draws shapes of 64 to 144 pixels a side and is there to try everything out."
+                    ),
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=[AUTO, *folder_paths.get_filename_list("text_encoders")],
                     default=AUTO,
-                    tooltip="From models/text_encoders. auto: the one in the checkpoint, if it holds one; else qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors; the bundled one for the tiny model.",
+                    tooltip=(
+                        "From models/text_encoders. auto: the one in the checkpoint, if it holds one; else "
+                        "qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors; the bundled one for the tiny model."
+                    ),
                 ),
                 io.Combo.Input(
                     "vae",
                     options=[AUTO, *folder_paths.get_filename_list("vae")],
                     default=AUTO,
-                    tooltip="From models/vae. auto: the one in the checkpoint, if it holds one; else ae.safetensors; the bundled one for the tiny model.",
+                    tooltip=(
+                        "From models/vae. auto: the one in the checkpoint, if it holds one; else ae.safetensors; the "
+                        "bundled one for the tiny model."
+                    ),
                 ),
             ],
             outputs=[
@@ -82,8 +94,8 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
             display_name="De-Distill Adapter",
             category=CATEGORY,
             description=(
-                "Puts the de-distill adapter on a turbo model (+1) so that a LoRA can be trained on it, or takes it away again (-1) to draw at turbo speed. "
-                "Taking it away gives the very same weights as before."
+                "Puts the de-distill adapter on a turbo model (+1) so that a LoRA can be trained on it, or takes it "
+                "away again (-1) to draw at turbo speed. Taking it away gives the very same weights as before."
             ),
             search_aliases=["training adapter", "dedistill", "turbo adapter"],
             inputs=[
@@ -91,7 +103,10 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "adapter",
                     options=[TINY, *folder_paths.get_filename_list("loras")],
-                    tooltip="From models/loras: zimage_turbo_training_adapter_v2.safetensors (340 MB). tiny (bundled) fits the tiny model only.",
+                    tooltip=(
+                        "From models/loras: zimage_turbo_training_adapter_v2.safetensors (340 MB). tiny (bundled) "
+                        "fits the tiny model only."
+                    ),
                 ),
                 io.Combo.Input(
                     "direction",
@@ -110,7 +125,10 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
                 io.Boolean.Input(
                     "checkpoint_has_adapter",
                     default=False,
-                    tooltip="Only for -1: the loaded checkpoint itself has the adapter merged in at 1.0 (a de-distilled checkpoint), so take it out of the weights. Off for ordinary turbo files.",
+                    tooltip=(
+                        "Only for -1: the loaded checkpoint itself has the adapter merged in at 1.0 (a de-distilled "
+                        "checkpoint), so take it out of the weights. Off for ordinary turbo files."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

@@ -18,7 +18,10 @@ class ZTurboSampler(io.ComfyNode):
             node_id="ZTurboSampler",
             display_name="Z-Image Turbo Sampler",
             category=CATEGORY,
-            description="Prompt to picture at turbo speed: 8 steps, CFG 1, scheduler simple, with core's own sampler. Says so when the model still carries the de-distill adapter.",
+            description=(
+                "Prompt to picture at turbo speed: 8 steps, CFG 1, scheduler simple, with core's own sampler. Says so "
+                "when the model still carries the de-distill adapter."
+            ),
             search_aliases=["turbo sampler", "8 steps", "text to image"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -65,7 +68,10 @@ class ZTurboSampler(io.ComfyNode):
                     "sampler",
                     options=["euler", "res_multistep"],
                     default="euler",
-                    tooltip="euler is what previews use by default; res_multistep is the official template's, with finer detail on the real model.",
+                    tooltip=(
+                        "euler is what previews use by default; res_multistep is the official template's, with finer "
+                        "detail on the real model."
+                    ),
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures at once. Memory grows with it."),
             ],
@@ -73,22 +79,21 @@ class ZTurboSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, prompt, width, height, steps, seed, sampler, batch_size) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, prompt, steps, **given) -> io.NodeOutput:
         tag = comfy_adapter.carried(model)
         text = f"{steps} steps, no de-distill adapter on the model."
         if tag is not None and tag.net != 0:
-            text = f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look blurred. Use the clean model, or take it away with -1."
+            text = (
+                f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: {steps} steps will look "
+                "blurred. Use the clean model, or take it away with -1."
+            )
             log.warning("%s", text)
         say(cls, text)
         latents = comfy_draw.sample(
             model,
             comfy_draw.encode_prompt(clip, prompt),
-            width,
-            height,
-            steps,
-            seed,
-            sampler,
-            batch_size,
-            comfy_control.sampling_progress(model, steps),
+            steps=steps,
+            callback=comfy_control.sampling_progress(model, steps),
+            **given,
         )
         return io.NodeOutput(comfy_draw.decode(vae, latents), ui={"text": (text,)})

@@ -25,7 +25,10 @@ class ZTurboSaveLoRA(io.ComfyNode):
             node_id="ZTurboSaveLoRA",
             display_name="Save LoRA",
             category=CATEGORY,
-            description="Writes a LoRA into models/loras under the names that ComfyUI, diffusers and other trainers read, with its metadata. A file is replaced only when you say so.",
+            description=(
+                "Writes a LoRA into models/loras under the names that ComfyUI, diffusers and other trainers read, "
+                "with its metadata. A file is replaced only when you say so."
+            ),
             search_aliases=["export lora", "write lora"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -35,7 +38,10 @@ class ZTurboSaveLoRA(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_lora",
-                    tooltip="File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added.",
+                    tooltip=(
+                        "File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, "
+                        "_3 … is added."
+                    ),
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -28,7 +28,8 @@ def need_one(file: str, lora: dict | None, what: str):
 
 
 def one_way(file: str | None, lora, what: str, bundled: tuple[str, ...] = ()) -> bool | str:
-    """The same for a node's validate_inputs, before anything runs. lora: None where it is wired, UNWIRED where not; file: None where it comes from another node."""
+    """The same for a node's validate_inputs, before anything runs. lora: None where it is wired, UNWIRED where not;
+    file: None where it comes from another node."""
     if file is None:
         return True
     if file not in (CONNECTED, *bundled) and folder_paths.get_full_path("loras", file) is None:

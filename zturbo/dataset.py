@@ -16,7 +16,8 @@ from .errors import DatasetError
 from .family import Z_IMAGE, Family
 from .folder import DOUBTED, Found, Listing, look_through
 from .picturefile import has_transparency, load_mask, load_picture, on_white
-from .recipe import Data, is_text
+from .recipe import Data
+from .words import is_text
 
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from . import files, flow
 from .errors import ZTurboError
 from .picturefile import load_picture
-from .recipe import is_text
+from .words import is_text
 
 SETTINGS, MANIFEST = "set.json", "pictures.jsonl"
 MOST = 100_000  # pictures

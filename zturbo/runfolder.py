@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from . import checkpoint, files, lorafile
-from . import recipe as recipes
+from . import checkpoint, files, lorafile, recipefile
 from .checkpoint import Copy
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference
+from .recipe import Recipe
 from .state import State
 
 log = logging.getLogger("zturbo")
@@ -84,7 +84,7 @@ class RunFolder:
         return not free
 
     @classmethod
-    def new(cls, parent: Path, recipe: recipes.Recipe, taken: bool = False) -> "RunFolder":
+    def new(cls, parent: Path, recipe: Recipe, taken: bool = False) -> "RunFolder":
         """`name`, or `name_2`, `name_3` … under `parent`. taken: as `take` would, from its first moment on.
 
         Raises ZTurboError when nothing can be written there.
@@ -100,13 +100,13 @@ class RunFolder:
         run.furnish(recipe)
         return run
 
-    def furnish(self, recipe: recipes.Recipe):
+    def furnish(self, recipe: Recipe):
         """Write into a new folder, or one that never came further, what stands in each.
 
         Raises ZTurboError when nothing can be written there.
         """
         try:
-            files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
+            files.write(self.path / RECIPE, recipefile.to_toml(recipe).encode())
             (self.path / PREVIEWS).mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
@@ -124,10 +124,10 @@ class RunFolder:
         there = {path.relative_to(self.path).as_posix().removesuffix(".part") for path in self.path.rglob("*")}
         return there <= allowed and not read_events(self.events)
 
-    def keep_recipe(self, recipe: recipes.Recipe):
+    def keep_recipe(self, recipe: Recipe):
         """Write down the settings of a run that is taken up: previews and saving may be others than before."""
         with contextlib.suppress(OSError):
-            files.write(self.path / RECIPE, recipes.to_toml(recipe).encode())
+            files.write(self.path / RECIPE, recipefile.to_toml(recipe).encode())
 
     def checkpoint(self, copy: Copy, keep: int):
         """Save everything of this moment; then, once the new file is proven whole, older ones go.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from . import checkpoint, network, roles, runfolder, session, trainer, words
-from . import recipe as recipes
+from . import checkpoint, network, recipefile, roles, runfolder, session, trainer, words
 from .dataset import Dataset, tags_of
 from .errors import TrainingError, ZTurboError
-from .recipe import Inputs, Previews, Recipe, file_name
+from .filenames import file_name
+from .recipe import Inputs, Previews, Recipe, teaches
 from .runfolder import RECIPE, RunFolder
 
 log = logging.getLogger("zturbo")
@@ -200,7 +200,7 @@ def conduct(
     # what is wrong with these is said before a folder is made
     network.trainable_modules(host.targets, recipe.network, host.family.groups)
     host.start()
-    given = Given(recipes.teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
+    given = Given(teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
         # as it was begun, whatever memory is free today
@@ -387,7 +387,7 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
         "ss_num_train_images": str(sum(item.repeats for item in dataset.items)),
         "ss_tag_frequency": json.dumps({dataset.trigger or recipe.name: tag_counts(dataset)}, ensure_ascii=False),
         # prompts are the artist's own
-        "zturbo.recipe": recipes.to_toml(replace(recipe, previews=Previews(), inputs=Inputs())),
+        "zturbo.recipe": recipefile.to_toml(replace(recipe, previews=Previews(), inputs=Inputs())),
     }
     return facts | host.adapter_facts()
 

@@ -28,6 +28,11 @@ UNSPACED = (
 PLACE = re.compile(r"\[trigger\]", re.IGNORECASE)  # where the trigger word goes in a text
 
 
+def is_text(text: str) -> bool:
+    """Can it be written into a file? Half of a surrogate pair cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def has_word(text: str, word: str) -> bool:
     """Does the word stand in a text by itself, in any letter case?
 

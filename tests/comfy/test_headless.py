@@ -22,14 +22,13 @@ from test_full_size import FULL
 from test_host import de_distilled
 
 import dev
-from zturbo import cli, dataset, lorafile, network, roles, runfolder, trainer
-from zturbo import recipe as recipes
+from zturbo import cli, dataset, lorafile, network, recipefile, roles, runfolder, trainer
 from zturbo.cli import hosts
 from zturbo.errors import LoraFileError, ModelError, ZTurboError
 from zturbo.hosts import comfy_draw, comfy_forward, comfy_tiny, diffusers_load, diffusers_tiny
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.hosts.diffusers import DiffusersHost
-from zturbo.recipe import AdapterCourse, Compute, Data, Inputs, Network, Optimizer, Previews, Recipe, Turbo
+from zturbo.recipe import AdapterCourse, Compute, Data, Inputs, Network, Optimizer, Previews, Recipe, Turbo, teaches
 from zturbo.runfolder import RunFolder
 
 TEXTS = ("a large zsmile on a blue background", "Ein schönes Bild, 日本 🎨!", "", "x  y\n\n12345")
@@ -441,10 +440,10 @@ def test_the_demos_recipe_is_that_of_its_workflow(server):
     steps, settings["steps"], settings["name"] = settings["steps"], 1, "demo_recipe"
     server.run(prompt)
     there, here = (
-        recipes.read(server.base / "output" / "zturbo" / "demo_recipe" / "recipe.toml"),
-        recipes.read(dev.ROOT / "models" / "tiny" / "demo.toml"),
+        recipefile.read(server.base / "output" / "zturbo" / "demo_recipe" / "recipe.toml"),
+        recipefile.read(dev.ROOT / "models" / "tiny" / "demo.toml"),
     )
-    assert recipes.teaches(replace(there, steps=steps)) == recipes.teaches(here)
+    assert teaches(replace(there, steps=steps)) == teaches(here)
     assert (there.inputs.model, there.inputs.adapter, there.inputs.trigger, there.inputs.resolutions) == (
         here.inputs.model,
         here.inputs.adapter,

@@ -16,8 +16,7 @@ import prompts
 from test_host import de_distilled, encode, recipe
 from test_server import events, failure, newest_run
 
-from zturbo import dataset, health, lorafile, lowrank, network, phases, turbo
-from zturbo import recipe as recipes
+from zturbo import dataset, health, lorafile, lowrank, network, phases, recipefile, turbo
 from zturbo.family import Z_IMAGE
 from zturbo.hosts import comfy_adapter, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
@@ -163,7 +162,7 @@ def watched_run(server, name: str, keep="off", save=False, changes=None, **train
 
 def test_gauge_guard_and_their_options_reach_the_run(server):
     run = watched_run(server, "guarded", "guard", changes={"guard_weight": 3.0, "guard_interval": 3}, steps=5)
-    given = recipes.from_toml((run / "recipe.toml").read_text())
+    given = recipefile.from_toml((run / "recipe.toml").read_text())
     assert given.turbo == Turbo("guard", 3.0, 3, tuple(UNRELATED.splitlines()), 64, 2, restore_steps=10)
     found = events(run)
     assert [event["step"] for event in found if event.get("event") == "health"] == [2, 4, 5]
@@ -181,7 +180,7 @@ def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
         steps=120,
         learning_rate=3e-3,
     )
-    given = recipes.from_toml((run / "recipe.toml").read_text())
+    given = recipefile.from_toml((run / "recipe.toml").read_text())
     assert given.turbo == Turbo(
         "restore",
         1.0,

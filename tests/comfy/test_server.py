@@ -17,7 +17,7 @@ import diffusers_twin
 import prompts
 
 import dev
-from zturbo import lorafile, recipe, runfolder
+from zturbo import lorafile, recipe, recipefile, runfolder
 from zturbo.hosts import comfy_draw, comfy_tiny
 
 PROMPT = "a large zsmile on a blue background"
@@ -118,7 +118,7 @@ def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     )
     server.run(graph)
     run = newest_run(server, kind)
-    assert recipe.read(run / "recipe.toml").network == recipe.Network(
+    assert recipefile.read(run / "recipe.toml").network == recipe.Network(
         4, 2.0, kind, 4, "attention:2, feed_forward", "1-2"
     )
     losses = [event["loss"] for event in events(run) if "loss" in event]
@@ -212,7 +212,7 @@ def test_a_run_starts_from_a_lora_of_another_trainer(server):
         graph["train"]["inputs"]["network_options"] = ["network", 0]
         server.run(graph)
         run = newest_run(server, "second_half")
-        assert recipe.read(run / "recipe.toml").network.start == ("" if start == "nothing" else start)
+        assert recipefile.read(run / "recipe.toml").network.start == ("" if start == "nothing" else start)
         first[start] = next(event["loss"] for event in events(run) if "loss" in event)
     assert first["kohya.safetensors"] != first["nothing"]
     graph["network"]["inputs"]["targets"] = "attention"
@@ -243,7 +243,7 @@ def test_every_picture_option_reaches_the_run(server):
     kept = sorted((server.base / "output" / "zturbo").glob(".cache/*"))
     server.run(graph)
     run = newest_run(server, "pictures")
-    assert recipe.read(run / "recipe.toml").data == recipe.Data(
+    assert recipefile.read(run / "recipe.toml").data == recipe.Data(
         0.0, False, 1, False, True, "files and alpha", 0.2, 0.5, 0.34, 2, False
     )
     assert [event["step"] for event in events(run) if event.get("event") == "validation"] == [0, 2, 4]
@@ -418,7 +418,7 @@ def test_options_reach_the_run_and_its_file(server):
     }
     server.run(graph)
     run = newest_run(server, "options")
-    written = recipe.read(run / "recipe.toml")
+    written = recipefile.read(run / "recipe.toml")
     assert written.optimizer == recipe.Optimizer("muon", 2e-3, 0.01, 0.5, "linear", 2, 1, 3, 2, 0.5)
     assert written.timesteps == recipe.Timesteps("logit_normal", 0.3, 0.8, 0.2, 0.9) and written.loss == recipe.Loss(
         "huber", 0.2, 2.0, "x0"
@@ -468,7 +468,7 @@ def test_other_previews_go_on_with_a_cut_run_and_other_settings_say_why_not(serv
     wait_for_step(server, "again", at + 5)
     server.post("/interrupt", {})
     server.wait(prompt_id)
-    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipe.read(
+    assert [path.name for path in (server.base / "output" / "zturbo").glob("again*")] == ["again"] and recipefile.read(
         run / "recipe.toml"
     ).previews.prompts == (PROMPT,)
     server.run(prompts.training(name="again", **{**settings, "steps": 3, "learning_rate": 2e-3}))
@@ -492,7 +492,7 @@ def test_the_folder_of_a_run_that_was_cut_off_before_its_first_step_is_taken_up(
     assert not [
         event for event in runfolder.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")
     ]
-    assert recipe.read(folder / "recipe.toml").name == name and runfolder.how_ended(folder) == "finished"
+    assert recipefile.read(folder / "recipe.toml").name == name and runfolder.how_ended(folder) == "finished"
 
 
 def test_a_continued_run_that_is_cut_off_goes_on_and_shows_its_own_total(server):

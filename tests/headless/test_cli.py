@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers", reason="needs diffusers: run `python dev.py test`, which brings it")
 
-from zturbo import cli, recipe, runfolder
+from zturbo import cli, filenames, recipefile, runfolder
 from zturbo.hosts import diffusers_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -455,7 +455,7 @@ def test_help_reads_like_a_manual(capsys):
 
 
 def test_the_demos_recipe_is_whole():
-    given = recipe.read(ROOT / "models" / "tiny" / "demo.toml")
+    given = recipefile.read(ROOT / "models" / "tiny" / "demo.toml")
     assert given.inputs.model == "tiny" and given.turbo.guarded and (ROOT / given.inputs.pictures).is_dir()
 
 
@@ -682,5 +682,5 @@ def test_comfyui_is_found_where_the_pack_is_a_link(tmp_path):
 
 @pytest.mark.parametrize("name", ["ผู้หญิง", "हिन्दी", "cafe\u0301"])
 def test_names_in_writings_whose_vowels_are_signs_of_their_own(name):
-    assert recipe.file_name(name) and not recipe.bad_name(name)
-    assert not recipe.file_name("\u0301cafe") and not recipe.file_name("a\u200bb")
+    assert filenames.file_name(name) and not filenames.bad_name(name)
+    assert not filenames.file_name("\u0301cafe") and not filenames.file_name("a\u200bb")

@@ -7,9 +7,24 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IDS = [
-    "ZTurboAdapterSchedule", "ZTurboCheckAdapter", "ZTurboConvertLoRA", "ZTurboDeDistillAdapter", "ZTurboExtractAdapter", "ZTurboGenerateSet", "ZTurboHealth", "ZTurboHealthOptions", "ZTurboImageDataset", "ZTurboLoadModel", "ZTurboLossOptions", "ZTurboNetworkOptions", "ZTurboOptimizerOptions",
-    "ZTurboSampler", "ZTurboSaveLoRA", "ZTurboSavingOptions", "ZTurboTrainLoRA",
-]  # fmt: skip
+    "ZTurboAdapterSchedule",
+    "ZTurboCheckAdapter",
+    "ZTurboConvertLoRA",
+    "ZTurboDeDistillAdapter",
+    "ZTurboExtractAdapter",
+    "ZTurboGenerateSet",
+    "ZTurboHealth",
+    "ZTurboHealthOptions",
+    "ZTurboImageDataset",
+    "ZTurboLoadModel",
+    "ZTurboLossOptions",
+    "ZTurboNetworkOptions",
+    "ZTurboOptimizerOptions",
+    "ZTurboSampler",
+    "ZTurboSaveLoRA",
+    "ZTurboSavingOptions",
+    "ZTurboTrainLoRA",
+]
 LOCALE = os.path.join(ROOT, "locales", "en", "nodeDefs.json")
 
 

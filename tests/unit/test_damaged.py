@@ -10,7 +10,19 @@ import torch
 from PIL import Image, ImageFile
 from safetensors.torch import save, save_file
 
-from zturbo import checkpoint, convert, dataset, lorafile, lowrank, network, picturefile, recipe, runfolder, words
+from zturbo import (
+    checkpoint,
+    convert,
+    dataset,
+    filenames,
+    lorafile,
+    lowrank,
+    network,
+    picturefile,
+    recipefile,
+    runfolder,
+    words,
+)
 from zturbo.errors import LONGEST, CheckpointError, DatasetError, LoraFileError, ZTurboError
 from zturbo.lorafile import module_targets
 from zturbo.recipe import Network, Previews, Recipe
@@ -238,30 +250,30 @@ def test_numbers_of_thousands_of_digits(read):
 )
 def test_toml_that_is_no_recipe(text, said):
     with pytest.raises(ZTurboError, match=said):
-        recipe.from_toml(text)
+        recipefile.from_toml(text)
 
 
 def test_a_recipe_that_is_no_text(tmp_path):
     (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ZTurboError, match="r.toml cannot be read as UTF-8"):
-        recipe.read(tmp_path / "r.toml")
+        recipefile.read(tmp_path / "r.toml")
 
 
 def test_whole_numbers_are_numbers_and_every_character_is_toml():
-    assert recipe.from_toml("[network]\nalpha = 3").network.alpha == 3.0
+    assert recipefile.from_toml("[network]\nalpha = 3").network.alpha == 3.0
     given = Recipe(previews=Previews(("a\x7fb\x00\t\u2028",)))
-    assert tomllib.loads(recipe.to_toml(given))["previews"]["prompts"] == ["a\x7fb\x00\t\u2028"]
+    assert tomllib.loads(recipefile.to_toml(given))["previews"]["prompts"] == ["a\x7fb\x00\t\u2028"]
     with pytest.raises(ZTurboError, match="half a character"):
         Recipe(previews=Previews(("\ud83d",)))
 
 
 @pytest.mark.parametrize("name", ["CON", "nul", "com1.x", "LPT¹", "aux .b", "é" * 101, "𠀀" * 60])
 def test_names_that_some_system_cannot_hold(name):
-    assert not recipe.file_name(name)
+    assert not filenames.file_name(name)
 
 
 def test_names_that_only_look_like_devices():
-    assert all(map(recipe.file_name, ("console", "com", "com10", "my con", "nulls")))
+    assert all(map(filenames.file_name, ("console", "com", "com10", "my con", "nulls")))
 
 
 # Runs

@@ -3,18 +3,25 @@
 import pytest
 import tomllib
 
-from zturbo import recipe
+from zturbo import recipefile
 from zturbo.errors import ZTurboError
 from zturbo.recipe import Compute, Loss, Network, Optimizer, Previews, Recipe, Saving, Timesteps
 
 
 def test_toml_round_trip_is_exact():
     given = Recipe(
-        name="my cat", steps=7, network=Network(4, 2.5), optimizer=Optimizer(learning_rate=1e-5), compute=Compute("fp32", False, "branch"), timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9),
-        loss=Loss("huber", 0.2, 3.0), saving=Saving(7, 3, "fp16"), previews=Previews(('say "hi"\nü', "two"), every=0),
-    )  # fmt: skip
-    text = recipe.to_toml(given)
-    assert recipe.from_toml(text) == given
+        name="my cat",
+        steps=7,
+        network=Network(4, 2.5),
+        optimizer=Optimizer(learning_rate=1e-5),
+        compute=Compute("fp32", False, "branch"),
+        timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9),
+        loss=Loss("huber", 0.2, 3.0),
+        saving=Saving(7, 3, "fp16"),
+        previews=Previews(('say "hi"\nü', "two"), every=0),
+    )
+    text = recipefile.to_toml(given)
+    assert recipefile.from_toml(text) == given
     assert tomllib.loads(text)["optimizer"]["learning_rate"] == 1e-5
 
 
@@ -38,8 +45,8 @@ def test_toml_round_trip_is_exact():
         (lambda: Recipe(name="../evil"), "cannot be a file name"),
         (lambda: Recipe(name="a/b"), "cannot be a file name"),
         (lambda: Recipe(name=""), "cannot be a file name"),
-        (lambda: recipe.from_toml("stps = 3"), "unknown key 'stps', which is 3. Known here: name, steps"),
-        (lambda: recipe.from_toml("[network]\nrnk = 3"), "unknown key 'network.rnk'"),
+        (lambda: recipefile.from_toml("stps = 3"), "unknown key 'stps', which is 3. Known here: name, steps"),
+        (lambda: recipefile.from_toml("[network]\nrnk = 3"), "unknown key 'network.rnk'"),
     ],
 )
 def test_nonsense_gets_a_sentence(wrong, sentence):
@@ -70,5 +77,5 @@ def test_nonsense_gets_a_sentence(wrong, sentence):
 )
 def test_what_is_wrong_in_a_file_is_said_by_its_keys(text, words):
     with pytest.raises(ZTurboError) as error:
-        recipe.from_toml(text)
+        recipefile.from_toml(text)
     assert all(word in str(error.value) for word in words), str(error.value)

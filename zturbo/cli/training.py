@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, lorafile, lowrank, memory, network, recipe, runfolder, runs
+from .. import dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runs
 from ..errors import ZTurboError
 from ..lowrank import Target
 from ..recipe import Recipe
@@ -60,7 +60,7 @@ def recipe_of(args) -> Recipe:
     """The file's recipe with what the options say. Raises ZTurboError."""
     if args.recipe is not None and not args.recipe.is_file():
         raise ZTurboError(_no_recipe(args.recipe))
-    found = recipe.with_settings("", args.set) if args.recipe is None else recipe.read(args.recipe, args.set)
+    found = recipefile.with_settings("", args.set) if args.recipe is None else recipefile.read(args.recipe, args.set)
     return replace(found, inputs=hosts.given(found.inputs, args))
 
 
@@ -87,7 +87,7 @@ def run_resume(args) -> int:
     if not is_run(folder):
         missing = f"there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it"
         raise ZTurboError(f"{args.folder} is no run folder: {missing}.")
-    given = recipe.read(folder / runfolder.RECIPE)
+    given = recipefile.read(folder / runfolder.RECIPE)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
 
 

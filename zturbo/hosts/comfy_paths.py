@@ -6,9 +6,9 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import DatasetError, ModelError, ZTurboError
+from ..filenames import bad_name, file_name
 from ..folder import all_files
 from ..modelfile import SUFFIXES
-from ..recipe import bad_name, file_name
 from ..runs import Runs
 from . import comfy_tiny
 

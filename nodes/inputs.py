@@ -1,0 +1,52 @@
+"""ComfyUI's inputs for settings, and a node's values back.
+
+A node names the fields that it shows, in the order in which workflows store its values: new ones go to the end. All
+else comes from the fields. Its `execute` takes plain settings as **given, and so do the nodes that hand many values on
+as they are: the schema is the one list of them.
+"""
+
+from comfy_api.latest import io
+
+from ..zturbo import settings
+from .screen import lines
+
+
+def of(kind, *fields: str) -> list[io.Input]:
+    """An input for each of these fields of a dataclass."""
+    known = {field.name: (field, setting) for field, setting in settings.each(kind)}
+    return [_input(*known[name]) for name in fields]
+
+
+def sentence(kind, name: str) -> str:
+    """The tooltip of a field whose input a node makes itself."""
+    return next(setting.sentence for field, setting in settings.each(kind) if field.name == name)
+
+
+def values(kind, given: dict) -> dict:
+    """Field -> value, for the fields whose inputs are among a node's values."""
+    return {
+        field.name: given[setting.input] if field.type in settings.KINDS else lines(given[setting.input])
+        for field, setting in settings.each(kind)
+        if setting.input in given
+    }
+
+
+def _input(field, setting):
+    text, default = {"id": setting.input, "tooltip": setting.sentence}, field.default
+    if setting.choices:
+        return io.Combo.Input(**text, options=list(setting.choices), default=default)
+    if field.type is bool:
+        return io.Boolean.Input(**text, default=default)
+    if field.type is str:
+        return io.String.Input(**text, default=default)
+    if field.type is int:
+        low, high = setting.bounds
+        # core's screen puts a control of its own beside every input of this name, unless told
+        control = False if setting.input == "seed" else None
+        return io.Int.Input(
+            **text, default=default, min=low, max=high, step=setting.step, control_after_generate=control
+        )
+    if field.type is float:
+        low, high = map(float, setting.bounds)
+        return io.Float.Input(**text, default=default, min=low, max=high, step=setting.step, round=setting.round)
+    return io.String.Input(**text, multiline=True, default="\n".join(default))
