@@ -222,11 +222,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
             vae,
             read,
             "the adapter" if lora is not None else adapter,
-            lines(prompts),
-            size,
-            seed,
-            steps,
-            cfg,
+            comfy_check.Trial(lines(prompts), size, seed, steps, cfg),
             cls.hidden.unique_id,
         )
         say(cls, found.text)

@@ -83,11 +83,7 @@ class ZTurboSampler(io.ComfyNode):
         latents = comfy_draw.sample(
             model,
             comfy_draw.encode_prompt(clip, prompt),
-            width,
-            height,
-            steps,
-            seed,
-            sampler,
+            comfy_draw.Drawing(width, height, steps, seed, sampler),
             batch_size,
             comfy_control.sampling_progress(model, steps),
         )

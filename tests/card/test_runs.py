@@ -78,9 +78,8 @@ def drawn(tiny, lora) -> torch.Tensor:
     with torch.inference_mode():
         model, clip, vae = tiny
         patched = comfy_draw.with_lora(model, lora)
-        return next(
-            iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], 64, 64, 8, 1, "euler"))
-        )
+        how = comfy_draw.Drawing(64, 64, 8, 1, "euler")
+        return next(iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], how)))
 
 
 def same_lora(one, other) -> bool:
@@ -200,7 +199,8 @@ def test_every_other_look_at_a_model_works_behind_a_run(train, card, tiny):
     lora = train(tiny, recipe()).path
     with torch.inference_mode():
         report = comfy_health.report(*tiny, lora, (PROMPT,), 64, 0)
-        checked = comfy_check.check(*tiny, lorafile.read(comfy_tiny.ADAPTER), "tiny", (PROMPT,), 64, 0, 4, 2.0, "1")
+        trial = comfy_check.Trial((PROMPT,), 64, 0, 4, 2.0)
+        checked = comfy_check.check(*tiny, lorafile.read(comfy_tiny.ADAPTER), "tiny", trial, "1")
         extracted = comfy_weights.extracted(de_distilled(tiny[0]), tiny[0], 4, "1")
     assert 0 <= report.gauge <= 1 and checked.pictures.shape == (1, 192, 64, 3)
     adapter = lorafile.read(comfy_tiny.ADAPTER).factors
