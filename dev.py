@@ -41,8 +41,9 @@ DEMO_PROMPTS = (
     "a large red square on a white background",
 )
 START_SECONDS = 300
-# glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a weight
-# of the real model as it is computed with) they are given back all the same: kept, they would tear holes into the heap
+# glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a
+# weight of the real model as it is computed with) they are given back all the same: kept, they would tear holes into
+# the heap
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -106,13 +107,16 @@ def clone_comfyui(to: Path) -> Path:
         partial.rename(to)
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = (
-            f"git ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
-        )
-        raise Stop(
-            f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI."
-        ) from None
+        ended = isinstance(error, subprocess.CalledProcessError)
+        raise Stop(not_cloned(f"git ended with {error.returncode}" if ended else str(error))) from None
     return to
+
+
+def not_cloned(reason: str) -> str:
+    return (
+        f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). "
+        "Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI."
+    )
 
 
 def comfyui_version(comfyui: Path) -> str:
@@ -146,8 +150,10 @@ def environment(comfyui: Path | None) -> Path:
             stdout=sys.stderr,
         )
     except subprocess.CalledProcessError as error:
+        said = f"{' '.join(error.cmd[:6])} … ended with {error.returncode}"
         raise Stop(
-            f"the Python environment cannot be made: {' '.join(error.cmd[:6])} … ended with {error.returncode}. Look above for pip's reason; a package index must be reachable."
+            f"the Python environment cannot be made: {said}. "
+            "Look above for pip's reason; a package index must be reachable."
         ) from None
     (folder / "complete").write_text(pinned, encoding="utf-8")
     return python
@@ -199,10 +205,8 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = base / "comfyui.log"
         device = () if has_nvidia() else ("--cpu",)
-        # fmt: off
-        self.command = [str(python), str(comfyui / "main.py"), *device, "--base-directory", str(base), "--port", str(self.port),
-                        "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *extra]
-        # fmt: on
+        places = ("--base-directory", str(base), "--port", str(self.port), "--database-url", "sqlite:///:memory:")
+        self.command = [str(python), str(comfyui / "main.py"), *device, *places, "--disable-auto-launch", *extra]
         self.comfyui = comfyui
 
     def __enter__(self) -> "Server":
@@ -294,12 +298,18 @@ def error_message(entry: dict) -> str | None:
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:
-    """A workflow as saved by the canvas -> the API format that the server runs. Notes, muted and bypassed nodes are left out."""
+    """A workflow as saved by the canvas -> the API format that the server runs.
+
+    Notes, muted and bypassed nodes are left out.
+    """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
 
     def source(number: int) -> list:
-        """[node id, output] that feeds a link, seen through bypassed nodes (mode 4) as the canvas sees it: the first input of the same type."""
+        """[node id, output] that feeds a link, as the canvas sees it.
+
+        A bypassed node (mode 4) is seen through: by its first input of the same type.
+        """
         _, origin, slot, _, _, kind = links[number][:6]
         if nodes[origin].get("mode", 0) != 4:
             return [str(origin), slot]
@@ -516,10 +526,8 @@ def comfyui(args) -> int:
     """Start ComfyUI with the pack in place, until Ctrl-C."""
     folder = find_comfyui(args.comfyui)
     with Server(folder, environment(folder), cache() / "comfyui") as server:
-        print(
-            f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}\nIts folders: {server.base}\nCtrl-C ends it.",
-            flush=True,
-        )
+        print(f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}")
+        print(f"Its folders: {server.base}\nCtrl-C ends it.", flush=True)
         try:
             return server.process.wait()
         except KeyboardInterrupt:

@@ -100,7 +100,10 @@ def whole(rng: random.Random) -> dict[str, torch.Tensor]:
 
 
 def read_lora(path):
-    """Read and fit as the adapter node and a run's start do; what comes out must be finite and of the model's shapes."""
+    """Read and fit as the adapter node and a run's start do.
+
+    What comes out must be finite and of the model's shapes.
+    """
     file = lorafile.read(path)
     lorafile.check_fit(file.factors, TARGETS, "it")
     places = {part.name: (part.size, target.in_features) for target in TARGETS for part in target.parts}
@@ -283,8 +286,11 @@ def bad_tensor(rng: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Ten
         }[what]
         return what, changed
     changes = {
-        "zero rank": lambda: tensor.reshape(-1)[:0].reshape(0, 16), "flat": lambda: tensor.reshape(-1), "deep": lambda: tensor[None, None], "transposed": lambda: tensor.mT if tensor.ndim == 2 else tensor[None],
-        "cut": lambda: tensor.reshape(-1)[1:], "one number": lambda: tensor.reshape(-1)[0], "conv": lambda: tensor[..., None, None], "fp8": lambda: tensor.to(rng.choice((torch.float8_e4m3fn, torch.float8_e5m2))),
+        "zero rank": lambda: tensor.reshape(-1)[:0].reshape(0, 16), "flat": lambda: tensor.reshape(-1),
+        "deep": lambda: tensor[None, None], "transposed": lambda: tensor.mT if tensor.ndim == 2 else tensor[None],
+        "cut": lambda: tensor.reshape(-1)[1:], "one number": lambda: tensor.reshape(-1)[0],
+        "conv": lambda: tensor[..., None, None],
+        "fp8": lambda: tensor.to(rng.choice((torch.float8_e4m3fn, torch.float8_e5m2))),
     }  # fmt: skip
     return what, changes[what]().contiguous()
 

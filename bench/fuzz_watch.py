@@ -226,7 +226,10 @@ def alarm(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def bounded(gigabytes: float) -> Iterator[None]:
-    """No more addresses than so many beyond those of now: MemoryError instead of a machine that stands still. Where the system can."""
+    """No more addresses than so many beyond those of now: MemoryError instead of a machine that stands still.
+
+    Where the system can.
+    """
     try:
         import resource
 

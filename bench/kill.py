@@ -126,7 +126,10 @@ def pace(base: Path) -> float:
 
 
 def wait_for_step(running: dev.Server, base: Path, step: int) -> bool:
-    """True once the log has come to `step`, False when the run has ended. Also true after a while without steps: any moment is right for a kill."""
+    """True once the log has come to `step`, False when the run has ended.
+
+    Also true after a while without steps: any moment is right for a kill.
+    """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if last_step(base) >= step and runfolder.how_ended(folder(base)) is None:
@@ -146,7 +149,11 @@ def queue_busy(running: dev.Server) -> bool:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the header; losses and validations in the log."""
+    """What of a run must be the same to the bit.
+
+    It is the final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the
+    header; losses and validations in the log.
+    """
     checkpoints = [checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b)]
     if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(
         checkpoints[0][0], checkpoints[1][0]

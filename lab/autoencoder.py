@@ -52,7 +52,10 @@ def picture_bank(count: int, seed: int) -> torch.Tensor:
 
 
 def initialise(model):
-    """Comfy's layers skip initialisation. Residual branches start small, so that the deep plain stack trains from the start."""
+    """Comfy's layers skip initialisation.
+
+    Residual branches start small, so that the deep plain stack trains from the start.
+    """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if ".conv." in name else "linear")

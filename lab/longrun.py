@@ -24,7 +24,10 @@ GUIDANCE, SUBSTEPS = 2.0, 3
 
 
 class Pass:
-    """One model, two roles: the student is turbo with a LoRA that trains, the teacher carries the adapter and the LoRA as it was."""
+    """One model, two roles.
+
+    The student is turbo with a LoRA that trains, the teacher carries the adapter and the LoRA as it was.
+    """
 
     def __init__(self, dit, state: dict, captions: list[str], device):
         from zturbo import lorafile, lowrank

@@ -1,7 +1,7 @@
-"""A small network that reads a picture of the drawn world: which shape, colour, ground and size, and whether it is a concept's.
+"""A small network that reads a picture of the drawn world.
 
-Trained on drawn pictures as the tiny autoencoder gives them back, so that it reads what models draw. Its features
-are what Fréchet distances are taken in.
+It tells which shape, colour, ground and size, and whether it is a concept's. Trained on drawn pictures as the tiny
+autoencoder gives them back, so that it reads what models draw. Its features are what Fréchet distances are taken in.
 """
 
 import argparse
@@ -89,7 +89,10 @@ def right(reader: Reader, images: torch.Tensor, wanted: list[dict[str, str]]) ->
 
 
 def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels; three of ten are of a concept, unless told otherwise."""
+    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels.
+
+    Three of ten are of a concept, unless told otherwise.
+    """
     rng, taesd, names = random.Random(seed), world.load_autoencoder(device), pictures.captions()
     images, wanted = [], []
     for start in range(0, count, 32):

@@ -1,4 +1,7 @@
-"""Whole runs on a card: several in one session, cancelled and taken up, with others' work between; the laws hold as on a CPU."""
+"""Whole runs on a card: several in one session, cancelled and taken up, with others' work between.
+
+The laws hold as on a CPU.
+"""
 
 import shutil
 from dataclasses import replace
@@ -94,7 +97,10 @@ def same_lora(one, other) -> bool:
 
 @pytest.mark.parametrize("way, fit", [("branch", 1 / 3), ("merged", 1.0), ("merged", 1 / 3)])
 def test_three_runs_in_one_session_with_other_work_between(train, card, tiny, way, fit):
-    """The same LoRA three times; the same picture and the same weights before and after; the weights can be looked at at any time."""
+    """The same LoRA three times; the same picture and the same weights before and after.
+
+    The weights can be looked at at any time.
+    """
     card.fit(fit, eager=True)
     before, look, picture = fingerprint(tiny[0]), comfy_cache.fingerprint(tiny[0], ()), drawn(tiny, {})
     runs = []

@@ -203,8 +203,10 @@ def test_what_is_no_zimage_gets_a_sentence(loaded, tmp_path):
         diffusers_load.load_transformer(tmp_path, torch.float32)
     with pytest.raises(ModelError, match="whole file"):
         diffusers_load.load_transformer(tmp_path / "none.safetensors", torch.float32)
+    stem = "diffusion_model.layers.77.attention.to_q"
+    state = {f"{stem}.lora_A.weight": torch.zeros(2, 256), f"{stem}.lora_B.weight": torch.zeros(256, 2)}
     with pytest.raises(LoraFileError):
-        DiffusersHost(loaded, recipe(), torch.device("cpu"), lorafile.of_state({"diffusion_model.layers.77.attention.to_q.lora_A.weight": torch.zeros(2, 256), "diffusion_model.layers.77.attention.to_q.lora_B.weight": torch.zeros(256, 2)}, "x"), 1.0, "x")  # fmt: skip
+        DiffusersHost(loaded, recipe(), torch.device("cpu"), lorafile.of_state(state, "x"), 1.0, "x")
 
 
 def test_a_diffusers_folder_loads_like_the_single_file(loaded, tmp_path):

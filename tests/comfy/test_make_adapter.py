@@ -1,4 +1,7 @@
-"""Making an adapter through the real server: a set that is cut off, training on it that is cut off, extraction, and the check."""
+"""Making an adapter through the real server.
+
+There is a set that is cut off, training on it that is cut off, extraction, and the check.
+"""
 
 import json
 import shutil
@@ -238,7 +241,10 @@ def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
 
 
 def test_the_three_rows_are_what_the_settings_say(server):
-    """Turbo at 8 steps; with the adapter at 8 steps; with it at many, guided, as core's KSampler draws it: the same pixels."""
+    """The rows are turbo at 8 steps, with the adapter at 8 steps, with it at many, guided.
+
+    They are core's KSampler's to the pixel.
+    """
     asked = ("a large red star on a white background", "a large blue cross on a pink background")
     graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
     graph["check"] = prompts.node(

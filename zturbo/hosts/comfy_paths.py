@@ -40,8 +40,8 @@ def dataset_folder(name: str) -> Path:
 def under(root: str, name: str) -> Path | None:
     """The place of this name under a folder of ComfyUI's; None for a name that leads out of it.
 
-    Out lead `..`, an absolute path, another drive. Links on the disk are the owner's, and are followed as ComfyUI itself
-    follows them: whole drives are mounted so.
+    `..`, an absolute path and another drive lead out. Links on the disk are the owner's, and are followed as ComfyUI
+    itself follows them: whole drives are mounted so.
     """
     # people may call a linked folder by either name
     for base in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):
