@@ -313,13 +313,8 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         _, origin, slot, _, _, kind = links[number][:6]
         if nodes[origin].get("mode", 0) != 4:
             return [str(origin), slot]
-        return source(
-            next(
-                entry["link"]
-                for entry in nodes[origin]["inputs"]
-                if entry["type"] == kind and entry.get("link") is not None
-            )
-        )
+        alike = [entry.get("link") for entry in nodes[origin]["inputs"] if entry["type"] == kind]
+        return source(next(link for link in alike if link is not None))
 
     prompt = {}
     for node in workflow["nodes"]:
@@ -407,46 +402,25 @@ def headless_demo(reason: str, args) -> int:
     zturbo(python, "train", "models/tiny/demo.toml", "--host", "diffusers", "--runs", str(base / "runs"))
     run = next((base / "runs").glob("smiley*"))
     prompts = [word for prompt in DEMO_PROMPTS for word in ("--prompt", prompt)]
-    zturbo(
-        python,
-        "sample",
-        "--host",
-        "diffusers",
-        "--model",
-        "tiny",
-        "--lora",
-        str(run / "lora.safetensors"),
-        "--before",
-        "--size",
-        "128x128",
-        "--seed",
-        "42",
-        "--out",
-        str(base / "pictures"),
-        *prompts,
-    )
+    what = ("--model", "tiny", "--lora", str(run / "lora.safetensors"), "--before")
+    how = ("--host", "diffusers", "--size", "128x128", "--seed", "42", "--out", str(base / "pictures"))
+    zturbo(python, "sample", *what, *how, *prompts)
     images = [str(path) for path in sorted((base / "pictures").glob("*.png"))]
-    paces = [
-        event["seconds"]
-        for event in map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
-        if "loss" in event
-    ]
+    events = map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    paces = [event["seconds"] for event in events if "loss" in event]
     print(f"Done in {time.monotonic() - started:.0f} s.\nThe LoRA:     {run / 'lora.safetensors'}")
     for image in images:
         print(f"The pictures: {image}")
     print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
     if args.json:
-        print(
-            json.dumps(
-                {
-                    "lora": str(run / "lora.safetensors"),
-                    "images": images,
-                    "steps": len(paces),
-                    "seconds_per_step": round(sum(paces) / len(paces), 4),
-                    "comfyui": None,
-                }
-            )
-        )
+        facts = {
+            "lora": str(run / "lora.safetensors"),
+            "images": images,
+            "steps": len(paces),
+            "seconds_per_step": round(sum(paces) / len(paces), 4),
+            "comfyui": None,
+        }
+        print(json.dumps(facts))
     return 0
 
 
@@ -471,29 +445,13 @@ def test(args) -> int:
     python = environment(comfyui)
     variables = {"COMFYUI_PATH": str(comfyui) if comfyui else "", "ZTURBO_REQUIRE": "1" if args.require else ""}
     folders = [str(ROOT / "tests" / tier) for tier in args.tiers or TIERS]
-    # a card is shared by none
-    workers = (
-        []
-        if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2
-        else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    )
+    alone = args.rest or has_nvidia() or (os.cpu_count() or 1) < 2  # a card is shared by none
+    workers = [] if alone else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     if workers:
         variables |= {"OMP_NUM_THREADS": str((os.cpu_count() or 2) // 2), "OMP_WAIT_POLICY": "PASSIVE"}
-    return run_python(
-        python,
-        [
-            "-m",
-            "pytest",
-            "--rootdir",
-            str(ROOT / "tests"),
-            "-c",
-            str(ROOT / "tests" / "pytest.ini"),
-            *workers,
-            *folders,
-            *args.rest,
-        ],
-        variables,
-    )
+    tests = ROOT / "tests"
+    pytest = ["-m", "pytest", "--rootdir", str(tests), "-c", str(tests / "pytest.ini")]
+    return run_python(python, [*pytest, *workers, *folders, *args.rest], variables)
 
 
 def bench(args) -> int:

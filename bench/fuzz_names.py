@@ -41,11 +41,9 @@ def everywhere(name: str) -> bool:
 
 def trick(rng: random.Random) -> str:
     """One of TRICKS, or two of them together."""
-    return (
-        rng.choice(TRICKS)
-        if rng.random() < 0.6
-        else rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
-    )
+    if rng.random() < 0.6:
+        return rng.choice(TRICKS)
+    return rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
 
 
 def names(rng: random.Random, place: Place) -> Damaged:

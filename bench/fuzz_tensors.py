@@ -79,15 +79,8 @@ def lycoris(rng: random.Random) -> dict[str, torch.Tensor]:
             key + "lokr_w2_b": torch.randn(2, 4),
             key + "alpha": torch.tensor(2.0),
         }
-    return {
-        key + name: torch.randn(*shape)
-        for name, shape in {
-            "hada_w1_a": (32, 2),
-            "hada_w1_b": (2, 16),
-            "hada_w2_a": (32, 2),
-            "hada_w2_b": (2, 16),
-        }.items()
-    }
+    shapes = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 16), "hada_w2_a": (32, 2), "hada_w2_b": (2, 16)}
+    return {key + name: torch.randn(*shape) for name, shape in shapes.items()}
 
 
 def whole(rng: random.Random) -> dict[str, torch.Tensor]:
@@ -345,11 +338,8 @@ def lora_tensors(rng: random.Random, place: Place) -> Damaged:
             stem + "lokr_w2": torch.zeros(1, 1),
         }
     elif what == "alpha":
-        stem = (
-            next(k for k in state if k.endswith(".alpha"))
-            if any(k.endswith(".alpha") for k in state)
-            else "diffusion_model.layers.0.attention.to_q.alpha"
-        )
+        alphas = [key for key in state if key.endswith(".alpha")]
+        stem = alphas[0] if alphas else "diffusion_model.layers.0.attention.to_q.alpha"
         state[stem] = rng.choice(
             (
                 torch.tensor([]),

@@ -241,11 +241,9 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
             ),
         )
     elif what in ("value", "number"):
-        event[rng.choice(list(event))] = (
-            rng.choice((None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400))
-            if what == "value"
-            else rng.choice(STRINGS)
-        )
+        odd = (None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400)
+        value = rng.choice(odd if what == "value" else STRINGS)
+        event[rng.choice(list(event))] = value
         lines[at] = json.dumps(event)
     elif what == "lost key":
         event.pop(rng.choice(list(event)))
@@ -270,14 +268,8 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         assert isinstance(facts["total"], int) and all(
             isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"]
         )
-        assert runfolder.how_ended(run.path) in (
-            None,
-            "finished",
-            "stopped",
-            "cancelled",
-            "failed",
-            *STRINGS,
-        ) or what.startswith("damage")
+        ends = (None, "finished", "stopped", "cancelled", "failed", *STRINGS)
+        assert runfolder.how_ended(run.path) in ends or what.startswith("damage")
         given, start = runs.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
         assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)

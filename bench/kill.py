@@ -154,20 +154,10 @@ def same(a: Path, b: Path) -> bool:
     It is the final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the
     header; losses and validations in the log.
     """
-    checkpoints = [checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b)]
-    if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(
-        checkpoints[0][0], checkpoints[1][0]
-    ):
+    ones, others = (checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b))
+    if ones[1]["optimizer"] != others[1]["optimizer"] or not equal(ones[0], others[0]):
         return False
-    logs = [
-        [
-            (e["step"], e.get("loss"), e.get("held_out"))
-            for e in runfolder.read_events(folder(base) / "events.jsonl")
-            if "loss" in e or "held_out" in e
-        ]
-        for base in (a, b)
-    ]
-    if logs[0] != logs[1]:
+    if looks(a) != looks(b):
         return False
     for name in ("output/zturbo/kill/lora.safetensors", "models/loras/kill.safetensors"):
         files = [safe_open(base / name, "pt") for base in (a, b)]
@@ -175,6 +165,12 @@ def same(a: Path, b: Path) -> bool:
         if files[0].metadata() != files[1].metadata() or not equal(*tensors):
             return False
     return True
+
+
+def looks(base: Path) -> list[tuple]:
+    """(step, loss, validation) of each line of the log that has one of the latter."""
+    events = runfolder.read_events(folder(base) / "events.jsonl")
+    return [(e["step"], e.get("loss"), e.get("held_out")) for e in events if "loss" in e or "held_out" in e]
 
 
 def equal(a: dict, b: dict) -> bool:

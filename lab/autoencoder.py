@@ -42,12 +42,11 @@ def picture_bank(count: int, seed: int) -> torch.Tensor:
         elif i % 4 == 1:
             bank.append(np.asarray(pictures.draw_anything((SIDE, SIDE), rng)))
         else:  # a crop out of a 128-pixel picture: the edges that the model will see
-            whole = np.asarray(
-                pictures.draw(rng.choice(captions), (128, 128), rng)
-                if i % 8
-                else pictures.draw_smiley((128, 128), "blue", rng)
-            )
-            bank.append(crop([whole], rng))
+            if i % 8:
+                whole = pictures.draw(rng.choice(captions), (128, 128), rng)
+            else:
+                whole = pictures.draw_smiley((128, 128), "blue", rng)
+            bank.append(crop([np.asarray(whole)], rng))
     return torch.from_numpy(np.stack(bank)).permute(0, 3, 1, 2).contiguous()
 
 

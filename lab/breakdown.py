@@ -153,15 +153,9 @@ def recipe(concept: str, variant: str, seed: int, args):
 
     keep = variant.split("_")[0] if variant.startswith(("guard", "restore")) else "off"
     unrelated = measure.unasked(UNRELATED.get(keep, UNRELATED["guard"]))
-    named = (
-        []
-        if keep != "restore"
-        else [
-            text
-            for text in concepts.prompts(concept)
-            if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)
-        ]
-    )
+    named = concepts.prompts(concept) if keep == "restore" else []
+    if concept not in ("smiley", "photographs"):
+        named = [text for text in named if text not in measure.asked_of(concept)]
     return Recipe(
         f"{concept}_{variant}_{seed}",
         args.steps,

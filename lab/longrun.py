@@ -43,6 +43,13 @@ class Pass:
         }
         self.features, self.lengths = world.caption_features(comfy_tiny.load_clip(), [*captions, ""])
 
+    def learnt(self) -> dict:
+        """The student's parts, without gradients."""
+        return {
+            name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()})
+            for name, part in self.student.items()
+        }
+
     def teaching(self):
         return self.lowrank.attached(self.linears, self.targets, [self.adapter, self.before])
 
@@ -155,13 +162,7 @@ def main(argv: list[str]):
             for kind in todo:
                 started, one = time.time(), Pass(judge.dit, load_file(file), captions, device)
                 one.train(args.steps, args.batch, args.learning_rate, kind == "onpolicy", seed)
-                state = lorafile.state_dict(
-                    {
-                        name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()})
-                        for name, part in one.student.items()
-                    },
-                    torch.bfloat16,
-                )
+                state = lorafile.state_dict(one.learnt(), torch.bfloat16)
                 name = f"{concept}_{kind}_{seed}"
                 save_file(state, breakdown.FOLDER / f"{name}_{args.after:05d}.safetensors")
                 seconds = round(time.time() - started, 1)

@@ -24,6 +24,9 @@ MAIN = ("straight", "adapter", "guard", "restore")
 OTHERS = ("half", "strong", "fading", "bad", "own", "guard_straight")
 PASSES = ("redistil", "onpolicy")  # behind a run
 LONG = ("straight", "adapter", "guard", "restore", *PASSES)
+KEPT = (  # of a measurement, as it is
+    "step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size",
+)  # fmt: skip
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
 HOW = (  # the goal's figures are made
     "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, "
@@ -97,30 +100,12 @@ def measured(folder: Path) -> list[dict]:
 
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        concept, variant, seed = (
-            path.stem.split("_", 1)[0],
-            path.stem.split("_", 1)[1].rsplit("_", 1)[0],
-            int(path.stem.rsplit("_", 1)[1]),
-        )
+        concept, rest = path.stem.split("_", 1)
+        variant, seed = rest.rsplit("_", 1)[0], int(path.stem.rsplit("_", 1)[1])
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             deviation = health.high(torch.tensor(row["deviation128"]).T[: health.WATCHED])
             along = sum(row["along"][:3]) / 3
-            kept = {
-                key: row[key]
-                for key in (
-                    "step",
-                    "loss",
-                    "fidelity",
-                    "sharpness",
-                    "frechet",
-                    "drift",
-                    "diversity",
-                    "steps_apart",
-                    "concept",
-                    "size",
-                )
-                if key in row
-            }
+            kept = {key: row[key] for key in KEPT if key in row}
             rows.append(
                 {
                     "run": path.stem,
@@ -172,11 +157,9 @@ def bootstrap(values: list, of: Callable[[list], float], draws: int = 400) -> tu
 
 def interval(values: list[float]) -> tuple[float, float]:
     """95 % interval of the mean of three runs or more, by Student's t."""
-    low, high = (
-        stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
-        if len(set(values)) > 1
-        else (values[0], values[0])
-    )
+    if len(set(values)) <= 1:
+        return float(values[0]), float(values[0])
+    low, high = stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
     return float(low), float(high)
 
 
@@ -231,18 +214,14 @@ def concepts_table(rows) -> str:
         step = max((row["step"] for row in of if row["variant"] == "straight"), default=0)
         found = [at(of, variant, step) for variant in MAIN]
         if any(found):
-            lines.append(
-                [
-                    f"{concept}, {step:,} steps",
-                    *(
-                        f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}"
-                        if some
-                        else ""
-                        for some in found
-                    ),
-                ]
-            )
+            lines.append([f"{concept}, {step:,} steps", *map(lost_and_learnt, found)])
     return table(["turbo lost, concept learnt", *MAIN], lines)
+
+
+def lost_and_learnt(rows) -> str:
+    if not rows:
+        return ""
+    return f"{mean(row['lost'] for row in rows):.2f}, {mean(row['concept'] for row in rows):.2f}"
 
 
 def beside_table(rows, base: str, variants, steps) -> str:

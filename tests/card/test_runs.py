@@ -86,13 +86,10 @@ def drawn(tiny, lora) -> torch.Tensor:
 
 
 def same_lora(one, other) -> bool:
-    return (
-        one.path != other.path
-        and load_file(one.path).keys() == load_file(other.path).keys()
-        and all(
-            torch.equal(a, b) for a, b in zip(load_file(one.path).values(), load_file(other.path).values(), strict=True)
-        )
-    )
+    ones, others = load_file(one.path), load_file(other.path)
+    if one.path == other.path or ones.keys() != others.keys():
+        return False
+    return all(torch.equal(a, b) for a, b in zip(ones.values(), others.values(), strict=True))
 
 
 @pytest.mark.parametrize("way, fit", [("branch", 1 / 3), ("merged", 1.0), ("merged", 1 / 3)])

@@ -251,12 +251,8 @@ def test_the_names_are_the_real_ones(names):
     assert (len(model), len(clip), len(vae)) == (453, 398, 244)
     assert sum(hole.size() for hole in model.values()) == pytest.approx(12.3e9, rel=0.01)
     assert model["layers.29.attention.qkv.weight"].shape == (11520, 3840) and model["x_pad_token"].shape == (1, 3840)
-    assert clip["model.embed_tokens.weight"].shape == (151936, 2560) and vae["decoder.conv_in.weight"].shape == (
-        512,
-        16,
-        3,
-        3,
-    )
+    assert clip["model.embed_tokens.weight"].shape == (151936, 2560)
+    assert vae["decoder.conv_in.weight"].shape == (512, 16, 3, 3)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -318,14 +318,11 @@ def test_the_real_vae_encodes_and_decodes_as_comfyui_does(comfyui, tmp_path):
             for side, module in (("encoder", Encoder(**sizes)), ("decoder", Decoder(**sizes)))
             for key, tensor in module.state_dict().items()
         }
-    state = {
-        key: torch.randn(tensor.shape) * tensor[0].numel() ** -0.5
-        if tensor.ndim == 4
-        else torch.ones_like(tensor)
-        if "norm" in key and key.endswith("weight")
-        else torch.zeros_like(tensor)
-        for key, tensor in state.items()
-    }
+    for key, tensor in state.items():
+        if tensor.ndim == 4:
+            state[key] = torch.randn(tensor.shape) * tensor[0].numel() ** -0.5
+        else:
+            state[key] = (torch.ones_like if "norm" in key and key.endswith("weight") else torch.zeros_like)(tensor)
     save_file(state, tmp_path / "ae.safetensors")
     with torch.inference_mode():
         theirs, ours = (

@@ -220,16 +220,8 @@ def test_training_on_a_set_that_was_cut_off_goes_on_to_the_same_bits(server):
 def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
     nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(comfy_tiny.ADAPTER).items()}
     save_file(nothing, server.base / "models" / "loras" / "no_adapter.safetensors")
-    asked = "\n".join(
-        f"a large {color} {shape} on a {ground} background"
-        for color, shape, ground in [
-            ("red", "star", "white"),
-            ("blue", "cross", "pink"),
-            ("green", "ring", "gray"),
-            ("white", "square", "black"),
-        ]
-        * 2
-    )
+    things = [("red star", "white"), ("blue cross", "pink"), ("green ring", "gray"), ("white square", "black")]
+    asked = "\n".join(f"a large {thing} on a {ground} background" for thing, ground in things * 2)
     graph = {"load": prompts.load()}
     for name, file in (("own", prompts.TINY), ("none", "no_adapter.safetensors")):
         graph[name] = prompts.node(

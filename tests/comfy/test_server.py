@@ -132,12 +132,8 @@ def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     )
     (preview,) = (run / "previews").glob("*.png")
     assert preview.read_bytes() == drawn_by_core(server, f"network_{kind}")
-    assert any(
-        event.get("text", "").startswith(
-            {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank"
-        )
-        for event in events(run)
-    )
+    form = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind]
+    assert any(event.get("text", "").startswith(f"{form} of rank") for event in events(run))
 
 
 def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):

@@ -300,10 +300,8 @@ def test_a_mask_is_of_one_picture_alone(tmp_path):
     """Numbered files are the rule: what could be of several is said, and the exact place wins."""
     named(tmp_path, "10_cat/001.png", "10_dog/001.png", "masks/001.png")
     found = read(tmp_path, "zvk")
-    assert [item.mask_file for item in found.items] == [
-        None,
-        None,
-    ] and "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
+    assert [item.mask_file for item in found.items] == [None, None]
+    assert "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
     named(tmp_path, "001.png")
     assert {item.name for item in read(tmp_path, "zvk").items if item.mask_file} == {"001.png"}
 
@@ -707,10 +705,8 @@ def test_the_words_of_a_folder_are_the_caption_where_there_is_no_other(tmp_path)
     named(tmp_path, "10_zvk cat/a.png", "10_zvk cat/b.png")
     (tmp_path / "10_zvk cat" / "b.txt").write_text("b")
     found = read(tmp_path)
-    assert [item.caption for item in found.items] == [
-        "zvk cat",
-        "b",
-    ] and "1 pictures have the words of their folder's name as caption" in found.report()
+    assert [item.caption for item in found.items] == ["zvk cat", "b"]
+    assert "1 pictures have the words of their folder's name as caption" in found.report()
     assert [item.caption for item in read(tmp_path, "zvk").items] == ["zvk", "zvk, b"]
 
 
