@@ -221,7 +221,7 @@ def alarm(seconds: float) -> Iterator[None]:
 def bounded(gigabytes: float) -> Iterator[None]:
     """No more addresses than so many beyond those of now: MemoryError instead of a machine that stands still.
 
-    Where the system can.
+    Only where the system can.
     """
     try:
         import resource

@@ -1,6 +1,6 @@
 """What training does to turbo: LoRAs of several unseen concepts, measured as they grow.
 
-They train straight on turbo and on the adapter. Through the pack's own trainer, with the previews' place taken by the
+They train straight on turbo and on the adapter, through the pack's own trainer, with the previews' place taken by the
 measurement. Every measurement is a line of `lab/work/breakdown/<concept>_<variant>_<seed>.jsonl`; what is there already
 is not done again. Needs `lab reader` first.
 """

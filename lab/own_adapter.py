@@ -1,6 +1,6 @@
 """An adapter made as a user makes one, with the workflow make_adapter.
 
-It goes through a real ComfyUI, killed in the middle of both halves. In the tiny model's measures. The adapter is
+It goes through a real ComfyUI, killed in the middle of both halves, in the tiny model's measures. The adapter is
 `lab/work/own_adapter.safetensors`; `lab breakdown --variants own` trains on it.
 """
 

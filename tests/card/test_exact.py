@@ -1,6 +1,6 @@
-"""Velocity and gradients on a card are to the bit those of the plain patcher.
+"""Velocity and gradients on a card are to the bit those of the plain patcher, however much of the weights fits.
 
-However much of the weights fits; and weights stay clean.
+The weights stay clean.
 """
 
 import functools

@@ -399,7 +399,7 @@ def by_forward(twin, net) -> dict[str, torch.Tensor]:
 def test_lycoris(kind, scene, tmp_path, caplog):
     """Measured by its own forward, that of training.
 
-    For lycoris-lora 4.1.3's merge_to multiplies the scale of LoHa and LoKr twice.
+    The merge_to of lycoris-lora 4.1.3 multiplies the scale of LoHa and LoKr twice.
     """
     lycoris, net = lycoris_file(scene, tmp_path / "l.safetensors", LYCORIS[kind])
     with torch.inference_mode(False), torch.no_grad():

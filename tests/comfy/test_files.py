@@ -72,7 +72,7 @@ def place(comfyui, tmp_path, monkeypatch):
 def assigned(comfyui, monkeypatch):
     """Core takes the file's tensors themselves as weights, as it does on NVIDIA cards.
 
-    Without one it would copy 12 GB.
+    Without a card it would copy 12 GB.
     """
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "is_dynamic", lambda self: True)
     plenty = psutil.virtual_memory()._replace(available=10**15)  # files of holes take none

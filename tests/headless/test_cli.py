@@ -496,8 +496,7 @@ def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
 def killed_at(number: int, *arguments: str) -> bool:
     """Train in a process of its own that is killed at the `number`th thing that it does to its run folders.
 
-    Was it? It is where it comes that far without a step. Such things are a folder made, a file opened to write, a
-    rename.
+    Was it? Not where the run ends before. Such things are a folder made, a file opened to write, a rename.
     """
     child = os.fork()
     if child:
