@@ -41,8 +41,9 @@ DEMO_PROMPTS = (
     "a large red square on a white background",
 )
 START_SECONDS = 300
-# glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a weight
-# of the real model as it is computed with) they are given back all the same: kept, they would tear holes into the heap
+# glibc gives blocks back to the system after each use; kept, they make a step on a CPU half as long. Above 32 MB (a
+# weight of the real model as it is computed with) they are given back all the same: kept, they would tear holes into
+# the heap
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -106,13 +107,16 @@ def clone_comfyui(to: Path) -> Path:
         partial.rename(to)
     except (OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = (
-            f"git ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
-        )
-        raise Stop(
-            f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI."
-        ) from None
+        ended = isinstance(error, subprocess.CalledProcessError)
+        raise Stop(not_cloned(f"git ended with {error.returncode}" if ended else str(error))) from None
     return to
+
+
+def not_cloned(reason: str) -> str:
+    return (
+        f"ComfyUI {COMFYUI_TAG} cannot be cloned from {COMFYUI_URL} ({reason}). "
+        "Give a ComfyUI with --comfyui FOLDER or COMFYUI_PATH, or put one at ~/comfy/ComfyUI."
+    )
 
 
 def comfyui_version(comfyui: Path) -> str:
@@ -146,8 +150,10 @@ def environment(comfyui: Path | None) -> Path:
             stdout=sys.stderr,
         )
     except subprocess.CalledProcessError as error:
+        said = f"{' '.join(error.cmd[:6])} … ended with {error.returncode}"
         raise Stop(
-            f"the Python environment cannot be made: {' '.join(error.cmd[:6])} … ended with {error.returncode}. Look above for pip's reason; a package index must be reachable."
+            f"the Python environment cannot be made: {said}. "
+            "Look above for pip's reason; a package index must be reachable."
         ) from None
     (folder / "complete").write_text(pinned, encoding="utf-8")
     return python
@@ -199,10 +205,8 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = base / "comfyui.log"
         device = () if has_nvidia() else ("--cpu",)
-        # fmt: off
-        self.command = [str(python), str(comfyui / "main.py"), *device, "--base-directory", str(base), "--port", str(self.port),
-                        "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *extra]
-        # fmt: on
+        places = ("--base-directory", str(base), "--port", str(self.port), "--database-url", "sqlite:///:memory:")
+        self.command = [str(python), str(comfyui / "main.py"), *device, *places, "--disable-auto-launch", *extra]
         self.comfyui = comfyui
 
     def __enter__(self) -> "Server":
@@ -294,22 +298,23 @@ def error_message(entry: dict) -> str | None:
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:
-    """A workflow as saved by the canvas -> the API format that the server runs. Notes, muted and bypassed nodes are left out."""
+    """A workflow as saved by the canvas -> the API format that the server runs.
+
+    Notes, muted and bypassed nodes are left out.
+    """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
 
     def source(number: int) -> list:
-        """[node id, output] that feeds a link, seen through bypassed nodes (mode 4) as the canvas sees it: the first input of the same type."""
+        """[node id, output] that feeds a link, as the canvas sees it.
+
+        A bypassed node (mode 4) is seen through: by its first input of the same type.
+        """
         _, origin, slot, _, _, kind = links[number][:6]
         if nodes[origin].get("mode", 0) != 4:
             return [str(origin), slot]
-        return source(
-            next(
-                entry["link"]
-                for entry in nodes[origin]["inputs"]
-                if entry["type"] == kind and entry.get("link") is not None
-            )
-        )
+        alike = [entry.get("link") for entry in nodes[origin]["inputs"] if entry["type"] == kind]
+        return source(next(link for link in alike if link is not None))
 
     prompt = {}
     for node in workflow["nodes"]:
@@ -397,46 +402,25 @@ def headless_demo(reason: str, args) -> int:
     zturbo(python, "train", "models/tiny/demo.toml", "--host", "diffusers", "--runs", str(base / "runs"))
     run = next((base / "runs").glob("smiley*"))
     prompts = [word for prompt in DEMO_PROMPTS for word in ("--prompt", prompt)]
-    zturbo(
-        python,
-        "sample",
-        "--host",
-        "diffusers",
-        "--model",
-        "tiny",
-        "--lora",
-        str(run / "lora.safetensors"),
-        "--before",
-        "--size",
-        "128x128",
-        "--seed",
-        "42",
-        "--out",
-        str(base / "pictures"),
-        *prompts,
-    )
+    what = ("--model", "tiny", "--lora", str(run / "lora.safetensors"), "--before")
+    how = ("--host", "diffusers", "--size", "128x128", "--seed", "42", "--out", str(base / "pictures"))
+    zturbo(python, "sample", *what, *how, *prompts)
     images = [str(path) for path in sorted((base / "pictures").glob("*.png"))]
-    paces = [
-        event["seconds"]
-        for event in map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
-        if "loss" in event
-    ]
+    events = map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    paces = [event["seconds"] for event in events if "loss" in event]
     print(f"Done in {time.monotonic() - started:.0f} s.\nThe LoRA:     {run / 'lora.safetensors'}")
     for image in images:
         print(f"The pictures: {image}")
     print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
     if args.json:
-        print(
-            json.dumps(
-                {
-                    "lora": str(run / "lora.safetensors"),
-                    "images": images,
-                    "steps": len(paces),
-                    "seconds_per_step": round(sum(paces) / len(paces), 4),
-                    "comfyui": None,
-                }
-            )
-        )
+        facts = {
+            "lora": str(run / "lora.safetensors"),
+            "images": images,
+            "steps": len(paces),
+            "seconds_per_step": round(sum(paces) / len(paces), 4),
+            "comfyui": None,
+        }
+        print(json.dumps(facts))
     return 0
 
 
@@ -461,29 +445,13 @@ def test(args) -> int:
     python = environment(comfyui)
     variables = {"COMFYUI_PATH": str(comfyui) if comfyui else "", "ZTURBO_REQUIRE": "1" if args.require else ""}
     folders = [str(ROOT / "tests" / tier) for tier in args.tiers or TIERS]
-    # a card is shared by none
-    workers = (
-        []
-        if args.rest or has_nvidia() or (os.cpu_count() or 1) < 2
-        else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    )
+    alone = args.rest or has_nvidia() or (os.cpu_count() or 1) < 2  # a card is shared by none
+    workers = [] if alone else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     if workers:
         variables |= {"OMP_NUM_THREADS": str((os.cpu_count() or 2) // 2), "OMP_WAIT_POLICY": "PASSIVE"}
-    return run_python(
-        python,
-        [
-            "-m",
-            "pytest",
-            "--rootdir",
-            str(ROOT / "tests"),
-            "-c",
-            str(ROOT / "tests" / "pytest.ini"),
-            *workers,
-            *folders,
-            *args.rest,
-        ],
-        variables,
-    )
+    tests = ROOT / "tests"
+    pytest = ["-m", "pytest", "--rootdir", str(tests), "-c", str(tests / "pytest.ini")]
+    return run_python(python, [*pytest, *workers, *folders, *args.rest], variables)
 
 
 def bench(args) -> int:
@@ -516,10 +484,8 @@ def comfyui(args) -> int:
     """Start ComfyUI with the pack in place, until Ctrl-C."""
     folder = find_comfyui(args.comfyui)
     with Server(folder, environment(folder), cache() / "comfyui") as server:
-        print(
-            f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}\nIts folders: {server.base}\nCtrl-C ends it.",
-            flush=True,
-        )
+        print(f"ComfyUI {comfyui_version(folder)} with this pack: {server.address}")
+        print(f"Its folders: {server.base}\nCtrl-C ends it.", flush=True)
         try:
             return server.process.wait()
         except KeyboardInterrupt:

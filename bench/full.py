@@ -51,7 +51,10 @@ def main(argv: list[str]):
 
 
 def give_back_at_once():
-    """Have glibc give back what is freed, so that the peak is of what is used, not of what it keeps for later (mallopt's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD)."""
+    """Have glibc give back what is freed, so that the peak is of what is used.
+
+    What it would keep for later does not count (mallopt's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
+    """
     if platform.system() == "Linux":
         for option in (-3, -1):
             ctypes.CDLL(None).mallopt(option, 2**20)
@@ -155,7 +158,7 @@ def chance_host(model, way: str):
 
 
 def run(host, folder: Path) -> tuple[str, list[float]]:
-    """(sha256 of the LoRA's file, seconds of each step) of a run in this folder, which is taken up where there is one."""
+    """(sha256 of the LoRA's file, seconds of each step) of a run in this folder. A run that is there is taken up."""
     from zturbo import trainer
     from zturbo.roles import Unattended
     from zturbo.runfolder import RunFolder, read_events

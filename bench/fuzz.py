@@ -95,7 +95,8 @@ class Ended:
     said: str
 
     def __str__(self) -> str:
-        return f"{self.verdict}: input {self.number} (--seed {self.seed} --only {self.number}), {self.kind}: {self.damage}\n    {self.said}"
+        again = f"(--seed {self.seed} --only {self.number})"
+        return f"{self.verdict}: input {self.number} {again}, {self.kind}: {self.damage}\n    {self.said}"
 
 
 def run(numbers, seed: int) -> Iterator[Ended]:

@@ -66,11 +66,10 @@ def caption_files(rng: random.Random, place: Place) -> Damaged:
         caption = (must if good else trained)(place, options).items[0].caption
         if what.startswith("damage"):
             return
-        wanted = (
-            ""
-            if what == "folder"
-            else readable(raw).replace("\r\n", "\n").replace("\r", "\n").strip().replace("[trigger]", TRIGGER)
-        )
+        wanted = ""
+        if what != "folder":
+            plain = readable(raw).replace("\r\n", "\n").replace("\r", "\n")
+            wanted = plain.strip().replace("[trigger]", TRIGGER)
         assert caption in (wanted, f"{TRIGGER}, {wanted}", TRIGGER if not wanted else None), (
             f"{caption[:60]!r} instead of {wanted[:60]!r}"
         )

@@ -17,10 +17,14 @@ from zturbo.runfolder import RunFolder
 
 DEVICES = ("CON", "con", "NUL", "nul.txt", "COM1", "com1.x", "LPT9", "AUX", "PRN.", "COM¹", "CONIN$", "aux .b")
 TRICKS = (
-    "..", "../x", "../../etc/passwd", "/etc/passwd", "a/../../x", "a/./b", "./a", "a//b", "/", "//server/share/x", "\\\\server\\share\\x", "C:\\x", "C:x", "C:/x", "..\\x", "a\\b", "~", "~/x", "$HOME", "%TEMP%", "",
-    " ", ".", "...", "a.", "a ", " a", ".hidden", "a\x00b", "\x00", "a\nb", "a\tb", "x" * 101, "x" * 300, "x" * 5000, "é" * 100, "𠀀" * 100, "a/" * 3000, "/".join("d" * 40), "a:b", "a|b", "a?b", "a*b", "<a>", '"a"', "-rf",
-    "a\u202egnp.exe", "\u2025/x", "a\u2044b", "a\uff0fb", "\uff0e\uff0e/x", "a\u200db", "\ud800", "a\udcff", "ａ", "²", "my_²", "a_", "a_2", "a_999999999999999999999", "file:///etc/passwd", "http://localhost/x", "input",
-    "../input_old", "../outside", "../secret.txt", "../outside/run", "../models/loras2", "outside/run", "../../secret", "bundled: smiley", "/proc/self", "/dev/stdin", "/dev/shm", *DEVICES,
+    "..", "../x", "../../etc/passwd", "/etc/passwd", "a/../../x", "a/./b", "./a", "a//b", "/", "//server/share/x",
+    "\\\\server\\share\\x", "C:\\x", "C:x", "C:/x", "..\\x", "a\\b", "~", "~/x", "$HOME", "%TEMP%", "",
+    " ", ".", "...", "a.", "a ", " a", ".hidden", "a\x00b", "\x00", "a\nb", "a\tb", "x" * 101, "x" * 300, "x" * 5000,
+    "é" * 100, "𠀀" * 100, "a/" * 3000, "/".join("d" * 40), "a:b", "a|b", "a?b", "a*b", "<a>", '"a"', "-rf",
+    "a\u202egnp.exe", "\u2025/x", "a\u2044b", "a\uff0fb", "\uff0e\uff0e/x", "a\u200db", "\ud800", "a\udcff", "ａ", "²",
+    "my_²", "a_", "a_2", "a_999999999999999999999", "file:///etc/passwd", "http://localhost/x", "input",
+    "../input_old", "../outside", "../secret.txt", "../outside/run", "../models/loras2", "outside/run",
+    "../../secret", "bundled: smiley", "/proc/self", "/dev/stdin", "/dev/shm", *DEVICES,
 )  # fmt: skip
 
 
@@ -37,11 +41,9 @@ def everywhere(name: str) -> bool:
 
 def trick(rng: random.Random) -> str:
     """One of TRICKS, or two of them together."""
-    return (
-        rng.choice(TRICKS)
-        if rng.random() < 0.6
-        else rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
-    )
+    if rng.random() < 0.6:
+        return rng.choice(TRICKS)
+    return rng.choice(TRICKS) + rng.choice(("/", "", "_", "/../", "\\")) + rng.choice(TRICKS)
 
 
 def names(rng: random.Random, place: Place) -> Damaged:
@@ -116,16 +118,23 @@ def link(path: Path, to: Path):
 
 
 def links_in_pictures(rng: random.Random, place: Place) -> Damaged:
-    """A folder of pictures with a link in it: the owner's, which is followed, or one that leads nowhere, in a circle or to a device."""
+    """A folder of pictures with a link in it.
+
+    It is the owner's, which is followed, or one that leads nowhere, in a circle or to a device.
+    """
     drive, mine = place.drive / "pictures", place.input / "set"
     drive.mkdir(exist_ok=True)
     (drive / "d.png").write_bytes(encoded("PNG"))
     (drive / "d.txt").write_text("a thing of the drive", encoding="utf-8")
     cases = {
-        "folder": ("", drive, {"d.png"}), "sub-folder": ("more", drive, {"a.png", "more/d.png"}), "picture": ("b.png", drive / "d.png", {"a.png", "b.png"}), "caption": ("a.txt", drive / "d.txt", {"a.png"}),
-        "loop": ("", mine, set()), "loop below": ("more", mine, {"a.png"}), "loop above": ("more", place.input, {"a.png"}), "mask": ("a.mask.png", drive / "d.png", {"a.png"}),
-        "no rows": ("metadata.jsonl", drive / "d.txt", set()), "to a device": ("b.png", Path("/dev/zero"), {"a.png"}), "caption from a device": ("a.caption", Path("/dev/zero"), {"a.png"}),
-        "dangling": ("b.png", drive / "gone.png", {"a.png"}), "to itself": ("b.png", mine / "b.png", {"a.png"}), "within": ("b.png", mine / "a.png", {"a.png", "b.png"}),
+        "folder": ("", drive, {"d.png"}), "sub-folder": ("more", drive, {"a.png", "more/d.png"}),
+        "picture": ("b.png", drive / "d.png", {"a.png", "b.png"}), "caption": ("a.txt", drive / "d.txt", {"a.png"}),
+        "loop": ("", mine, set()), "loop below": ("more", mine, {"a.png"}),
+        "loop above": ("more", place.input, {"a.png"}), "mask": ("a.mask.png", drive / "d.png", {"a.png"}),
+        "no rows": ("metadata.jsonl", drive / "d.txt", set()), "to a device": ("b.png", Path("/dev/zero"), {"a.png"}),
+        "caption from a device": ("a.caption", Path("/dev/zero"), {"a.png"}),
+        "dangling": ("b.png", drive / "gone.png", {"a.png"}), "to itself": ("b.png", mine / "b.png", {"a.png"}),
+        "within": ("b.png", mine / "a.png", {"a.png", "b.png"}),
     }  # fmt: skip
     what = rng.choice(list(cases))
     name, to, seen = cases[what]

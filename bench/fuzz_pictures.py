@@ -126,27 +126,24 @@ def patched(content: bytes, at: int, how: str, *numbers: int) -> bytes:
     return content[:at] + raw + content[at + len(raw) :]
 
 
+def exif(rng: random.Random) -> bytes:
+    if rng.random() < 0.5:
+        return rng.randbytes(rng.choice((0, 4, 30)))
+    return b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0"
+
+
 def picture_header(rng: random.Random, place: Place) -> Damaged:
     """A header that promises what the file does not have, or another format behind a picture's name."""
-    large = rng.choice(
-        (
-            (0, 0),
-            (1, 1),
-            (65535, 65535),
-            (30000, 3),
-            (3, 30000),
-            (10**5, 10**5),
-            (2**31 - 1, 2**31 - 1),
-            (12000, 12000),
-            (16000, 11000),
-            (31, 31),
-            (80, 47),
-        )
-    )
+    large = rng.choice((
+        (0, 0), (1, 1), (65535, 65535), (30000, 3), (3, 30000), (10**5, 10**5), (2**31 - 1, 2**31 - 1),
+        (12000, 12000), (16000, 11000), (31, 31), (80, 47),
+    ))  # fmt: skip
     jpeg, webp = encoded("JPEG"), encoded("WEBP", 3)
     sof = jpeg.index(b"\xff\xc0") + 5
     huge_text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(80_000_000)))
+    black = zlib.compress(bytes(65 * 64))
+    canvas = (b"WEBPVP8X", struct.pack("<I", 10), b"\2\0\0\0", b"\xff\x3f\0" * 2)
     cases = {
         "png": lambda: png(*large, rng.choice((1, 8, 16, 3)), rng.choice((0, 2, 3, 6, 9)), zlib.compress(bytes(1000))),
         "bomb": lambda: bomb(rng.choice((9000, 14000, 20000, 60000))) if rng.random() < 0.3 else encoded("PNG"),
@@ -154,30 +151,10 @@ def picture_header(rng: random.Random, place: Place) -> Damaged:
         "gif": lambda: patched(encoded("GIF"), 6, "<HH", min(large[0], 65535), min(large[1], 65535)),
         "jpeg": lambda: patched(jpeg, sof, ">HH", min(large[1], 65535), min(large[0], 65535)),
         "webp": lambda: patched(webp, 21, "<I", rng.randrange(2**32)),
-        "webp canvas": lambda: (
-            b"RIFF"
-            + struct.pack("<I", len(webp) + 10)
-            + b"WEBPVP8X"
-            + struct.pack("<I", 10)
-            + b"\2\0\0\0"
-            + b"\xff\x3f\0" * 2
-            + webp[12:]
-        ),
-        "text bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), huge_text),
-        "profile bomb": lambda: png(64, 64, 8, 0, zlib.compress(bytes(65 * 64)), profile),
-        "exif": lambda: png(
-            64,
-            64,
-            8,
-            0,
-            zlib.compress(bytes(65 * 64)),
-            chunk(
-                b"eXIf",
-                rng.randbytes(rng.choice((0, 4, 30)))
-                if rng.random() < 0.5
-                else b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + rng.randbytes(6) + b"\0\0\0\0",
-            ),
-        ),
+        "webp canvas": lambda: b"".join((b"RIFF", struct.pack("<I", len(webp) + 10), *canvas, webp[12:])),
+        "text bomb": lambda: png(64, 64, 8, 0, black, huge_text),
+        "profile bomb": lambda: png(64, 64, 8, 0, black, profile),
+        "exif": lambda: png(64, 64, 8, 0, black, chunk(b"eXIf", exif(rng))),
         "eps": lambda: (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n"
         ),

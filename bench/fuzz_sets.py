@@ -125,7 +125,10 @@ def set_files(rng: random.Random, place: Place) -> Damaged:
 
 
 def set_folders(rng: random.Random, place: Place) -> Damaged:
-    """A set's folder whose settings are damaged, which holds links, which is the owner's link itself, or has an odd name."""
+    """A set's folder that is not as it was written.
+
+    Its settings are damaged, it holds links, it is the owner's link itself, or it has an odd name.
+    """
     what = rng.choice(("settings", "settings", "links", "folder link", "sets link", "name", "settings folder"))
     name = trick(rng).strip() if what == "name" else "mine"
     home, mine = place.output / comfy_paths.SETS, Plan(("a cat",), {}, ((64, 64),), 0, 2)

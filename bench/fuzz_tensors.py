@@ -79,15 +79,8 @@ def lycoris(rng: random.Random) -> dict[str, torch.Tensor]:
             key + "lokr_w2_b": torch.randn(2, 4),
             key + "alpha": torch.tensor(2.0),
         }
-    return {
-        key + name: torch.randn(*shape)
-        for name, shape in {
-            "hada_w1_a": (32, 2),
-            "hada_w1_b": (2, 16),
-            "hada_w2_a": (32, 2),
-            "hada_w2_b": (2, 16),
-        }.items()
-    }
+    shapes = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 16), "hada_w2_a": (32, 2), "hada_w2_b": (2, 16)}
+    return {key + name: torch.randn(*shape) for name, shape in shapes.items()}
 
 
 def whole(rng: random.Random) -> dict[str, torch.Tensor]:
@@ -100,7 +93,10 @@ def whole(rng: random.Random) -> dict[str, torch.Tensor]:
 
 
 def read_lora(path):
-    """Read and fit as the adapter node and a run's start do; what comes out must be finite and of the model's shapes."""
+    """Read and fit as the adapter node and a run's start do.
+
+    What comes out must be finite and of the model's shapes.
+    """
     file = lorafile.read(path)
     lorafile.check_fit(file.factors, TARGETS, "it")
     places = {part.name: (part.size, target.in_features) for target in TARGETS for part in target.parts}
@@ -283,8 +279,11 @@ def bad_tensor(rng: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Ten
         }[what]
         return what, changed
     changes = {
-        "zero rank": lambda: tensor.reshape(-1)[:0].reshape(0, 16), "flat": lambda: tensor.reshape(-1), "deep": lambda: tensor[None, None], "transposed": lambda: tensor.mT if tensor.ndim == 2 else tensor[None],
-        "cut": lambda: tensor.reshape(-1)[1:], "one number": lambda: tensor.reshape(-1)[0], "conv": lambda: tensor[..., None, None], "fp8": lambda: tensor.to(rng.choice((torch.float8_e4m3fn, torch.float8_e5m2))),
+        "zero rank": lambda: tensor.reshape(-1)[:0].reshape(0, 16), "flat": lambda: tensor.reshape(-1),
+        "deep": lambda: tensor[None, None], "transposed": lambda: tensor.mT if tensor.ndim == 2 else tensor[None],
+        "cut": lambda: tensor.reshape(-1)[1:], "one number": lambda: tensor.reshape(-1)[0],
+        "conv": lambda: tensor[..., None, None],
+        "fp8": lambda: tensor.to(rng.choice((torch.float8_e4m3fn, torch.float8_e5m2))),
     }  # fmt: skip
     return what, changes[what]().contiguous()
 
@@ -339,11 +338,8 @@ def lora_tensors(rng: random.Random, place: Place) -> Damaged:
             stem + "lokr_w2": torch.zeros(1, 1),
         }
     elif what == "alpha":
-        stem = (
-            next(k for k in state if k.endswith(".alpha"))
-            if any(k.endswith(".alpha") for k in state)
-            else "diffusion_model.layers.0.attention.to_q.alpha"
-        )
+        alphas = [key for key in state if key.endswith(".alpha")]
+        stem = alphas[0] if alphas else "diffusion_model.layers.0.attention.to_q.alpha"
         state[stem] = rng.choice(
             (
                 torch.tensor([]),

@@ -20,8 +20,10 @@ RECIPES = (
     Recipe("a.b", timesteps=Timesteps("logit_normal", 0.5, 2.0, 0.1, 0.9), loss=Loss("huber", 0.2, 3.0)),
 )
 VALUES = (
-    "-1", "0", "1", "1.0", "0.5", "-0.5", "1e400", "nan", "inf", "-inf", "true", "false", '""', '"3"', '"auto"', '"x\\u0000"', '"\\u202e"', "[]", "[1, 2]", '["a", 3]', "[[]]", "{}", "{a = 1}", "{rank = 4}",
-    "18446744073709551616", "9" * 4000, "9" * 5000, "0x" + "f" * 6000, "1979-05-27", "07:32:00", "1e999999", "'''a\nb'''", '"' + "x" * 5000 + '"', '"CON"', '"nul.txt"', '"../x"', '"a "', '"lora"', '"merged"',
+    "-1", "0", "1", "1.0", "0.5", "-0.5", "1e400", "nan", "inf", "-inf", "true", "false", '""', '"3"', '"auto"',
+    '"x\\u0000"', '"\\u202e"', "[]", "[1, 2]", '["a", 3]', "[[]]", "{}", "{a = 1}", "{rank = 4}",
+    "18446744073709551616", "9" * 4000, "9" * 5000, "0x" + "f" * 6000, "1979-05-27", "07:32:00", "1e999999",
+    "'''a\nb'''", '"' + "x" * 5000 + '"', '"CON"', '"nul.txt"', '"../x"', '"a "', '"lora"', '"merged"',
 )  # fmt: skip
 
 
@@ -240,11 +242,9 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
             ),
         )
     elif what in ("value", "number"):
-        event[rng.choice(list(event))] = (
-            rng.choice((None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400))
-            if what == "value"
-            else rng.choice(STRINGS)
-        )
+        odd = (None, [], {}, "x", True, -1, float("nan"), float("inf"), 10**400)
+        value = rng.choice(odd if what == "value" else STRINGS)
+        event[rng.choice(list(event))] = value
         lines[at] = json.dumps(event)
     elif what == "lost key":
         event.pop(rng.choice(list(event)))
@@ -269,14 +269,8 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
         assert isinstance(facts["total"], int) and all(
             isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"]
         )
-        assert runfolder.how_ended(run.path) in (
-            None,
-            "finished",
-            "stopped",
-            "cancelled",
-            "failed",
-            *STRINGS,
-        ) or what.startswith("damage")
+        ends = (None, "finished", "stopped", "cancelled", "failed", *STRINGS)
+        assert runfolder.how_ended(run.path) in ends or what.startswith("damage")
         given, start = runs.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
         assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)

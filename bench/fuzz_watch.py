@@ -134,13 +134,9 @@ class Watch:
         self.place, self.found, self.open = place, [], False
         self.allowed = tuple(map(str, place.allowed))
         own = Path(__file__).resolve().parents[1]
-        self.code = tuple(
-            {
-                os.path.realpath(path)
-                for path in (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev")
-                if path and os.path.isdir(path)
-            }
-        ) + ("/proc/meminfo",)  # how much memory is free
+        code = (sys.prefix, sys.base_prefix, own, *sys.path, "/proc/self", "/dev")
+        folders = {os.path.realpath(path) for path in code if path and os.path.isdir(path)}
+        self.code = (*folders, "/proc/meminfo")  # the latter: how much memory is free
         self.before = place.ring()
         sys.addaudithook(self._hook)  # stays for the life of the process, and sleeps when not open
 
@@ -178,13 +174,10 @@ class Watch:
         if event in READING:
             return [path for path in arguments[:1] if not inside(self._target(path), (*self.allowed, *self.code))]
         if event in CHANGING:
-            paths = (
-                arguments[:2]
-                if event in ("os.rename", "os.link")
-                else arguments[1:2]
-                if event == "os.symlink"
-                else arguments[:1]
-            )
+            if event in ("os.rename", "os.link"):
+                paths = arguments[:2]
+            else:
+                paths = arguments[1:2] if event == "os.symlink" else arguments[:1]
             return [path for path in paths if not inside(self._entry(path), self.allowed)]
         return []
 
@@ -226,7 +219,10 @@ def alarm(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def bounded(gigabytes: float) -> Iterator[None]:
-    """No more addresses than so many beyond those of now: MemoryError instead of a machine that stands still. Where the system can."""
+    """No more addresses than so many beyond those of now: MemoryError instead of a machine that stands still.
+
+    Only where the system can.
+    """
     try:
         import resource
 

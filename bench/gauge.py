@@ -1,7 +1,8 @@
 """What the gauge costs: its share of a 2,000-step run at the trainer's defaults, on the bundled tiny turbo.
 
-Steps, size, batch and checkpointing are the node's defaults, pictures the demo's. Time inside the gauge (walking its paths
-once, reading it every 250 steps) is taken with a clock around the pack's own functions, several runs one after another.
+Steps, size, batch and checkpointing are the node's defaults, pictures the demo's. Time inside the gauge (walking its
+paths once, reading it every 250 steps) is taken with a clock around the pack's own functions, several runs one after
+another.
 """
 
 import argparse
@@ -28,14 +29,11 @@ def main(argv: list[str]):
         inside, whole, readings = one_run(args.steps)
         shares.append(inside / whole)
         seconds.append(whole)
-        print(
-            f"run {number + 1}: {whole:.1f} s, {inside:.2f} s of it in the gauge ({readings} readings), {100 * shares[-1]:.2f} %",
-            flush=True,
-        )
+        seen = f"{inside:.2f} s of it in the gauge ({readings} readings), {100 * shares[-1]:.2f} %"
+        print(f"run {number + 1}: {whole:.1f} s, {seen}", flush=True)
     median, low, high = statistics.median(shares), min(shares), max(shares)
-    print(
-        f"The gauge takes {100 * median:.2f} % of a run of {args.steps} steps (median of {args.runs}, {100 * low:.2f} to {100 * high:.2f})"
-    )
+    spread = f"(median of {args.runs}, {100 * low:.2f} to {100 * high:.2f})"
+    print(f"The gauge takes {100 * median:.2f} % of a run of {args.steps} steps {spread}")
     if args.json:
         print(
             json.dumps(

@@ -222,5 +222,6 @@ def encode(place: Place):
 
 def draw_twice(place: Place, key: str, model, prompt, side: int):
     """The first loads or patches the weights."""
-    times = [place.seconds(lambda: comfy_draw.sample(model, prompt, side, side, 8, 0, "euler")) for _ in range(2)]
+    how = comfy_draw.Drawing(side, side, 8, 0, "euler")
+    times = [place.seconds(lambda: comfy_draw.sample(model, prompt, how)) for _ in range(2)]
     place.note(key, {"first": round(times[0], 2), "again": round(times[1], 2)})

@@ -126,7 +126,10 @@ def pace(base: Path) -> float:
 
 
 def wait_for_step(running: dev.Server, base: Path, step: int) -> bool:
-    """True once the log has come to `step`, False when the run has ended. Also true after a while without steps: any moment is right for a kill."""
+    """True once the log has come to `step`, False when the run has ended.
+
+    Also true after a while without steps: any moment is right for a kill.
+    """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if last_step(base) >= step and runfolder.how_ended(folder(base)) is None:
@@ -146,21 +149,15 @@ def queue_busy(running: dev.Server) -> bool:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the header; losses and validations in the log."""
-    checkpoints = [checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b)]
-    if checkpoints[0][1]["optimizer"] != checkpoints[1][1]["optimizer"] or not equal(
-        checkpoints[0][0], checkpoints[1][0]
-    ):
+    """What of a run must be the same to the bit.
+
+    It is the final checkpoint, but for the seconds that it took; the LoRA files, every tensor and every word of the
+    header; losses and validations in the log.
+    """
+    ones, others = (checkpoint.read(runfolder.RunFolder(folder(base)).checkpoint_files()[0]) for base in (a, b))
+    if ones[1]["optimizer"] != others[1]["optimizer"] or not equal(ones[0], others[0]):
         return False
-    logs = [
-        [
-            (e["step"], e.get("loss"), e.get("held_out"))
-            for e in runfolder.read_events(folder(base) / "events.jsonl")
-            if "loss" in e or "held_out" in e
-        ]
-        for base in (a, b)
-    ]
-    if logs[0] != logs[1]:
+    if looks(a) != looks(b):
         return False
     for name in ("output/zturbo/kill/lora.safetensors", "models/loras/kill.safetensors"):
         files = [safe_open(base / name, "pt") for base in (a, b)]
@@ -168,6 +165,12 @@ def same(a: Path, b: Path) -> bool:
         if files[0].metadata() != files[1].metadata() or not equal(*tensors):
             return False
     return True
+
+
+def looks(base: Path) -> list[tuple]:
+    """(step, loss, validation) of each line of the log that has one of the latter."""
+    events = runfolder.read_events(folder(base) / "events.jsonl")
+    return [(e["step"], e.get("loss"), e.get("held_out")) for e in events if "loss" in e or "held_out" in e]
 
 
 def equal(a: dict, b: dict) -> bool:

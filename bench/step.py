@@ -30,15 +30,14 @@ def main(argv: list[str]):
     facts = {}
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        facts[name] = {
+        facts[name] = fact = {
             "median_ms": round(middle * 1e3, 1),
             "min_ms": round(min(seconds) * 1e3, 1),
             "max_ms": round(max(seconds) * 1e3, 1),
             "ratio": round(middle / peer, 3),
         }
-        print(
-            f"{name:18} median {facts[name]['median_ms']:8} ms  (min {facts[name]['min_ms']}, max {facts[name]['max_ms']})  {facts[name]['ratio']} x diffusers + peft"
-        )
+        spread = f"(min {fact['min_ms']}, max {fact['max_ms']})"
+        print(f"{name:18} median {fact['median_ms']:8} ms  {spread}  {fact['ratio']} x diffusers + peft")
     if args.json:
         print(json.dumps(facts))
 

@@ -42,17 +42,19 @@ def picture_bank(count: int, seed: int) -> torch.Tensor:
         elif i % 4 == 1:
             bank.append(np.asarray(pictures.draw_anything((SIDE, SIDE), rng)))
         else:  # a crop out of a 128-pixel picture: the edges that the model will see
-            whole = np.asarray(
-                pictures.draw(rng.choice(captions), (128, 128), rng)
-                if i % 8
-                else pictures.draw_smiley((128, 128), "blue", rng)
-            )
-            bank.append(crop([whole], rng))
+            if i % 8:
+                whole = pictures.draw(rng.choice(captions), (128, 128), rng)
+            else:
+                whole = pictures.draw_smiley((128, 128), "blue", rng)
+            bank.append(crop([np.asarray(whole)], rng))
     return torch.from_numpy(np.stack(bank)).permute(0, 3, 1, 2).contiguous()
 
 
 def initialise(model):
-    """Comfy's layers skip initialisation. Residual branches start small, so that the deep plain stack trains from the start."""
+    """Comfy's layers skip initialisation.
+
+    Residual branches start small, so that the deep plain stack trains from the start.
+    """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if ".conv." in name else "linear")

@@ -1,7 +1,8 @@
-"""What training does to turbo: LoRAs of several unseen concepts, straight on turbo and on the adapter, measured as they grow.
+"""What training does to turbo: LoRAs of several unseen concepts, measured as they grow.
 
-Through the pack's own trainer, with the previews' place taken by the measurement. Every measurement is a line of
-`lab/work/breakdown/<concept>_<variant>_<seed>.jsonl`; what is there already is not done again. Needs `lab reader` first.
+They train straight on turbo and on the adapter, through the pack's own trainer, with the previews' place taken by the
+measurement. Every measurement is a line of `lab/work/breakdown/<concept>_<variant>_<seed>.jsonl`; what is there already
+is not done again. Needs `lab reader` first.
 """
 
 import argparse
@@ -111,7 +112,10 @@ def bad_adapter(good):
 
 
 def study(path: Path, dit, measured: Callable[[dict], dict], concept: str, variant: str, seed: int, args):
-    """Train one LoRA through the pack's trainer. At the points, and before the first step, `measured(lora)` is written down while `dit`, clean turbo, carries it."""
+    """Train one LoRA through the pack's trainer.
+
+    At the points, and before the first step, `measured(lora)` is written down while `dit`, clean turbo, carries it.
+    """
     from zturbo import dataset, lorafile, roles, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
     from zturbo.runfolder import RunFolder
@@ -149,15 +153,9 @@ def recipe(concept: str, variant: str, seed: int, args):
 
     keep = variant.split("_")[0] if variant.startswith(("guard", "restore")) else "off"
     unrelated = measure.unasked(UNRELATED.get(keep, UNRELATED["guard"]))
-    named = (
-        []
-        if keep != "restore"
-        else [
-            text
-            for text in concepts.prompts(concept)
-            if concept in ("smiley", "photographs") or text not in measure.asked_of(concept)
-        ]
-    )
+    named = concepts.prompts(concept) if keep == "restore" else []
+    if concept not in ("smiley", "photographs"):
+        named = [text for text in named if text not in measure.asked_of(concept)]
     return Recipe(
         f"{concept}_{variant}_{seed}",
         args.steps,

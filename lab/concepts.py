@@ -1,4 +1,7 @@
-"""Concepts that the tiny turbo has never seen, for studies: a shape, a style, a texture, drawn; and real photographs. Captioned, seeded."""
+"""Concepts that the tiny turbo has never seen, for studies: a shape, a style, a texture, drawn; and real photographs.
+
+Captioned, seeded.
+"""
 
 import random
 

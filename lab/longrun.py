@@ -24,7 +24,10 @@ GUIDANCE, SUBSTEPS = 2.0, 3
 
 
 class Pass:
-    """One model, two roles: the student is turbo with a LoRA that trains, the teacher carries the adapter and the LoRA as it was."""
+    """One model, two roles.
+
+    The student is turbo with a LoRA that trains, the teacher carries the adapter and the LoRA as it was.
+    """
 
     def __init__(self, dit, state: dict, captions: list[str], device):
         from zturbo import lorafile, lowrank
@@ -39,6 +42,13 @@ class Pass:
             for name, one in self.before.items()
         }
         self.features, self.lengths = world.caption_features(comfy_tiny.load_clip(), [*captions, ""])
+
+    def learnt(self) -> dict:
+        """The student's parts, without gradients."""
+        return {
+            name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()})
+            for name, part in self.student.items()
+        }
 
     def teaching(self):
         return self.lowrank.attached(self.linears, self.targets, [self.adapter, self.before])
@@ -152,13 +162,7 @@ def main(argv: list[str]):
             for kind in todo:
                 started, one = time.time(), Pass(judge.dit, load_file(file), captions, device)
                 one.train(args.steps, args.batch, args.learning_rate, kind == "onpolicy", seed)
-                state = lorafile.state_dict(
-                    {
-                        name: part.of({key: tensor.detach() for key, tensor in part.tensors.items()})
-                        for name, part in one.student.items()
-                    },
-                    torch.bfloat16,
-                )
+                state = lorafile.state_dict(one.learnt(), torch.bfloat16)
                 name = f"{concept}_{kind}_{seed}"
                 save_file(state, breakdown.FOLDER / f"{name}_{args.after:05d}.safetensors")
                 seconds = round(time.time() - started, 1)

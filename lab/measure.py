@@ -121,7 +121,10 @@ def asked_of(concept: str) -> list[str]:
 
 
 class Asked:
-    """Prompts of the known world with their noise, the reader, and the autoencoder: which pictures of a model are right."""
+    """Prompts of the known world with their noise, the reader, and the autoencoder.
+
+    They tell which pictures of a model are right.
+    """
 
     def __init__(self, count: int, device):
         from zturbo.hosts import comfy_tiny
@@ -133,7 +136,10 @@ class Asked:
 
     @torch.no_grad()
     def right(self, dit, scale: float = 1.0, substeps: int = 1) -> torch.Tensor:
-        """[count] bool: is a picture, drawn in 8 * substeps steps with this guidance, what its prompt says in every respect?"""
+        """[count] bool: is a picture what its prompt says in every respect?
+
+        It is drawn in 8 * substeps steps with this guidance.
+        """
         found = []
         for rows in torch.arange(len(self.texts)).split(48):
             caption = world.refine(dit, self.features[rows].to(self.device), self.lengths[rows])
@@ -174,7 +180,10 @@ def unasked(count: int) -> list[str]:
 
 
 class Watched:
-    """What a gauge could look at while a LoRA trains: no pictures, no reader, only velocities on clean turbo's own paths."""
+    """What a gauge could look at while a LoRA trains.
+
+    It sees no pictures and has no reader, only velocities on clean turbo's own paths.
+    """
 
     def __init__(self, dit, clip, device):
         from zturbo import health, lorafile, lowrank

@@ -76,9 +76,8 @@ def main(argv: list[str]):
         json.dumps({"steps": args.steps, "series": series, **facts}, indent=1) + "\n", encoding="utf-8"
     )
     for name, fact in facts.items():
-        print(
-            f"{name:10}  first {fact['first']:.4f}  lowest {fact['lowest']:.4f} at step {fact['at']}  last {fact['last']:.4f}"
-        )
+        lowest = f"lowest {fact['lowest']:.4f} at step {fact['at']}"
+        print(f"{name:10}  first {fact['first']:.4f}  {lowest}  last {fact['last']:.4f}")
     print(f"The plot: {args.out / 'overfit.png'}")
     if args.json:
         print(json.dumps(facts))

@@ -1,6 +1,7 @@
-"""An adapter made as a user makes one: the workflow make_adapter through a real ComfyUI, killed in the middle of both halves.
+"""An adapter made as a user makes one, with the workflow make_adapter.
 
-In the tiny model's measures. The adapter is `lab/work/own_adapter.safetensors`; `lab breakdown --variants own` trains on it.
+It goes through a real ComfyUI, killed in the middle of both halves, in the tiny model's measures. The adapter is
+`lab/work/own_adapter.safetensors`; `lab breakdown --variants own` trains on it.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Real photographs for the studies: crops of seven that come with scikit-image, and a reader that tells which a picture is nearest to.
+"""Real photographs for the studies, and a reader that tells which a picture is nearest to.
 
-The reader compares colours: on fresh crops it names the right one of the seven for 98 of 100 (`python -m lab.photographs`
-prints it), for pictures of anything else it names one by chance.
+They are crops of seven that come with scikit-image. The reader compares colours: on fresh crops it names the right one
+of the seven for 98 of 100 (`python -m lab.photographs` prints it), for pictures of anything else it names one by
+chance.
 """
 
 from collections.abc import Iterator
@@ -70,6 +71,5 @@ def histogram(images: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     fresh = list(crops(140, 2))
     images = torch.stack([torch.from_numpy(np.array(crop)).movedim(-1, 0).float() / 255 for _, crop in fresh])
-    print(
-        f"{100 * Reader().right(images, [name for name, _ in fresh]).float().mean().item():.1f} % of 140 fresh crops are named right"
-    )
+    right = Reader().right(images, [name for name, _ in fresh]).float().mean().item()
+    print(f"{100 * right:.1f} % of 140 fresh crops are named right")

@@ -1,7 +1,7 @@
-"""A small network that reads a picture of the drawn world: which shape, colour, ground and size, and whether it is a concept's.
+"""A small network that reads a picture of the drawn world.
 
-Trained on drawn pictures as the tiny autoencoder gives them back, so that it reads what models draw. Its features
-are what Fréchet distances are taken in.
+It tells which shape, colour, ground and size, and whether it is a concept's. Trained on drawn pictures as the tiny
+autoencoder gives them back, so that it reads what models draw. Its features are what Fréchet distances are taken in.
 """
 
 import argparse
@@ -31,30 +31,17 @@ FILE = WEIGHTS / "reader.safetensors"
 class Reader(nn.Module):
     def __init__(self):
         super().__init__()
-        widths = (3, 32, 64, 96, 128)
-        self.body = nn.Sequential(
-            *(
-                layer
-                for a, b in zip(widths, widths[1:])
-                for layer in (
-                    nn.Conv2d(a, b, 3, 2, 1),
-                    nn.GroupNorm(8, b),
-                    nn.SiLU(),
-                    nn.Conv2d(b, b, 3, 1, 1),
-                    nn.SiLU(),
-                )
-            )
-        )
+        widths, layers = (3, 32, 64, 96, 128), []
+        for a, b in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, 1, 1), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(words)) for name, words in HEADS.items()})
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 128] of images [N, 3, H, W] in 0..1."""
-        small = (
-            F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
-            if images.shape[-2:] != (SIDE, SIDE)
-            else images
-        )
-        return self.body(small * 2 - 1).mean(dim=(2, 3))
+        if images.shape[-2:] != (SIDE, SIDE):
+            images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+        return self.body(images * 2 - 1).mean(dim=(2, 3))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         features = self.features(images)
@@ -89,7 +76,10 @@ def right(reader: Reader, images: torch.Tensor, wanted: list[dict[str, str]]) ->
 
 
 def drawn(count: int, seed: int, device, concepts_too: bool = True) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels; three of ten are of a concept, unless told otherwise."""
+    """Pictures [N, 3, 64, 64] as the autoencoder gives them back, and their labels.
+
+    Three of ten are of a concept, unless told otherwise.
+    """
     rng, taesd, names = random.Random(seed), world.load_autoencoder(device), pictures.captions()
     images, wanted = [], []
     for start in range(0, count, 32):

@@ -1,4 +1,6 @@
-"""Everything anew: autoencoder, teacher, turbo, adapter, reader, and the short form of the study, in a copy of the project.
+"""Everything anew, in a copy of the project.
+
+That is autoencoder, teacher, turbo, adapter, reader, and the short form of the study.
 
     python dev.py lab reproduce              from nothing, into lab/work/reproduced; nothing bundled is touched
     python dev.py lab reproduce --replace    and put the new weights in the place of the bundled ones

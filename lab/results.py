@@ -1,6 +1,7 @@
-"""docs/RESULTS.md, its plots and its data, from what `lab breakdown` and `lab longrun` measured. The words are in results.md beside this file.
+"""docs/RESULTS.md, its plots and its data, from what `lab breakdown` and `lab longrun` measured.
 
-The data, docs/results/breakdown.json, grow: runs of this machine are added to those that are there, and take the place of those of the same name.
+The words are in results.md beside this file. The data, docs/results/breakdown.json, grow: runs of this machine are
+added to those that are there, and take the place of those of the same name.
 """
 
 import argparse
@@ -23,7 +24,18 @@ MAIN = ("straight", "adapter", "guard", "restore")
 OTHERS = ("half", "strong", "fading", "bad", "own", "guard_straight")
 PASSES = ("redistil", "onpolicy")  # behind a run
 LONG = ("straight", "adapter", "guard", "restore", *PASSES)
+KEPT = (  # of a measurement, as it is
+    "step", "loss", "fidelity", "sharpness", "frechet", "drift", "diversity", "steps_apart", "concept", "size",
+)  # fmt: skip
 HELD = 0.05  # of turbo lost at most, for a long-run option to count as one that keeps turbo
+HOW = (  # the goal's figures are made
+    "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, "
+    "mean over runs at 10,000 steps; "
+    "concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of "
+    "the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: "
+    "python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard,restore; "
+    "python dev.py lab longrun; python dev.py lab results"
+)
 PLOTS = {
     "lost": "Turbo lost on unrelated prompts",
     "concept": "Concept learnt",
@@ -68,7 +80,10 @@ def main(argv: list[str]):
 
 
 def read(folder: Path) -> list[dict]:
-    """One row a measurement, of the runs in `folder` and of those that the data have already; what of turbo is lost is 1 - fidelity / clean turbo's."""
+    """One row a measurement, of the runs in `folder` and of those that the data have already.
+
+    What of turbo is lost is 1 - fidelity / clean turbo's.
+    """
     rows = measured(folder)
     new = {row["run"] for row in rows}
     if DATA.is_file():
@@ -85,30 +100,12 @@ def measured(folder: Path) -> list[dict]:
 
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        concept, variant, seed = (
-            path.stem.split("_", 1)[0],
-            path.stem.split("_", 1)[1].rsplit("_", 1)[0],
-            int(path.stem.rsplit("_", 1)[1]),
-        )
+        concept, rest = path.stem.split("_", 1)
+        variant, seed = rest.rsplit("_", 1)[0], int(path.stem.rsplit("_", 1)[1])
         for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             deviation = health.high(torch.tensor(row["deviation128"]).T[: health.WATCHED])
             along = sum(row["along"][:3]) / 3
-            kept = {
-                key: row[key]
-                for key in (
-                    "step",
-                    "loss",
-                    "fidelity",
-                    "sharpness",
-                    "frechet",
-                    "drift",
-                    "diversity",
-                    "steps_apart",
-                    "concept",
-                    "size",
-                )
-                if key in row
-            }
+            kept = {key: row[key] for key in KEPT if key in row}
             rows.append(
                 {
                     "run": path.stem,
@@ -132,7 +129,10 @@ def own(rows: list[dict]) -> list[dict]:
 
 
 def at(rows: list[dict], variant: str, step: int) -> list[dict]:
-    """The runs of a variant at a step; only those whose concept and seed were trained straight, too, so that means compare."""
+    """The runs of a variant at a step.
+
+    Only those whose concept and seed were trained straight, too, so that means compare.
+    """
     straight = {
         (row["concept_of"], row["seed"]) for row in rows if row["variant"] == "straight" and row["step"] == step
     }
@@ -157,11 +157,9 @@ def bootstrap(values: list, of: Callable[[list], float], draws: int = 400) -> tu
 
 def interval(values: list[float]) -> tuple[float, float]:
     """95 % interval of the mean of three runs or more, by Student's t."""
-    low, high = (
-        stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
-        if len(set(values)) > 1
-        else (values[0], values[0])
-    )
+    if len(set(values)) <= 1:
+        return float(values[0]), float(values[0])
+    low, high = stats.t.interval(0.95, len(values) - 1, mean(values), stats.sem(values))
     return float(low), float(high)
 
 
@@ -216,18 +214,14 @@ def concepts_table(rows) -> str:
         step = max((row["step"] for row in of if row["variant"] == "straight"), default=0)
         found = [at(of, variant, step) for variant in MAIN]
         if any(found):
-            lines.append(
-                [
-                    f"{concept}, {step:,} steps",
-                    *(
-                        f"{mean(row['lost'] for row in some):.2f}, {mean(row['concept'] for row in some):.2f}"
-                        if some
-                        else ""
-                        for some in found
-                    ),
-                ]
-            )
+            lines.append([f"{concept}, {step:,} steps", *map(lost_and_learnt, found)])
     return table(["turbo lost, concept learnt", *MAIN], lines)
+
+
+def lost_and_learnt(rows) -> str:
+    if not rows:
+        return ""
+    return f"{mean(row['lost'] for row in rows):.2f}, {mean(row['concept'] for row in rows):.2f}"
 
 
 def beside_table(rows, base: str, variants, steps) -> str:
@@ -258,7 +252,10 @@ def beside_table(rows, base: str, variants, steps) -> str:
 
 
 def equal_table(rows) -> str:
-    """What of turbo is lost when the concept first is as strong as this, along straight lines between measurements; and what less on the adapter than straight, in pairs."""
+    """What of turbo is lost when the concept first is as strong as this.
+
+    And what less on the adapter than straight, in pairs. Between measurements lines are straight.
+    """
 
     def lost(strength: float, variant: str) -> dict[tuple, float]:
         runs = {(row["concept_of"], row["seed"]): row["run"] for row in at(rows, variant, 0)}
@@ -321,7 +318,10 @@ def gauge_table(rows) -> str:
 
 
 def calibration(rows) -> str:
-    """How far the gauge's reading is from what of turbo is lost, in the mean over a concept's measurements, and at most."""
+    """How far the gauge's reading is from what of turbo is lost.
+
+    In the mean over a concept's measurements, and at most.
+    """
     from zturbo import health
 
     parts = []
@@ -351,20 +351,24 @@ def longrun(rows) -> dict:
                 for row in last
                 if (run := f"{row['concept_of']}_straight_{row['seed']}") in best_straight
             ]
-            found[variant] = {"turbo_loss": round(mean(row["lost"] for row in last), 4), "turbo_loss_of_runs": [row["lost"] for row in last], "concept": round(mean(row["concept"] for row in last), 4),
-                              "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None, "concept_vs_best_straight_of_runs": [round(ratio, 4) for ratio in ratios], "runs": [row["run"] for row in last]}  # fmt: skip
+            found[variant] = {
+                "turbo_loss": round(mean(row["lost"] for row in last), 4),
+                "turbo_loss_of_runs": [row["lost"] for row in last],
+                "concept": round(mean(row["concept"] for row in last), 4),
+                "concept_vs_best_straight": round(mean(ratios), 4) if ratios else None,
+                "concept_vs_best_straight_of_runs": [round(ratio, 4) for ratio in ratios],
+                "runs": [row["run"] for row in last],
+            }
     kept = [name for name in found if found[name]["turbo_loss"] <= HELD]
-    best = (
-        max(kept, key=lambda name: found[name]["concept"])
-        if kept
-        else min(found, key=lambda name: found[name]["turbo_loss"])
-    )
-    measured = "turbo_loss: 1 - (share of 144 unrelated prompts drawn right at 8 steps, CFG 1, adapter off) / clean turbo's, mean over runs at 10,000 steps; concept_vs_best_straight: share of 48 concept prompts drawn right at 10,000 steps over the best of any step of the straight run of the same concept and seed, mean over runs. Read by lab/reader.py. Made by: python dev.py lab breakdown --steps 10000 --variants straight,adapter,guard,restore; python dev.py lab longrun; python dev.py lab results"
+    if kept:
+        best = max(kept, key=lambda name: found[name]["concept"])
+    else:
+        best = min(found, key=lambda name: found[name]["turbo_loss"])
     return {
         "turbo_loss": found[best]["turbo_loss"],
         "concept_vs_best_straight": found[best]["concept_vs_best_straight"],
         "option": best,
-        "how": measured,
+        "how": HOW,
         "options": found,
     }
 
@@ -372,19 +376,16 @@ def longrun(rows) -> dict:
 def goal_sentence(long: dict) -> str:
     """What of the goal is reached; its second half by every concept, not by their mean."""
     option = long["options"][long["option"]]
+    losses, ratios = option["turbo_loss_of_runs"], option["concept_vs_best_straight_of_runs"]
     each = [
-        f"{run.split('_')[0]} {lost:.3f} and {ratio:.2f}"
-        for run, lost, ratio in zip(
-            option["runs"], option["turbo_loss_of_runs"], option["concept_vs_best_straight_of_runs"]
-        )
+        f"{run.split('_')[0]} {lost:.3f} and {ratio:.2f}" for run, lost, ratio in zip(option["runs"], losses, ratios)
     ]
-    figures = f"With {long['option']}, turbo lost and the concept's strength as a share of the best straight run's: {', '.join(each)}; in the mean {long['turbo_loss']:.3f} and {long['concept_vs_best_straight']:.2f} (144 and 48 pictures a run)."
-    held, strong = (
-        sum(lost <= HELD for lost in option["turbo_loss_of_runs"]),
-        sum(ratio >= 1 for ratio in option["concept_vs_best_straight_of_runs"]),
-    )
+    held, strong = sum(lost <= HELD for lost in losses), sum(ratio >= 1 for ratio in ratios)
+    means = f"{long['turbo_loss']:.3f} and {long['concept_vs_best_straight']:.2f}"
     return (
-        f"{figures} Turbo is kept in {held} of {len(each)} runs, and the concept is as strong as straight in {strong}."
+        f"With {long['option']}, turbo lost and the concept's strength as a share of the best straight run's: "
+        f"{', '.join(each)}; in the mean {means} (144 and 48 pictures a run). "
+        f"Turbo is kept in {held} of {len(each)} runs, and the concept is as strong as straight in {strong}."
     )
 
 

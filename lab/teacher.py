@@ -11,7 +11,10 @@ from .setup import WEIGHTS, WORK, log, use_comfy
 
 
 def initialise(dit):
-    """Comfy's layers skip initialisation. Modulations start at zero with open gates, the output at zero (DiT, arXiv 2212.09748)."""
+    """Comfy's layers skip initialisation.
+
+    Modulations start at zero with open gates, the output at zero (DiT, arXiv 2212.09748).
+    """
     torch.nn.init.normal_(dit.x_pad_token, std=0.02)
     torch.nn.init.normal_(dit.cap_pad_token, std=0.02)
     for name, module in dit.named_modules():
@@ -57,7 +60,10 @@ def flow_matching_loss(dit, x0, caption, generator) -> torch.Tensor:
 
 
 def compile_blocks(dit):
-    """Compile each transformer block, with attention written out: at a hundred tokens that beats the fused kernel on a CPU."""
+    """Compile each transformer block, with attention written out.
+
+    At a hundred tokens that beats the fused kernel on a CPU.
+    """
     from zturbo.hosts import comfy_forward
 
     def plain_attention(_chosen, q, k, v, heads, *args, **kwargs):

@@ -22,7 +22,10 @@ class World:
     lengths: torch.Tensor  # [captions + 1] tokens in front of the padding
 
     def batch(self, count: int, generator: torch.Generator, drop: float = 0.0):
-        """(latents [count, 16, H, W], rows of `features` [count]) of one random shape; captions emptied with chance `drop`."""
+        """(latents [count, 16, H, W], rows of `features` [count]) of one random shape.
+
+        Captions are emptied with chance `drop`.
+        """
         shape = list(self.latents)[torch.randint(len(self.latents), (1,), generator=generator).item()]
         pick = torch.randint(len(self.latents[shape]), (count,), generator=generator)
         rows = self.caption_index[shape][pick]

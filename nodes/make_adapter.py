@@ -253,7 +253,13 @@ class ZTurboCheckAdapter(io.ComfyNode):
         file = "the adapter" if lora is not None else adapter
         size, seed, steps, cfg = (given[name] for name in ("size", "seed", "steps", "cfg"))
         found = comfy_check.check(
-            model, clip, vae, read, file, lines(prompts), size, seed, steps, cfg, cls.hidden.unique_id
+            model,
+            clip,
+            vae,
+            read,
+            file,
+            comfy_check.Trial(lines(prompts), size, seed, steps, cfg),
+            cls.hidden.unique_id,
         )
         say(cls, found.text)
         return io.NodeOutput(

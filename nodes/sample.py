@@ -79,7 +79,7 @@ class ZTurboSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, prompt, steps, **given) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, prompt, steps, batch_size, **given) -> io.NodeOutput:
         tag = comfy_adapter.carried(model)
         text = f"{steps} steps, no de-distill adapter on the model."
         if tag is not None and tag.net != 0:
@@ -92,8 +92,8 @@ class ZTurboSampler(io.ComfyNode):
         latents = comfy_draw.sample(
             model,
             comfy_draw.encode_prompt(clip, prompt),
-            steps=steps,
-            callback=comfy_control.sampling_progress(model, steps),
-            **given,
+            comfy_draw.Drawing(steps=steps, **given),
+            batch_size,
+            comfy_control.sampling_progress(model, steps),
         )
         return io.NodeOutput(comfy_draw.decode(vae, latents), ui={"text": (text,)})

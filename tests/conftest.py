@@ -92,7 +92,10 @@ def output(comfyui, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(output):
-    """(MODEL, CLIP, VAE) of the bundled tiny turbo, freshly loaded, as a loader node gives them: under inference mode."""
+    """(MODEL, CLIP, VAE) of the bundled tiny turbo, freshly loaded.
+
+    It is done as a loader node does it, under inference mode.
+    """
     import torch
 
     from zturbo.hosts import comfy_load, comfy_tiny

@@ -43,9 +43,10 @@ def dataset(folder="bundled: smiley", trigger="zsmile", resolution=128) -> dict:
 
 def train(model, dataset, **changes) -> dict:
     settings = {
-        "name": "test", "steps": 4, "learning_rate": 2e-3, "rank": 4, "alpha": 4.0, "batch_size": 2, "seed": 0, "timesteps": "sigmoid",
-        "compute_dtype": "fp32", "gradient_checkpointing": False, "adapter_way": "auto", "keep_turbo": "off", "preview_prompts": "a large zsmile on a blue background",
-        "preview_every": 0, "preview_width": 64, "preview_height": 64, "preview_seed": 3, "resume": "auto", "repeat": "exact",
+        "name": "test", "steps": 4, "learning_rate": 2e-3, "rank": 4, "alpha": 4.0, "batch_size": 2, "seed": 0,
+        "timesteps": "sigmoid", "compute_dtype": "fp32", "gradient_checkpointing": False, "adapter_way": "auto",
+        "keep_turbo": "off", "preview_prompts": "a large zsmile on a blue background", "preview_every": 0,
+        "preview_width": 64, "preview_height": 64, "preview_seed": 3, "resume": "auto", "repeat": "exact",
     }  # fmt: skip
     return node(
         "ZTurboTrainLoRA", model=model, clip=["load", 1], vae=["load", 2], dataset=dataset, **{**settings, **changes}

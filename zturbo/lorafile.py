@@ -160,11 +160,8 @@ def of_state(state: dict[str, torch.Tensor], file: str, keep_fused: bool = False
     digest = hashlib.sha256()
     for key, tensor in sorted(state.items()):
         digest.update(key.encode() + tensorfile.raw(tensor.cpu()).tobytes())
-    metadata, names, beside = (
-        dict(getattr(state, "metadata", {})),
-        loranames.dialect(state),
-        _beside(state, leftover, file),
-    )
+    metadata, beside = dict(getattr(state, "metadata", {})), _beside(state, leftover, file)
+    names = loranames.dialect(state)
     return LoraFile(factors, metadata, tuple(leftover), digest.hexdigest(), names, beside=beside)
 
 

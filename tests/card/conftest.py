@@ -1,4 +1,7 @@
-"""What every test here is given: a card, and the tiny turbo loaded for it as a loader node loads it, under inference mode."""
+"""What every test here is given: a card, and the tiny turbo.
+
+It is loaded for the card as a loader node loads it, under inference mode.
+"""
 
 import sys
 from pathlib import Path

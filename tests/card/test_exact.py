@@ -1,4 +1,7 @@
-"""Velocity and gradients on a card: to the bit those of the plain patcher, however much of the weights fits, and clean weights."""
+"""Velocity and gradients on a card are to the bit those of the plain patcher, however much of the weights fits.
+
+The weights stay clean.
+"""
 
 import functools
 

@@ -1,4 +1,7 @@
-"""Whole runs on a card: several in one session, cancelled and taken up, with others' work between; the laws hold as on a CPU."""
+"""Whole runs on a card: several in one session, cancelled and taken up, with others' work between.
+
+The laws hold as on a CPU.
+"""
 
 import shutil
 from dataclasses import replace
@@ -78,24 +81,23 @@ def drawn(tiny, lora) -> torch.Tensor:
     with torch.inference_mode():
         model, clip, vae = tiny
         patched = comfy_draw.with_lora(model, lora)
-        return next(
-            iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], 64, 64, 8, 1, "euler"))
-        )
+        how = comfy_draw.Drawing(64, 64, 8, 1, "euler")
+        return next(iter(comfy_draw.draw(patched, vae, [comfy_draw.encode_prompt(clip, PROMPT)], how)))
 
 
 def same_lora(one, other) -> bool:
-    return (
-        one.path != other.path
-        and load_file(one.path).keys() == load_file(other.path).keys()
-        and all(
-            torch.equal(a, b) for a, b in zip(load_file(one.path).values(), load_file(other.path).values(), strict=True)
-        )
-    )
+    ones, others = load_file(one.path), load_file(other.path)
+    if one.path == other.path or ones.keys() != others.keys():
+        return False
+    return all(torch.equal(a, b) for a, b in zip(ones.values(), others.values(), strict=True))
 
 
 @pytest.mark.parametrize("way, fit", [("branch", 1 / 3), ("merged", 1.0), ("merged", 1 / 3)])
 def test_three_runs_in_one_session_with_other_work_between(train, card, tiny, way, fit):
-    """The same LoRA three times; the same picture and the same weights before and after; the weights can be looked at at any time."""
+    """The same LoRA three times; the same picture and the same weights before and after.
+
+    The weights can be looked at at any time.
+    """
     card.fit(fit, eager=True)
     before, look, picture = fingerprint(tiny[0]), comfy_cache.fingerprint(tiny[0], ()), drawn(tiny, {})
     runs = []
@@ -200,7 +202,8 @@ def test_every_other_look_at_a_model_works_behind_a_run(train, card, tiny):
     lora = train(tiny, recipe()).path
     with torch.inference_mode():
         report = comfy_health.report(*tiny, lora, (PROMPT,), 64, 0)
-        checked = comfy_check.check(*tiny, lorafile.read(comfy_tiny.ADAPTER), "tiny", (PROMPT,), 64, 0, 4, 2.0, "1")
+        trial = comfy_check.Trial((PROMPT,), 64, 0, 4, 2.0)
+        checked = comfy_check.check(*tiny, lorafile.read(comfy_tiny.ADAPTER), "tiny", trial, "1")
         extracted = comfy_weights.extracted(de_distilled(tiny[0]), tiny[0], 4, "1")
     assert 0 <= report.gauge <= 1 and checked.pictures.shape == (1, 192, 64, 3)
     adapter = lorafile.read(comfy_tiny.ADAPTER).factors

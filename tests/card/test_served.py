@@ -1,4 +1,7 @@
-"""Every shipped workflow through a real server whose core works as on a card of either kind; tiny_demo three times in one session."""
+"""Every shipped workflow through a real server whose core works as on a card of either kind.
+
+Of these tiny_demo three times in one session.
+"""
 
 import os
 import sys

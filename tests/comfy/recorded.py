@@ -197,7 +197,10 @@ def of_checkpoint(run) -> str:
 
 
 def pictures(recipe, folder: Path):
-    """The bundled ones; with masks, a regularisation folder and pictures of other shapes where the recipe looks at such."""
+    """The bundled pictures.
+
+    There are masks, a regularisation folder and pictures of other shapes where the recipe looks at such.
+    """
     from PIL import Image
 
     from zturbo import dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1]))
@@ -121,15 +121,26 @@ def around(executor, *args, **kwargs):
     return executor(*args, **kwargs)
 
 
+def applied(apply, args):
+    return apply(args["input"], args["timestep"], **args["c"])
+
+
+def options(model) -> dict:
+    return model.model_options["transformer_options"]
+
+
 @pytest.mark.parametrize("put, sentence", [
-    (lambda m: m.set_model_unet_function_wrapper(lambda apply, args: apply(args["input"], args["timestep"], **args["c"])), r"a wrapper around the model \(model_function_wrapper\)"),
-    (lambda m: m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "other_pack", around), r"a wrapper around the model \(other_pack\)"),
+    (lambda m: m.set_model_unet_function_wrapper(applied), r"a wrapper around the model \(model_function_wrapper\)"),
+    (lambda m: m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "other_pack", around),
+        r"a wrapper around the model \(other_pack\)"),
     (lambda m: m.add_wrapper(WrappersMP.APPLY_MODEL, around), r"a wrapper around the model \(None\)"),
-    (lambda m: m.model_options["transformer_options"].setdefault("wrappers", {}).update({WrappersMP.DIFFUSION_MODEL: {"inner": [around]}}), r"a wrapper around the model \(inner\)"),
+    (lambda m: options(m).setdefault("wrappers", {}).update({WrappersMP.DIFFUSION_MODEL: {"inner": [around]}}),
+        r"a wrapper around the model \(inner\)"),
     (lambda m: m.set_model_double_block_patch(lambda args: {}), r"a patch between its blocks \(double_block\)"),
     (lambda m: m.set_model_noise_refiner_patch(lambda args: {}), r"a patch between its blocks \(noise_refiner\)"),
     (lambda m: m.add_object_patch("diffusion_model.layers.0", torch.nn.Identity()), "another diffusion_model.layers.0"),
-    (lambda m: m.set_injections("other_pack", [comfy.patcher_extension.PatcherInjection(lambda p: None, lambda p: None)]), "the injection other_pack"),
+    (lambda m: m.set_injections("other_pack", [PatcherInjection(lambda p: None, lambda p: None)]),
+        "the injection other_pack"),
     (lambda m: m.hook_patches.update({object(): {}}), "hooks"),
 ])  # fmt: skip
 def test_every_way_to_change_what_is_drawn_is_refused_and_a_clean_preview_model_is_no_turbo_of_it(tiny, put, sentence):
@@ -148,7 +159,8 @@ def test_every_way_to_change_what_is_drawn_is_refused_and_a_clean_preview_model_
     (lambda m: m.add_object_patch("diffusion_model.layers.0", torch.compile(m.model.diffusion_model.layers[0])), ""),
     (lambda m: m.set_model_optimized_attention(around), "an attention of its own"),
     (lambda m: m.set_model_sampler_cfg_function(lambda args: args["cond"]), "sampler_cfg_function"),
-    (lambda m: m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "windows", around), r"a wrapper of the sampler (windows)"),
+    (lambda m: m.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "windows", around),
+        r"a wrapper of the sampler (windows)"),
     (lambda m: m.add_callback_with_key(CallbacksMP.ON_PRE_RUN, "watcher", around), "a callback (watcher)"),
     (lambda m: m.add_callback_with_key(CallbacksMP.ON_CLEANUP, "watcher", around), ""),
 ])  # fmt: skip
@@ -157,11 +169,8 @@ def test_what_only_steers_or_hastens_the_sampler_is_trained_with(tiny, put, word
     changed = comfy_adapter.apply(model, lorafile.read(comfy_tiny.ADAPTER), "tiny", 1.0)
     put(changed)
     said = ComfyHost(changed, clip, vae, recipe()).warning()
-    assert said == (
-        f"The model carries {words}, put on by other nodes: they act while a picture is drawn, as in previews, and not on what is trained."
-        if words
-        else ""
-    )
+    acting = "they act while a picture is drawn, as in previews, and not on what is trained"
+    assert said == (f"The model carries {words}, put on by other nodes: {acting}." if words else "")
 
 
 def test_texts_encoded_under_a_lora_in_bypass_mode_have_a_place_of_their_own_in_the_cache(tiny):
@@ -193,7 +202,7 @@ def test_texts_encoded_under_a_lora_in_bypass_mode_have_a_place_of_their_own_in_
     )
     assert comfy_cache.of_clip(first) == places[1]
     unknown = clip.clone()
-    unknown.patcher.set_injections("other", [comfy.patcher_extension.PatcherInjection(lambda p: None, lambda p: None)])
+    unknown.patcher.set_injections("other", [PatcherInjection(lambda p: None, lambda p: None)])
     assert comfy_cache.of_clip(unknown) != comfy_cache.of_clip(unknown)
     assert list(comfy_added.injected(clip.patcher)) == []
 

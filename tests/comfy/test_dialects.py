@@ -1,10 +1,11 @@
-"""LoRA files of other trainers: each is read, converted, and drawn by core and by diffusers as its own trainer merges it.
+"""LoRA files of other trainers.
 
-Made by the real libraries, with their own saving and their own merging as the measure: PEFT, diffusers, LyCORIS.
-Written here after their sources, as these are no packages: musubi-tuner (networks/lora.py, loha.py, lokr.py,
-lora_zimage.py and convert_z_image_lora_to_comfy.py at 30c658c), sd-scripts (networks/lora_lumina.py at 48d368f, which has
-no Z-Image but its block names), OneTrainer (ZImageLoRASaver.py and LoRAModule.py at 23df383), ai-toolkit
-(network_mixins.py and z_image.py at 27a03a9), and DiffSynth's names.
+Each is read, converted, and drawn by core and by diffusers as its own trainer merges it. Made by the real libraries,
+with their own saving and their own merging as the measure: PEFT, diffusers, LyCORIS. Written here after their sources,
+as these are no packages: musubi-tuner (networks/lora.py, loha.py, lokr.py, lora_zimage.py and
+convert_z_image_lora_to_comfy.py at 30c658c), sd-scripts (networks/lora_lumina.py at 48d368f, which has no Z-Image but
+its block names), OneTrainer (ZImageLoRASaver.py and LoRAModule.py at 23df383), ai-toolkit (network_mixins.py and
+z_image.py at 27a03a9), and DiffSynth's names.
 """
 
 import copy
@@ -70,7 +71,10 @@ def differences(twin, merged) -> dict[str, torch.Tensor]:
 
 
 def by_equation(one, weight: torch.Tensor) -> torch.Tensor:
-    """W' - W of a difference as read: D, or DoRA's m (W + D) / |W + D| (arXiv 2402.09353), along whichever axis its lengths lie."""
+    """W' - W of a difference as read.
+
+    It is D, or DoRA's m (W + D) / |W + D| (arXiv 2402.09353), along whichever axis its lengths lie.
+    """
     if not isinstance(one, Factors) or one.magnitude is None:
         return one.delta()
     changed = weight + one.delta()
@@ -203,7 +207,10 @@ def test_peft(kind, scene, tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
 def test_diffusers_save_lora_weights(kind, scene, tmp_path, caplog):
-    """Its header holds alpha, which core does not read; the converted file says it in its tensors, and no longer in the header."""
+    """Its header holds alpha, which core does not read.
+
+    The converted file says it in its tensors, and no longer in the header.
+    """
     import peft
     from diffusers import ZImagePipeline
     from diffusers.training_utils import _collate_lora_metadata
@@ -275,7 +282,10 @@ def test_layouts_after_the_sources(layout, scene, tmp_path, caplog):
 
 
 def test_kohya_on_the_fused_qkv(scene, tmp_path, caplog):
-    """sd-scripts' Lumina names, and what musubi-tuner's converter for ComfyUI makes: one A for q, k and v, or three times the rank with a block B."""
+    """sd-scripts' Lumina names, and what musubi-tuner's converter for ComfyUI makes.
+
+    That is one A for q, k and v, or three times the rank with a block B.
+    """
     state, expected = {}, {}
     for target in comfy_adapter.targets(scene[0].model.diffusion_model, ("layers.0.", "layers.1.")):
         rank = 9 if target.module.startswith("layers.1.") and len(target.parts) == 3 else 3
@@ -294,7 +304,10 @@ def test_kohya_on_the_fused_qkv(scene, tmp_path, caplog):
 
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
 def test_lokr_after_the_sources(prefix, scene, tmp_path, caplog):
-    """musubi-tuner's under kohya's names, ai-toolkit's under its own: two whole matrices have no scale, whatever alpha says; a decomposed one has alpha / rank."""
+    """musubi-tuner's under kohya's names, ai-toolkit's under its own.
+
+    Two whole matrices have no scale, whatever alpha says; a decomposed one has alpha / rank.
+    """
     state, expected = {}, {}
     for name, weight in weights(scene[1]).items():
         if re.fullmatch(TARGETS, name):
@@ -384,7 +397,10 @@ def by_forward(twin, net) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_lycoris(kind, scene, tmp_path, caplog):
-    """Measured by its own forward, that of training: lycoris-lora 4.1.3's merge_to multiplies the scale of LoHa and LoKr twice."""
+    """Measured by its own forward, that of training.
+
+    The merge_to of lycoris-lora 4.1.3 multiplies the scale of LoHa and LoKr twice.
+    """
     lycoris, net = lycoris_file(scene, tmp_path / "l.safetensors", LYCORIS[kind])
     with torch.inference_mode(False), torch.no_grad():
         lycoris.double()

@@ -1,6 +1,7 @@
-"""Every form of file that core's loaders read, at the real names and sizes: Load Z-Image Turbo reads it, too, to the same thing.
+"""Every form of file that core's loaders read, at the real names and sizes.
 
-The weights are holes in the files and are assigned, not copied, so nothing of 12 GB is ever in memory.
+Load Z-Image Turbo reads it, too, to the same thing. The weights are holes in the files and are assigned, not copied, so
+nothing of 12 GB is ever in memory.
 """
 
 import contextlib
@@ -69,7 +70,10 @@ def place(comfyui, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def assigned(comfyui, monkeypatch):
-    """Core takes the file's tensors themselves as weights, as it does on NVIDIA cards; without one it would copy 12 GB."""
+    """Core takes the file's tensors themselves as weights, as it does on NVIDIA cards.
+
+    Without a card it would copy 12 GB.
+    """
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "is_dynamic", lambda self: True)
     plenty = psutil.virtual_memory()._replace(available=10**15)  # files of holes take none
     monkeypatch.setattr(psutil, "virtual_memory", lambda: plenty)
@@ -247,12 +251,8 @@ def test_the_names_are_the_real_ones(names):
     assert (len(model), len(clip), len(vae)) == (453, 398, 244)
     assert sum(hole.size() for hole in model.values()) == pytest.approx(12.3e9, rel=0.01)
     assert model["layers.29.attention.qkv.weight"].shape == (11520, 3840) and model["x_pad_token"].shape == (1, 3840)
-    assert clip["model.embed_tokens.weight"].shape == (151936, 2560) and vae["decoder.conv_in.weight"].shape == (
-        512,
-        16,
-        3,
-        3,
-    )
+    assert clip["model.embed_tokens.weight"].shape == (151936, 2560)
+    assert vae["decoder.conv_in.weight"].shape == (512, 16, 3, 3)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -399,10 +399,8 @@ def test_what_is_chosen_wins_over_what_the_checkpoint_holds(place, load_node, na
 def test_a_checkpoint_without_a_text_encoder_takes_the_usual_one(place, load_node, names):
     tensors = files.behind(PREFIX, names.model("F8_E4M3")) | files.behind(VAE_PREFIX, names.vae())
     files.write(place / "checkpoints" / "two.safetensors", tensors)
-    with pytest.raises(
-        Exception,
-        match="There is no qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors in models/text_encoders. Put it there and press R",
-    ):
+    names_of_it = "qwen_3_4b.safetensors or qwen_3_4b_fp8_mixed.safetensors"
+    with pytest.raises(Exception, match=f"There is no {names_of_it} in models/text_encoders. Put it there and press R"):
         load_node("checkpoints/two.safetensors")
     files.write(place / "text_encoders" / "qwen_3_4b.safetensors", names.clip())
     model, clip, vae = load_node("checkpoints/two.safetensors")
@@ -571,28 +569,43 @@ MODEL, CLIP, VAE = (
     r"Choose qwen_3_4b.safetensors",
     r"Choose Z-Image's VAE \(ae.safetensors\)",
 )
+VISION = {
+    "model.visual.deepstack_merger_list.0.norm.weight": Hole("BF16", (4096,)),
+    "model.visual.merger.linear_fc2.weight": Hole("BF16", (2560, 4096)),
+}
 WRONG = {  # the slot it is put into, what it is, the sentence
-    "a LoRA": ("model", lora({"lora_A.weight": (16, 3840), "lora_B.weight": (3840, 16)}), f"x.safetensors is a LoRA or adapter. {MODEL}"),
+    "a LoRA": ("model", lora({"lora_A.weight": (16, 3840), "lora_B.weight": (3840, 16)}),
+        f"x.safetensors is a LoRA or adapter. {MODEL}"),
     "a LoKr": ("model", lora({"lokr_w1": (16, 16), "lokr_w2": (240, 240)}), f"is a LoRA or adapter. {MODEL}"),
-    "a ControlNet": ("model", lambda names: {"control_all_x_embedder.2-1.weight": Hole("BF16", (3840, 132))}, f"is a ControlNet. {MODEL}"),
-    "Lumina 2": ("model", lumina, f"is Lumina 2 or a model built like it, of which Z-Image is a relative, not Z-Image. {MODEL}"),
+    "a ControlNet": ("model", lambda names: {"control_all_x_embedder.2-1.weight": Hole("BF16", (3840, 132))},
+        f"is a ControlNet. {MODEL}"),
+    "Lumina 2": ("model", lumina,
+        f"is Lumina 2 or a model built like it, of which Z-Image is a relative, not Z-Image. {MODEL}"),
     "pixel space": ("model", pixel_space, f"is a Z-Image that draws pixels without a VAE, not Z-Image. {MODEL}"),
     "Flux": ("model", flux, f"is a Flux model, not Z-Image. {MODEL}"),
     "a text encoder": ("model", lambda names: names.clip(), rf"is a text encoder \(QWEN3_4B\). {MODEL}"),
     "a VAE": ("model", lambda names: names.vae(), f"is a VAE. {MODEL}"),
     "a VAE, diffusers' names": ("model", lambda names: names.diffusers_vae(), f"is a VAE. {MODEL}"),
-    "no model": ("model", lambda names: {"foo": Hole("F32", (3,))}, f"is nothing of that kind that ComfyUI knows .*{MODEL}"),
-    "a matrix missing": ("model", lambda names: without(names.model(), "layers.3.attention.qkv.weight"), r"lacks 1 of the 208 matrices of Z-Image \(for example layers.3.attention.qkv.weight\)"),
-    "a model as text encoder": ("clip", lambda names: names.model(), rf"is no text encoder of Z-Image, but a diffusion model \(ZImage\). {CLIP}"),
+    "no model": ("model", lambda names: {"foo": Hole("F32", (3,))},
+        f"is nothing of that kind that ComfyUI knows .*{MODEL}"),
+    "a matrix missing": ("model", lambda names: without(names.model(), "layers.3.attention.qkv.weight"),
+        r"lacks 1 of the 208 matrices of Z-Image \(for example layers.3.attention.qkv.weight\)"),
+    "a model as text encoder": ("clip", lambda names: names.model(),
+        rf"is no text encoder of Z-Image, but a diffusion model \(ZImage\). {CLIP}"),
     "a VAE as text encoder": ("clip", lambda names: names.vae(), f"is no text encoder of Z-Image, but a VAE. {CLIP}"),
-    "a LoRA as text encoder": ("clip", lora({"lora_A.weight": (16, 3840)}), f"is no text encoder of Z-Image, but a LoRA or adapter. {CLIP}"),
-    "Qwen2.5": ("clip", lambda names: text_encoder("Qwen25_7BVLI"), rf"is no text encoder of Z-Image, but a text encoder \(QWEN25_7B\). {CLIP}"),
-    "Qwen3 of 8 B": ("clip", lambda names: text_encoder("Qwen3_8B"), rf"is no text encoder of Z-Image, but a text encoder \(QWEN3_8B\). {CLIP}"),
-    "Qwen3-VL of 4 B": ("clip", lambda names: names.clip() | {"model.visual.deepstack_merger_list.0.norm.weight": Hole("BF16", (4096,)), "model.visual.merger.linear_fc2.weight": Hole("BF16", (2560, 4096))}, rf"but a text encoder \(QWEN3VL_4B\). {CLIP}"),
-    "a layer of Qwen missing": ("clip", lambda names: without(names.clip(), "model.layers.9.mlp.up_proj.weight"), r"lacks 1 of the 252 matrices of Qwen3-4B \(for example model.layers.9.mlp.up_proj.weight\)"),
+    "a LoRA as text encoder": ("clip", lora({"lora_A.weight": (16, 3840)}),
+        f"is no text encoder of Z-Image, but a LoRA or adapter. {CLIP}"),
+    "Qwen2.5": ("clip", lambda names: text_encoder("Qwen25_7BVLI"),
+        rf"is no text encoder of Z-Image, but a text encoder \(QWEN25_7B\). {CLIP}"),
+    "Qwen3 of 8 B": ("clip", lambda names: text_encoder("Qwen3_8B"),
+        rf"is no text encoder of Z-Image, but a text encoder \(QWEN3_8B\). {CLIP}"),
+    "Qwen3-VL of 4 B": ("clip", lambda names: names.clip() | VISION, rf"but a text encoder \(QWEN3VL_4B\). {CLIP}"),
+    "a layer of Qwen missing": ("clip", lambda names: without(names.clip(), "model.layers.9.mlp.up_proj.weight"),
+        r"lacks 1 of the 252 matrices of Qwen3-4B \(for example model.layers.9.mlp.up_proj.weight\)"),
     "a model as VAE": ("vae", lambda names: names.model(), rf"is a diffusion model \(ZImage\). {VAE}"),
     "a text encoder as VAE": ("vae", lambda names: names.clip(), rf"is a text encoder \(QWEN3_4B\). {VAE}"),
-    "Stable Diffusion's VAE": ("vae", sd_vae, f"is a VAE of another model: its latents have 4 channels in 2 dimensions, and Z-Image's have 16 in 2. {VAE}"),
+    "Stable Diffusion's VAE": ("vae", sd_vae,
+        f"is a VAE of another model: its latents have 4 channels in 2 dimensions, and Z-Image's have 16 in 2. {VAE}"),
 }  # fmt: skip
 LOADERS = {"model": comfy_load.load_model, "clip": comfy_load.load_clip, "vae": comfy_load.load_vae}
 
@@ -607,7 +620,8 @@ def test_a_wrong_file_is_named(place, names, what):
 
 @pytest.mark.parametrize("slot, name, tensors", [
     ("model", "diffusion_pytorch_model-00001-of-00003.safetensors", lambda names: first_third(names.diffusers_model())),
-    ("model", "diffusion_pytorch_model-00003-of-00003.safetensors", lambda names: {"layers.29.ffn_norm2.weight": Hole("BF16", (3840,))}),
+    ("model", "diffusion_pytorch_model-00003-of-00003.safetensors",
+        lambda names: {"layers.29.ffn_norm2.weight": Hole("BF16", (3840,))}),
     ("clip", "model-00001-of-00003.safetensors", lambda names: first_third(names.clip())),
     ("clip", "model-00003-of-00003.safetensors", lambda names: {"model.norm.weight": Hole("BF16", (2560,))}),
 ])  # fmt: skip
@@ -617,23 +631,38 @@ def test_one_file_of_several_is_named(place, names, slot, name, tensors):
         LOADERS[slot](files.write(place / name, tensors(names)))
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:2407613050b809ffdff18a4ac99af83ea6b95443ecebdf80e064a79c825574a6\nsize 12309866400\n"
+LFS = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:2407613050b809ffdff18a4ac99af83ea6b95443ecebdf80e064a79c825574a6\n"
+    b"size 12309866400\n"
+)
 PAGE = b"<!DOCTYPE html>\n<html class=''>\n<head><title>Tongyi-MAI/Z-Image-Turbo - Hugging Face</title></head></html>"
 BROKEN = {
-    "a Git LFS pointer": ("m.safetensors", LFS, "m.safetensors is a Git LFS pointer: 136 bytes of text that stand for the file.*Run git lfs pull"),
+    "a Git LFS pointer": ("m.safetensors", LFS,
+        "m.safetensors is a Git LFS pointer: 136 bytes of text that stand for the file.*Run git lfs pull"),
     "a web page": ("m.safetensors", PAGE, "m.safetensors is a web page.*Download it again"),
-    "a server's answer": ("m.safetensors", b"Entry not found", "m.safetensors holds no weights, but the words 'Entry not found'. Download it again"),
+    "a server's answer": ("m.safetensors", b"Entry not found",
+        "m.safetensors holds no weights, but the words 'Entry not found'. Download it again"),
     "nothing": ("m.safetensors", b"", "m.safetensors is empty. Download it again"),
-    "a pickle": ("m.safetensors", b"\x80\x04" + bytes(5000), "m.safetensors is a PyTorch file under the name of a safetensors file"),
-    "a zipped pickle": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"archive/data.pkl" + bytes(5000), "m.safetensors is a PyTorch file under the name of a safetensors file"),
-    "an archive": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"model.safetensors" + bytes(5000), "m.safetensors is a ZIP archive under the name of a safetensors file. Unpack it"),
-    "noise": ("m.safetensors", b"\xff" * 5000, "m.safetensors cannot be read: it does not begin as a safetensors file does"),
-    "GGUF": ("m.gguf", b"GGUF\x03\0\0\0" + bytes(5000), r"m.gguf is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, Unet Loader \(GGUF\) or CLIPLoader \(GGUF\)"),
+    "a pickle": ("m.safetensors", b"\x80\x04" + bytes(5000),
+        "m.safetensors is a PyTorch file under the name of a safetensors file"),
+    "a zipped pickle": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"archive/data.pkl" + bytes(5000),
+        "m.safetensors is a PyTorch file under the name of a safetensors file"),
+    "an archive": ("m.safetensors", b"PK\x03\x04" + bytes(26) + b"model.safetensors" + bytes(5000),
+        "m.safetensors is a ZIP archive under the name of a safetensors file. Unpack it"),
+    "noise": ("m.safetensors", b"\xff" * 5000,
+        "m.safetensors cannot be read: it does not begin as a safetensors file does"),
+    "GGUF": ("m.gguf", b"GGUF\x03\0\0\0" + bytes(5000),
+        r"m.gguf is a GGUF file. Load it with the ComfyUI-GGUF pack's own nodes, "
+        r"Unet Loader \(GGUF\) or CLIPLoader \(GGUF\)"),
     "GGUF, renamed": ("m.safetensors", b"GGUF\x03\0\0\0" + bytes(5000), "m.safetensors is a GGUF file"),
-    "ckpt": ("m.ckpt", bytes(5000), "m.ckpt is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors"),
+    "ckpt": ("m.ckpt", bytes(5000),
+        "m.ckpt is no safetensors file; other kinds can hold programs. Choose a file that ends in .safetensors"),
     "pt": ("m.pt", b"PK\x03\x04" + bytes(5000), "m.pt is no safetensors file"),
-    "a header of no JSON": ("m.safetensors", (400).to_bytes(8, "little") + b"{" * 400, "m.safetensors cannot be read: its header is damaged"),
-    "a header cut off": ("m.safetensors", (90000).to_bytes(8, "little") + b"{" * 4000, "m.safetensors cannot be read: it is cut off within its header"),
+    "a header of no JSON": ("m.safetensors", (400).to_bytes(8, "little") + b"{" * 400,
+        "m.safetensors cannot be read: its header is damaged"),
+    "a header cut off": ("m.safetensors", (90000).to_bytes(8, "little") + b"{" * 4000,
+        "m.safetensors cannot be read: it is cut off within its header"),
 }  # fmt: skip
 
 

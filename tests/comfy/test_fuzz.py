@@ -109,7 +109,10 @@ def test_a_run_with_links_in_it_is_no_run(place):
 
 
 def test_links_of_the_owner_are_followed(place):
-    """A dataset folder, pictures and captions in it, a run, a set, a prompt file and a folder of LoRAs on another drive."""
+    """All that a user may have on another drive.
+
+    It is a dataset folder, pictures and captions in it, a run, a set, a prompt file and a folder of LoRAs.
+    """
     for name in ("pictures", "run", "set", "loras"):
         (place.drive / name).mkdir()
     Image.new("RGB", (64, 64)).save(place.drive / "pictures" / "a.png")

@@ -202,8 +202,10 @@ def test_what_is_no_zimage_gets_a_sentence(loaded, tmp_path):
         diffusers_load.load_transformer(tmp_path, torch.float32)
     with pytest.raises(ModelError, match="whole file"):
         diffusers_load.load_transformer(tmp_path / "none.safetensors", torch.float32)
+    stem = "diffusion_model.layers.77.attention.to_q"
+    state = {f"{stem}.lora_A.weight": torch.zeros(2, 256), f"{stem}.lora_B.weight": torch.zeros(256, 2)}
     with pytest.raises(LoraFileError):
-        DiffusersHost(loaded, recipe(), torch.device("cpu"), lorafile.of_state({"diffusion_model.layers.77.attention.to_q.lora_A.weight": torch.zeros(2, 256), "diffusion_model.layers.77.attention.to_q.lora_B.weight": torch.zeros(256, 2)}, "x"), 1.0, "x")  # fmt: skip
+        DiffusersHost(loaded, recipe(), torch.device("cpu"), lorafile.of_state(state, "x"), 1.0, "x")
 
 
 def test_a_diffusers_folder_loads_like_the_single_file(loaded, tmp_path):
@@ -315,14 +317,11 @@ def test_the_real_vae_encodes_and_decodes_as_comfyui_does(comfyui, tmp_path):
             for side, module in (("encoder", Encoder(**sizes)), ("decoder", Decoder(**sizes)))
             for key, tensor in module.state_dict().items()
         }
-    state = {
-        key: torch.randn(tensor.shape) * tensor[0].numel() ** -0.5
-        if tensor.ndim == 4
-        else torch.ones_like(tensor)
-        if "norm" in key and key.endswith("weight")
-        else torch.zeros_like(tensor)
-        for key, tensor in state.items()
-    }
+    for key, tensor in state.items():
+        if tensor.ndim == 4:
+            state[key] = torch.randn(tensor.shape) * tensor[0].numel() ** -0.5
+        else:
+            state[key] = (torch.ones_like if "norm" in key and key.endswith("weight") else torch.zeros_like)(tensor)
     save_file(state, tmp_path / "ae.safetensors")
     with torch.inference_mode():
         theirs, ours = (

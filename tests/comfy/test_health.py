@@ -170,7 +170,10 @@ def test_gauge_guard_and_their_options_reach_the_run(server):
 
 
 def test_restoring_reaches_the_run_and_leaves_the_concept(server, tiny):
-    """Through the real server, adapter and all: turbo comes back, the prompts that name the concept stay away from it."""
+    """Through the real server, adapter and all.
+
+    Turbo comes back, the prompts that name the concept stay away from it.
+    """
     asked = "a large zsmile on a pink background\na large zsmile on a white background"
     run = watched_run(
         server,

@@ -72,7 +72,11 @@ def test_every_trainers_way_to_write_a_name_is_read(server):
     )
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:2407613050b809ffdff18a4ac99af83ea6b95443ecebdf80e064a79c825574a6\nsize 340000000\n"
+LFS = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:2407613050b809ffdff18a4ac99af83ea6b95443ecebdf80e064a79c825574a6\n"
+    b"size 340000000\n"
+)
 BROKEN = {
     "pointer": (LFS, "is a Git LFS pointer: 134 bytes of text that stand for the file"),
     "page": (
@@ -185,7 +189,10 @@ def changed(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("algorithm", ["LoRA", "LoHa", "LoKr", "OFT"])
 def test_a_lora_of_cores_own_trainer_is_saved_as_it_is(server, tiny, algorithm, caplog):
-    """Norms and biases with the matrices; core's loader makes the same weights of the file, and core draws the same picture."""
+    """Norms and biases with the matrices.
+
+    Core's loader makes the same weights of the file, and core draws the same picture.
+    """
     outputs = server.run(core_trains(algorithm))
     raw = max((server.base / "output" / "raw").glob(f"{algorithm}_*.safetensors"))
     ours = load_file(server.base / "models" / "loras" / "of_core" / f"{algorithm}.safetensors")

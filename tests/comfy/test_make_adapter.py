@@ -1,4 +1,7 @@
-"""Making an adapter through the real server: a set that is cut off, training on it that is cut off, extraction, and the check."""
+"""Making an adapter through the real server.
+
+There is a set that is cut off, training on it that is cut off, extraction, and the check.
+"""
 
 import json
 import shutil
@@ -217,16 +220,8 @@ def test_training_on_a_set_that_was_cut_off_goes_on_to_the_same_bits(server):
 def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
     nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(comfy_tiny.ADAPTER).items()}
     save_file(nothing, server.base / "models" / "loras" / "no_adapter.safetensors")
-    asked = "\n".join(
-        f"a large {color} {shape} on a {ground} background"
-        for color, shape, ground in [
-            ("red", "star", "white"),
-            ("blue", "cross", "pink"),
-            ("green", "ring", "gray"),
-            ("white", "square", "black"),
-        ]
-        * 2
-    )
+    things = [("red star", "white"), ("blue cross", "pink"), ("green ring", "gray"), ("white square", "black")]
+    asked = "\n".join(f"a large {thing} on a {ground} background" for thing, ground in things * 2)
     graph = {"load": prompts.load()}
     for name, file in (("own", prompts.TINY), ("none", "no_adapter.safetensors")):
         graph[name] = prompts.node(
@@ -238,7 +233,10 @@ def test_the_bundled_adapter_is_done_and_an_empty_one_is_not(server):
 
 
 def test_the_three_rows_are_what_the_settings_say(server):
-    """Turbo at 8 steps; with the adapter at 8 steps; with it at many, guided, as core's KSampler draws it: the same pixels."""
+    """The rows are turbo at 8 steps, with the adapter at 8 steps, with it at many, guided.
+
+    They are core's KSampler's to the pixel.
+    """
     asked = ("a large red star on a white background", "a large blue cross on a pink background")
     graph = {"load": prompts.load(), "on": prompts.adapter(["load", 0])}
     graph["check"] = prompts.node(

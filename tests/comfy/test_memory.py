@@ -1,4 +1,7 @@
-"""What a run is said to need of memory against what it takes; weights that go back to their file; refusals before anything is done."""
+"""What a run is said to need of memory against what it takes.
+
+Also weights that go back to their file, and refusals before anything is done.
+"""
 
 import sys
 from contextlib import contextmanager
@@ -49,7 +52,10 @@ def transformer(dtype, device, **changes):
 
 @contextmanager
 def step(dit, tokens: int, dtype, device, run_layer=None):
-    """(the velocity of half the tokens as a picture, the other half as its caption; a LoRA of rank 1 on every matrix of the layers)."""
+    """(the velocity of half the tokens as a picture, the other half as its caption; a LoRA).
+
+    The LoRA is of rank 1 on every matrix of the layers.
+    """
     targets = comfy_adapter.targets(dit, ("layers.",))
     lora = network.create(targets, Network(1, 1), 0, device)
     x = torch.randn(1, 16, tokens // 2 // 8 * 2, 16, dtype=dtype, device=device)
@@ -134,7 +140,8 @@ def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, mo
     huge = replace(recipe(), batch_size=10_000_000)
     with pytest.raises(
         ZTurboError,
-        match=r"This run needs .* GB a step's activations .* of main memory beside the weights, and .* GB are free. .* a lower resolution",
+        match=r"This run needs .* GB a step's activations .* of main memory beside the weights, "
+        r"and .* GB are free. .* a lower resolution",
     ):
         comfy_run.train(huge, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
     with pytest.raises(ZTurboError, match="GB the LoRA with its optimizer .* GB a preview while it is drawn"):
@@ -158,11 +165,14 @@ WIDE = {"network": Network(128, 128)}
 
 
 @pytest.mark.parametrize("gigabytes, side, settings, fits", [
-    (8, 512, {}, True), (8, 1024, {}, True), (8, 512, GB8, True), (8, 1024, {"turbo": Turbo(keep="guard")}, True), (2, 1024, {}, False),
-    (6, 1024, WIDE, False), (16, 1024, WIDE, True), (6, 2048, {}, False), (12, 2048, {}, True),
+    (8, 512, {}, True), (8, 1024, {}, True), (8, 512, GB8, True), (8, 1024, {"turbo": Turbo(keep="guard")}, True),
+    (2, 1024, {}, False), (6, 1024, WIDE, False), (16, 1024, WIDE, True), (6, 2048, {}, False), (12, 2048, {}, True),
 ])  # fmt: skip
 def test_which_runs_fit_a_card_at_the_real_size(gigabytes, side, settings, fits, monkeypatch):
-    """One picture at a time with recomputation, which a run on a card falls back to: 2.3 GB at 1024 without the optimizer's state was measured."""
+    """One picture at a time with recomputation, which a run on a card falls back to.
+
+    There 2.3 GB at 1024 without the optimizer's state was measured.
+    """
     dit, given = (
         transformer(torch.bfloat16, "meta"),
         Recipe(**{"network": Network(16, 16), "compute": Compute("bf16", True), **settings}),
@@ -229,7 +239,10 @@ def in_file(tensor: torch.Tensor, path: Path) -> bool:
 
 
 def test_a_text_encoder_on_a_cpu_goes_back_to_its_file(comfyui, tmp_path):
-    """The same numbers from then on, read from the file; what is not the file's stays; main memory has its room back."""
+    """The same numbers from then on, read from the file.
+
+    What is not the file's stays; main memory has its room back.
+    """
     weights = {f"model.{name}": tensor for name, tensor in tiny_model.text_encoder_weights().items()}
     save_file(weights, tmp_path / "te.safetensors")
     del weights

@@ -1,4 +1,7 @@
-"""LoRA, DoRA, LoKr and LoHa as this pack trains and writes them: what trains, what core's loader applies, and the equation are one."""
+"""LoRA, DoRA, LoKr and LoHa as this pack trains and writes them.
+
+What trains, what core's loader applies, and the equation are one.
+"""
 
 import comfy.lora
 import pytest

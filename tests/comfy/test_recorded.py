@@ -1,4 +1,7 @@
-"""What is learnt, logged, shown and saved, to the bit as it was recorded: many recipes on both hosts, in processes of their own."""
+"""What is learnt, logged, shown and saved, to the bit as it was recorded.
+
+There are many recipes on both hosts, in processes of their own.
+"""
 
 import json
 import os

@@ -56,7 +56,10 @@ def train_and_save(server, name: str, **changes) -> Path:
 
 
 def drawn_by_core(server, lora: str) -> bytes:
-    """PNG of a LoRA file by core's own nodes: CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage."""
+    """PNG of a LoRA file by core's own nodes.
+
+    These are CLIPTextEncode, LoraLoaderModelOnly, EmptySD3LatentImage, KSampler, VAEDecode, SaveImage.
+    """
     core = {
         "load": prompts.load(),
         "lora": prompts.node(
@@ -129,16 +132,15 @@ def test_every_network_trains_and_draws_what_core_draws(server, kind, part):
     )
     (preview,) = (run / "previews").glob("*.png")
     assert preview.read_bytes() == drawn_by_core(server, f"network_{kind}")
-    assert any(
-        event.get("text", "").startswith(
-            {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind] + " of rank"
-        )
-        for event in events(run)
-    )
+    form = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[kind]
+    assert any(event.get("text", "").startswith(f"{form} of rank") for event in events(run))
 
 
 def test_convert_lora_reads_kohya_and_draws_what_the_lora_itself_draws(server):
-    """Core does not read these names for Z-Image. The written file, and the LORA_MODEL handed on, give the pictures of the LoRA itself."""
+    """Core does not read these names for Z-Image.
+
+    The written file, and the LORA_MODEL handed on, give the pictures of the LoRA itself.
+    """
     ours = lorafile.read(comfy_tiny.ADAPTER).factors
     kohya = {
         f"lora_unet_{name.replace('.', '_')}.{kind}": tensor

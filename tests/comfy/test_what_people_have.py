@@ -1,4 +1,7 @@
-"""Folders, names and links as people have them, through the nodes of a real server. What each kind of file becomes is in unit/test_folder."""
+"""Folders, names and links as people have them, through the nodes of a real server.
+
+What each kind of file becomes is in unit/test_folder.
+"""
 
 import json
 import os
@@ -210,8 +213,15 @@ def test_a_lora_is_saved_into_a_linked_sub_folder_and_drawn_with(server):
         }
     )
     assert (server.base / "big" / "loras" / "mine.safetensors").is_file()
-    server.run({"load": prompts.load(), "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], lora_name="big/mine.safetensors", strength_model=1.0),
-                "draw": prompts.sample(["lora", 0], steps=1), "save": prompts.save_image(["draw", 0])})  # fmt: skip
+    mine = {"lora_name": "big/mine.safetensors", "strength_model": 1.0}
+    server.run(
+        {
+            "load": prompts.load(),
+            "lora": prompts.node("LoraLoaderModelOnly", model=["load", 0], **mine),
+            "draw": prompts.sample(["lora", 0], steps=1),
+            "save": prompts.save_image(["draw", 0]),
+        }
+    )
     # core runs what is well in it
     server.wait(
         server.queue(
@@ -253,7 +263,10 @@ def test_a_trigger_word_in_preview_prompts_and_what_is_drawn_as_words(server):
 
 
 def test_parts_in_sub_folders_are_found(server):
-    """auto looks for the usual names wherever they lie; that this one is no text encoder is said of the file that was found."""
+    """auto looks for the usual names wherever they lie.
+
+    That this one is no text encoder is said of the file that was found.
+    """
     model, parts = (
         server.base / "models" / "diffusion_models" / "z_image_turbo_bf16.safetensors",
         ("text_encoders/z-image/qwen_3_4b.safetensors", "vae/flux/ae.safetensors"),

@@ -1,4 +1,7 @@
-"""The command line, without ComfyUI: train, stop, resume, sample, inspect, convert, plan, and what is said of bad recipes."""
+"""The command line, without ComfyUI.
+
+It can train, stop, resume, sample, inspect, convert and plan, and says what is wrong with bad recipes.
+"""
 
 import importlib.metadata
 import json
@@ -475,7 +478,10 @@ def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
     ]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["zturbo"]
-    code = "from zturbo.hosts import diffusers_load as d; print(d.__file__, d.bundled_tokenizer().decode(d.bundled_tokenizer().encode('zsmile')))"
+    code = (
+        "from zturbo.hosts import diffusers_load as d; "
+        "print(d.__file__, d.bundled_tokenizer().decode(d.bundled_tokenizer().encode('zsmile')))"
+    )
     told = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -488,7 +494,10 @@ def test_the_package_installs_and_brings_its_tokenizer(tmp_path):
 
 
 def killed_at(number: int, *arguments: str) -> bool:
-    """Train in a process of its own that is killed where it does the `number`th thing to its run folders (makes, opens to write, renames), if it comes that far without a step. Did it?"""
+    """Train in a process of its own that is killed at the `number`th thing that it does to its run folders.
+
+    Was it? Not where the run ends before. Such things are a folder made, a file opened to write, a rename.
+    """
     child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -528,7 +537,10 @@ def what_was_said(path: Path) -> list[str]:
     not hasattr(os, "fork"), reason="a process that is killed at a chosen moment is made by fork, which Windows has not"
 )
 def test_a_run_that_is_killed_at_any_moment_before_its_first_step_is_taken_up_in_its_folder(folder):
-    """Also with other settings, as nothing was learnt: until its start event is written. The bits are those of a run that was never cut off."""
+    """Also with other settings, as nothing was learnt: until its start event is written.
+
+    The bits are those of a run that was never cut off.
+    """
     (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text().replace("steps = 12", "steps = 1"))
     assert run("train", "recipe.toml", "--set", "name=whole") == 0
     moments, runs = 0, folder / "zturbo_runs"
@@ -608,10 +620,11 @@ def test_a_log_that_lost_its_beginning_is_said_to_have_and_what_was_learnt_stays
     assert said == "A new run begins: cat, which was cut off, has no log of what it was given."
     assert (cat / "lora.safetensors").read_bytes() == before
     assert run("resume", str(cat)) == 1
-    assert (
-        "The run cat cannot go on: it has no log of what it was given. Train a new run that goes on from its newest checkpoint (with cat in resume)."
-        in lines(capsys)[-1]["error"]
+    said = (
+        "The run cat cannot go on: it has no log of what it was given. "
+        "Train a new run that goes on from its newest checkpoint (with cat in resume)."
     )
+    assert said in lines(capsys)[-1]["error"]
 
 
 def said_of(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:

@@ -1,4 +1,7 @@
-"""A ComfyUI under a path, as `https://host/comfy/`: a reverse proxy in front of the real one, as notebooks and shared machines have."""
+"""A ComfyUI under a path, as `https://host/comfy/`.
+
+It is a reverse proxy in front of the real one, as notebooks and shared machines have.
+"""
 
 import asyncio
 import threading

@@ -1,4 +1,7 @@
-"""The shipped demo workflow on the real frontend in a real browser: loads clean, runs, shows, survives a reload, stops."""
+"""The shipped demo workflow on the real frontend in a real browser.
+
+It loads clean, runs, shows, survives a reload, stops.
+"""
 
 import json
 import os
@@ -79,7 +82,10 @@ class Canvas:
     def drop(self, path: Path):
         """Drop a workflow file on the canvas, as from the file manager; wait until its nodes are there."""
         text = path.read_text(encoding="utf-8")
-        script = "([text, name]) => { const data = new DataTransfer(); data.items.add(new File([text], name, { type: 'application/json' })); return data; }"
+        script = (
+            "([text, name]) => { const data = new DataTransfer(); "
+            "data.items.add(new File([text], name, { type: 'application/json' })); return data; }"
+        )
         data = self.page.evaluate_handle(script, [text, path.name])
         self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": data, "clientX": 800, "clientY": 500})
         ids = sorted(str(node["id"]) for node in json.loads(text)["nodes"])
@@ -91,13 +97,15 @@ class Canvas:
 
     def widget(self, node: str, name: str, value):
         self.page.evaluate(
-            "([type, name, value]) => { const n = window.app.graph.nodes.find((n) => n.type === type); n.widgets.find((w) => w.name === name).value = value; }",
+            "([type, name, value]) => { const n = window.app.graph.nodes.find((n) => n.type === type); "
+            "n.widgets.find((w) => w.name === name).value = value; }",
             [node, name, value],
         )
 
     def missing_nodes(self) -> list[str]:
         return self.page.evaluate(
-            "() => window.app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types)).map((n) => n.type)"
+            "() => window.app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types))"
+            ".map((n) => n.type)"
         )
 
     def run(self):
@@ -132,19 +140,24 @@ class Canvas:
         )
 
     def wait_step(self, step: int, seconds: int = 300):
-        script = "(step) => Number(document.querySelector('.zturbo-status')?.textContent.match(/Step (\\d+)/)?.[1] ?? 0) >= step"
+        script = (
+            "(step) => Number(document.querySelector('.zturbo-status')"
+            "?.textContent.match(/Step (\\d+)/)?.[1] ?? 0) >= step"
+        )
         self.page.wait_for_function(script, arg=step, timeout=seconds * 1000)
 
     def wait_preview(self, seconds: int = 300):
         self.page.wait_for_function(
-            "() => { const i = document.querySelector('.zturbo-previews img'); return i && i.complete && i.naturalWidth > 0; }",
+            "() => { const i = document.querySelector('.zturbo-previews img'); "
+            "return i && i.complete && i.naturalWidth > 0; }",
             timeout=seconds * 1000,
         )
 
     def line(self, number: int) -> int:
         """Points of a drawn line."""
         return self.page.evaluate(
-            "(n) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '').split(' ').filter(Boolean).length",
+            "(n) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '')"
+            ".split(' ').filter(Boolean).length",
             number,
         )
 
@@ -167,7 +180,10 @@ DEMO = ROOT / "workflows" / "tiny_demo.json"
 
 
 def test_the_dropped_demo_runs_to_its_end(canvas, server, request):
-    """The file as it is shipped, all its steps; in the second frontend a quarter of them. The name is another one each time, or the server would hand on what it has."""
+    """The file as it is shipped, all its steps; in the second frontend a quarter of them.
+
+    The name is another one each time, or the server would hand on what it has.
+    """
     whole = request.node.callspec.id == "classic"
     canvas.drop(DEMO)
     assert canvas.missing_nodes() == []
@@ -230,7 +246,10 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
 
 
 def test_the_panel_works_where_comfyui_lies_under_a_path(browser, server):
-    """Everything that it asks for goes through the proxy's path: its own modules, events, previews, and the wishes of its buttons."""
+    """Everything that it asks for goes through the proxy's path.
+
+    That is its own modules, events, previews, and the wishes of its buttons.
+    """
     with proxied(server.address) as proxy:
         canvas = Canvas(browser, server, False, proxy.address)
         try:

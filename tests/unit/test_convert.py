@@ -146,7 +146,8 @@ def test_metadata_stays_but_for_paths_and_what_is_no_longer_true(tmp_path):
     made = convert.convert(path, 3, "bf16").state.metadata
     assert made == kept | {
         "ss_network_module": "networks.lora", "ss_network_dim": "3", "ss_network_alpha": "3",
-        "zturbo.converted_from": "diffusion_model.… (ComfyUI, ai-toolkit), LoRA", "zturbo.conversion_error": made["zturbo.conversion_error"],
+        "zturbo.converted_from": "diffusion_model.… (ComfyUI, ai-toolkit), LoRA",
+        "zturbo.conversion_error": made["zturbo.conversion_error"],
     }  # fmt: skip
     assert convert.convert(path, 0, "bf16").state.metadata["ss_network_dim"] == "6"
 

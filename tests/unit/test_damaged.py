@@ -45,16 +45,26 @@ def halves(prefix="diffusion_model.", rank=2):
     return {f"{prefix}{STEM}.lora_A.weight": torch.ones(rank, 8), f"{prefix}{STEM}.lora_B.weight": torch.ones(8, rank)}
 
 
+def of_rank_1(name: str, rows: int):
+    stem = f"diffusion_model.layers.0.attention.{name}"
+    return {f"{stem}.lora_A.weight": torch.ones(1, 4), f"{stem}.lora_B.weight": torch.ones(rows, 1)}
+
+
+def lokr(**shapes):
+    return {f"diffusion_model.{STEM}.{kind}": torch.ones(*shape) for kind, shape in shapes.items()}
+
+
 @pytest.mark.parametrize(
     "state, said",
     [
         (halves() | {key: 2 * tensor for key, tensor in halves("transformer.").items()}, "twice, in two dialects"),
-        ({f"diffusion_model.layers.0.attention.{n}.lora_{k}.weight": torch.ones(*s) for n, r in (("qkv", 6), ("to_q", 2)) for k, s in (("A", (1, 4)), ("B", (r, 1)))}, "by itself and in the fused qkv"),
-        (halves() | {f"diffusion_model.{STEM}.lora_A.weight": torch.ones(2, 8, dtype=torch.int8)}, "holds torch.int8 numbers"),
+        (of_rank_1("qkv", 6) | of_rank_1("to_q", 2), "by itself and in the fused qkv"),
+        (halves() | {f"diffusion_model.{STEM}.lora_A.weight": torch.ones(2, 8, dtype=torch.int8)},
+            "holds torch.int8 numbers"),
         (halves() | {f"diffusion_model.{STEM}.lora_A.weight": torch.full((2, 8), float("nan"))}, "not finite"),
         (halves() | {f"diffusion_model.{STEM}.alpha": torch.tensor(float("inf"))}, "not finite"),
         (halves() | {f"diffusion_model.{STEM}.alpha": torch.ones([1] * 70)}, "has 70 dimensions"),
-        ({f"diffusion_model.{STEM}.lokr_w1_a": torch.ones(10**6, 1), f"diffusion_model.{STEM}.lokr_w1_b": torch.ones(1, 10**6), f"diffusion_model.{STEM}.lokr_w2": torch.ones(1, 1)}, "larger than any model's matrix"),
+        (lokr(lokr_w1_a=(10**6, 1), lokr_w1_b=(1, 10**6), lokr_w2=(1, 1)), "larger than any model's matrix"),
     ],
 )  # fmt: skip
 def test_tensors_that_are_no_lora(state, said):

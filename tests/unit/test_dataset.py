@@ -151,7 +151,9 @@ def test_sub_folders_with_repeats_and_metadata(tmp_path):
     save(tmp_path / "plain", "c.png", left_red(), caption=None)
     save(tmp_path / "3_x/deep", "d.png", left_red(), caption="deep")
     (tmp_path / "10_cat" / "metadata.jsonl").write_text(
-        '{"file_name": "a.png", "text": "not this"}\n\n{"file_name": "b.png", "text": "listed"}\n{"file_name": "gone.png", "text": "x"}\n'
+        '{"file_name": "a.png", "text": "not this"}\n\n'
+        '{"file_name": "b.png", "text": "listed"}\n'
+        '{"file_name": "gone.png", "text": "x"}\n'
     )
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "plain/c.png", "caption": "from above"}\n')
     found = dataset.from_folder(tmp_path, (128,))

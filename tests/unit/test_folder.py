@@ -173,8 +173,10 @@ def test_heic_and_jxl_with_and_without_their_plug_in(tmp_path, monkeypatch, kind
 @pytest.mark.parametrize(
     "content, said",
     [
-        (b"", "an empty file"), (b"\0\0\0\x18ftypisom\0\0\2\0", "a film"), (b"8BPS\0\1", "a Photoshop file"), (b"<!DOCTYPE html><title>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), (b"\n <SVG width=", "an SVG"), (b"just words", "no kind of picture"),
+        (b"", "an empty file"), (b"\0\0\0\x18ftypisom\0\0\2\0", "a film"), (b"8BPS\0\1", "a Photoshop file"),
+        (b"<!DOCTYPE html><title>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), (b"\n <SVG width=", "an SVG"),
+        (b"just words", "no kind of picture"),
     ],
 )  # fmt: skip
 def test_what_is_no_picture_is_named(tmp_path, content, said):
@@ -262,9 +264,12 @@ def tinted() -> Image.Image:
 @pytest.mark.parametrize(
     "mask",
     [
-        halves(255, 0, "L"), halves(1, 0, "L"), halves(1, 0, "1"), voc(), halves((255, 255, 255, 255), (255, 255, 255, 0), "RGBA"), halves((0, 0, 0, 255), (0, 0, 0, 0), "RGBA"),
-        halves((90, 10, 20, 255), (1, 2, 3, 0), "RGBA"), halves((255, 255, 255, 255), (0, 0, 0, 0), "RGBA"), halves((255, 255), (0, 0), "LA"), painted(), tinted(),
-        halves(2, 0, "L"), halves((255, 255), (255, 0), "LA"), Image.fromarray(np.repeat([[65535] * 32 + [0] * 32], 48, 0).astype(np.uint16)),
+        halves(255, 0, "L"), halves(1, 0, "L"), halves(1, 0, "1"), voc(),
+        halves((255, 255, 255, 255), (255, 255, 255, 0), "RGBA"), halves((0, 0, 0, 255), (0, 0, 0, 0), "RGBA"),
+        halves((90, 10, 20, 255), (1, 2, 3, 0), "RGBA"), halves((255, 255, 255, 255), (0, 0, 0, 0), "RGBA"),
+        halves((255, 255), (0, 0), "LA"), painted(), tinted(),
+        halves(2, 0, "L"), halves((255, 255), (255, 0), "LA"),
+        Image.fromarray(np.repeat([[65535] * 32 + [0] * 32], 48, 0).astype(np.uint16)),
     ],
 )  # fmt: skip
 def test_masks_of_every_making_say_the_same(tmp_path, mask):
@@ -295,10 +300,8 @@ def test_a_mask_is_of_one_picture_alone(tmp_path):
     """Numbered files are the rule: what could be of several is said, and the exact place wins."""
     named(tmp_path, "10_cat/001.png", "10_dog/001.png", "masks/001.png")
     found = read(tmp_path, "zvk")
-    assert [item.mask_file for item in found.items] == [
-        None,
-        None,
-    ] and "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
+    assert [item.mask_file for item in found.items] == [None, None]
+    assert "1 masks fit pictures in several folders and are not used: 001.png" in found.report()
     named(tmp_path, "001.png")
     assert {item.name for item in read(tmp_path, "zvk").items if item.mask_file} == {"001.png"}
 
@@ -462,7 +465,8 @@ def test_white_space_around_a_trigger_word_is_nothing(tmp_path, given, trigger):
 @pytest.mark.parametrize(
     "caption, trigger, expected",
     [
-        ("小明在公园里踢球", "小明", "小明在公园里踢球"), ("一只zvk猫", "zvk", "一只zvk猫"), ("まるちゃんが走る", "まるちゃん", "まるちゃんが走る"), ("a [Trigger] here", "zvk", "a zvk here"),
+        ("小明在公园里踢球", "小明", "小明在公园里踢球"), ("一只zvk猫", "zvk", "一只zvk猫"),
+        ("まるちゃんが走る", "まるちゃん", "まるちゃんが走る"), ("a [Trigger] here", "zvk", "a zvk here"),
         ("[TRIGGER]", r"\1", r"\1"), ("fuzzvks", "zvk", "zvk, fuzzvks"), ("猫", "zvk", "zvk, 猫"),
     ],
 )  # fmt: skip
@@ -501,9 +505,14 @@ def test_captions_in_json_beside_a_picture(tmp_path, content, caption):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("metadata.jsonl", '{"image_path": "a.png", "caption": "x"}'), ("metadata.jsonl", '{"file_name": "a.png", "text": "", "caption": "x"}'), ("metadata.jsonl", '{"file_name": "a.png", "text": ["x"]}'),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": null, "prompt": "x"}'), ("metadata.jsonl", '[{"file_name": "a.png", "text": "x"}]'), ("metadata.csv", "file_name,text\na.png,x\n"),
-        ("metadata.jsonl", '{"file_name": "D:\\\\set\\\\A.png", "text": "x"}'), ("metadata.jsonl", '{"file_name": "train/a.png", "text": "x"}'), ("metadata.csv", 'image,caption,caption_dropout\n"a.png","x",0.5\n'),
+        ("metadata.jsonl", '{"image_path": "a.png", "caption": "x"}'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "", "caption": "x"}'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": ["x"]}'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": null, "prompt": "x"}'),
+        ("metadata.jsonl", '[{"file_name": "a.png", "text": "x"}]'), ("metadata.csv", "file_name,text\na.png,x\n"),
+        ("metadata.jsonl", '{"file_name": "D:\\\\set\\\\A.png", "text": "x"}'),
+        ("metadata.jsonl", '{"file_name": "train/a.png", "text": "x"}'),
+        ("metadata.csv", 'image,caption,caption_dropout\n"a.png","x",0.5\n'),
     ],
 )  # fmt: skip
 def test_rows_as_other_trainers_write_them(tmp_path, name, content):
@@ -639,10 +648,8 @@ def test_what_systems_keep_for_themselves_is_left_out_and_said(tmp_path):
     put(tmp_path, Thumbs_db="x", desktop_ini="x")
     found = read(tmp_path, "zvk")
     assert list(captions(found)) == ["a.png"]
-    assert (
-        "6 folders are hidden or a system's own and are left out: #recycle, $RECYCLE.BIN, .ipynb_checkpoints and 3 more."
-        in found.report()
-    )
+    names = "#recycle, $RECYCLE.BIN, .ipynb_checkpoints and 3 more"
+    assert f"6 folders are hidden or a system's own and are left out: {names}." in found.report()
     assert "3 files are hidden or a system's own and are left out: ._a.png, Thumbs.db, desktop.ini." in found.report()
     assert "are not read" not in found.report()
 
@@ -698,10 +705,8 @@ def test_the_words_of_a_folder_are_the_caption_where_there_is_no_other(tmp_path)
     named(tmp_path, "10_zvk cat/a.png", "10_zvk cat/b.png")
     (tmp_path / "10_zvk cat" / "b.txt").write_text("b")
     found = read(tmp_path)
-    assert [item.caption for item in found.items] == [
-        "zvk cat",
-        "b",
-    ] and "1 pictures have the words of their folder's name as caption" in found.report()
+    assert [item.caption for item in found.items] == ["zvk cat", "b"]
+    assert "1 pictures have the words of their folder's name as caption" in found.report()
     assert [item.caption for item in read(tmp_path, "zvk").items] == ["zvk", "zvk, b"]
 
 

@@ -51,7 +51,10 @@ def test_it_learns_and_resumes_to_the_bit(name, tmp_path):
 
 
 def test_tables_that_optimizer_states_share_are_saved_for_each(tmp_path):
-    """8-bit Adam keeps one table for all of its large tensors; a file of tensors that share memory is refused by safetensors."""
+    """8-bit Adam keeps one table for all of its large tensors.
+
+    A file of tensors that share memory is refused by safetensors.
+    """
     if not there("adamw8bit"):
         pytest.skip("adamw8bit needs bitsandbytes")
     weights, again = ([torch.nn.Parameter(torch.ones(64, 96)) for _ in range(2)] for _ in range(2))
@@ -110,7 +113,11 @@ def test_the_learning_rates_course_over_100_steps(given, at, expected):
 
 
 def test_weight_decay_and_clipping_are_those_of_the_recipe(tmp_path):
-    """AdamW's second step from zero gradients' start: with decay d at rate r every weight is (1 - r d) times what it is without; a tiny clip leaves Adam's steps, and the logged norm, alone."""
+    """AdamW's second step from zero gradients' start.
+
+    With decay d at rate r every weight is (1 - r d) times what it is without; a tiny clip leaves Adam's steps, and the
+    logged norm, alone.
+    """
     plain, decayed = (
         go(tmp_path, recipe(steps=1, optimizer=Optimizer(learning_rate=1e-2, weight_decay=decay)))[0].state
         for decay in (0.0, 0.5)
@@ -141,7 +148,10 @@ def test_two_batches_of_two_are_one_of_four(tmp_path):
 
 
 def test_the_moving_average_is_what_is_saved(tmp_path):
-    """mean <- e * mean + (1 - e) * LoRA with e = min(ema, (1 + n) / (10 + n)) at step n, from the states that checkpoints hold."""
+    """mean <- e * mean + (1 - e) * LoRA with e = min(ema, (1 + n) / (10 + n)) at step n.
+
+    The LoRAs are those that checkpoints hold.
+    """
     given = recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2, ema=0.3), saving=Saving(1, 9, "fp32"))
     result, run, _, _ = go(tmp_path, given)
     raw = go(tmp_path, recipe(steps=5, optimizer=Optimizer(learning_rate=1e-2), saving=Saving(1, 9, "fp32")))[1]

@@ -1,4 +1,7 @@
-"""The shipped workflows: whole as files, and each runs through the real server with the tiny model in the big one's place."""
+"""The shipped workflows: whole as files, and each runs through the real server.
+
+The tiny model is in the big one's place.
+"""
 
 import json
 import sys
@@ -90,7 +93,10 @@ def test_every_node_of_the_pack_is_in_a_workflow():
 
 
 def run_small(server, name: str, seed: int = 0) -> list[dict]:
-    """Run a shipped workflow with the tiny model in the big one's place, small and short. Returns the pictures that it saved."""
+    """Run a shipped workflow with the tiny model in the big one's place, small and short.
+
+    Returns the pictures that it saved.
+    """
     for file in (ADAPTER, "my_lora.safetensors"):
         (server.base / "models" / "loras" / file).write_bytes(
             (dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes()

@@ -406,16 +406,8 @@ class ComfyHost:
         with core_mode(), ExitStack() as stack:
             model = comfy_draw.with_lora(self.preview_model, state)
             stack.callback(release, model)
-            drawn = comfy_draw.draw(
-                model,
-                self.vae,
-                watched(self.prompts, progress),
-                previews.width,
-                previews.height,
-                previews.steps,
-                previews.seed,
-                previews.sampler,
-            )
+            how = comfy_draw.Drawing(previews.width, previews.height, previews.steps, previews.seed, previews.sampler)
+            drawn = comfy_draw.draw(model, self.vae, watched(self.prompts, progress), how)
             return [comfy_draw.to_bytes(image) for image in drawn]
 
 

@@ -52,14 +52,15 @@ def diffusion_model(model):
     """NextDiT inside a MODEL. Raises ModelError when it is another family."""
     dit = getattr(model.model, "diffusion_model", None)
     if type(dit).__name__ != "NextDiT" or getattr(dit, "pad_tokens_multiple", None) is None:
-        raise ModelError(
-            f"The model is {type(model.model).__name__}, not Z-Image. Load Z-Image-Turbo (z_image_turbo_bf16.safetensors)."
-        )
+        raise ModelError(_no_z_image(type(model.model).__name__))
     return dit
 
 
 def linears(dit, blocks: tuple[str, ...] = ("",)) -> dict[str, Any]:
-    """Name -> Linear, for all Linears whose name begins with one of `blocks`. Core's quantised ones are no torch.nn.Linear."""
+    """Name -> Linear, for all Linears whose name begins with one of `blocks`.
+
+    Core's quantised ones are no torch.nn.Linear.
+    """
     return {
         name: module
         for name, module in dit.named_modules()
@@ -85,19 +86,12 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
     check(model, adapter, file)
     tag = carried(model)
     if tag is not None and tag.sha256 != adapter.sha256:
-        raise LoraFileError(
-            f"This model carries the adapter {tag.file} at {tag.net:+g}; {file} is another one. Use the same file to take it away, then put the other one on."
-        )
+        raise LoraFileError(_another_on(tag, file))
     if tag is None and strength < 0 and not baked:
-        raise LoraFileError(
-            f"This model carries no adapter, so {file} cannot be taken away from it: the result would be a broken model. "
-            "Turbo weights are clean as they are: draw with them directly. If this checkpoint has the adapter merged in, say so with checkpoint_has_adapter."
-        )
+        raise LoraFileError(_none_on(file))
     has = tag.net if tag is not None else baked
     if strength < 0 and _exact_zero(has + strength) < 0:
-        raise LoraFileError(
-            f"This model carries {file} at {has:+g}, so {-strength:g} of it cannot be taken away. Set strength to {has:g} for clean turbo weights."
-        )
+        raise LoraFileError(_too_little_on(file, has, -strength))
     if tag is None:
         tag = Carried(file, adapter.sha256, plain(adapter), _core_patches(model, adapter), 0.0, baked)
     changed = model.clone()
@@ -108,13 +102,9 @@ def apply(model, adapter: LoraFile, file: str, strength: float, baked: float = 0
 def check(model, adapter: LoraFile, file: str):
     """Raise LoraFileError unless every key of the adapter has its place in the model."""
     if adapter.leftover:
-        raise LoraFileError(
-            f"{len(adapter.leftover)} keys of {file} are not understood (for example {', '.join(adapter.leftover[:3])}); {len(adapter.factors)} are. An adapter must fit whole: choose the right file."
-        )
+        raise LoraFileError(_not_whole(file, adapter))
     if len(plain(adapter)) < len(adapter.factors):
-        raise LoraFileError(
-            f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file."
-        )
+        raise LoraFileError(_not_plain(file))
     lorafile.check_fit(adapter.factors, targets(diffusion_model(model)), file)
 
 
@@ -135,19 +125,21 @@ def clean(model):
 
 def alike(one, other) -> bool:
     """Do two MODELs compute with the same module under the same patches, and nothing but them?"""
-    patches = [
-        {key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()}
-        for model in (one, other)
-    ]
-    return (
-        one.model is other.model
-        and patches[0] == patches[1]
-        and comfy_added.unseen(one) == comfy_added.unseen(other) == []
-    )
+    if one.model is not other.model or _patches(one) != _patches(other):
+        return False
+    return comfy_added.unseen(one) == comfy_added.unseen(other) == []
+
+
+def _patches(model) -> dict:
+    """Weight key -> (strength, which patch) of each."""
+    return {key: [(entry[0], id(entry[1])) for entry in entries] for key, entries in model.patches.items()}
 
 
 def without_adapter(model):
-    """A clone of MODEL with the adapter's patches off its weights, and others' still on, for carrying it as a branch instead."""
+    """A clone of MODEL with the adapter's patches off its weights, and others' still on.
+
+    It is for carrying the adapter as a branch instead.
+    """
     tag = carried(model)
     bare = model.clone()
     if tag is not None:
@@ -160,14 +152,15 @@ def _core_patches(model, adapter: LoraFile) -> dict:
     state = lorafile.state_dict(adapter.factors, next(iter(plain(adapter).values())).A.dtype)
     patches = comfy.lora.load_lora(state, comfy.lora.model_lora_keys_unet(model.model, {}), log_missing=False)
     if len(patches) != len(adapter.factors):
-        raise LoraFileError(
-            f"ComfyUI applies {len(patches)} of the adapter's {len(adapter.factors)} matrices to this model. Choose a file that was made for it."
-        )
+        raise LoraFileError(_not_all_applied(len(patches), len(adapter.factors)))
     return patches
 
 
 def _set_strength(model, tag: Carried):
-    """Give the adapter's patches on this (freshly cloned) MODEL the tag's strength: in place, new at the end, or gone at 0."""
+    """Give the adapter's patches on this (freshly cloned) MODEL the tag's strength.
+
+    They stay in their places, are new at the end, or gone at 0.
+    """
     own = {id(patch) for patch in tag.patches.values()}
     found = 0
     for key, entries in list(model.patches.items()):
@@ -186,11 +179,64 @@ def _set_strength(model, tag: Carried):
     if found == 0 and tag.strength != 0:
         model.add_patches(tag.patches, tag.strength)
     elif found not in (0, len(own)):
-        raise ModelError(
-            f"Only {found} of the adapter's {len(own)} patches are left on this model: another node removed the rest. Load the model anew."
-        )
+        raise ModelError(_patches_removed(found, len(own)))
     model.patches_uuid = uuid.uuid4()
     if tag.strength == 0 and tag.baked == 0:
         model.remove_attachments(TAG)
     else:
         model.set_attachments(TAG, tag)
+
+
+# What is said of a model and an adapter's file
+
+
+def _no_z_image(name: str) -> str:
+    return f"The model is {name}, not Z-Image. Load Z-Image-Turbo (z_image_turbo_bf16.safetensors)."
+
+
+def _another_on(tag: Carried, file: str) -> str:
+    return (
+        f"This model carries the adapter {tag.file} at {tag.net:+g}; {file} is another one. "
+        "Use the same file to take it away, then put the other one on."
+    )
+
+
+def _none_on(file: str) -> str:
+    return (
+        f"This model carries no adapter, so {file} cannot be taken away from it: the result would be a broken model. "
+        "Turbo weights are clean as they are: draw with them directly. "
+        "If this checkpoint has the adapter merged in, say so with checkpoint_has_adapter."
+    )
+
+
+def _too_little_on(file: str, has: float, wanted: float) -> str:
+    return (
+        f"This model carries {file} at {has:+g}, so {wanted:g} of it cannot be taken away. "
+        f"Set strength to {has:g} for clean turbo weights."
+    )
+
+
+def _not_whole(file: str, adapter: LoraFile) -> str:
+    examples = ", ".join(adapter.leftover[:3])
+    return (
+        f"{len(adapter.leftover)} keys of {file} are not understood (for example {examples}); "
+        f"{len(adapter.factors)} are. An adapter must fit whole: choose the right file."
+    )
+
+
+def _not_plain(file: str) -> str:
+    return f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file."
+
+
+def _not_all_applied(applied: int, matrices: int) -> str:
+    return (
+        f"ComfyUI applies {applied} of the adapter's {matrices} matrices to this model. "
+        "Choose a file that was made for it."
+    )
+
+
+def _patches_removed(left: int, put_on: int) -> str:
+    return (
+        f"Only {left} of the adapter's {put_on} patches are left on this model: another node removed the rest. "
+        "Load the model anew."
+    )

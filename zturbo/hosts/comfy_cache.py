@@ -30,11 +30,13 @@ def of_vae(vae) -> str:
 
 
 def fingerprint(patcher, options: tuple) -> str:
-    """sha256 over the options, the device, and of each tensor and each patch the name, shape, dtype and some numbers from all over it."""
+    """sha256 over the options, the device, and each tensor and each patch.
+
+    Of a tensor the name, shape, dtype and some numbers from all over it count.
+    """
     total = hashlib.sha256(repr((patcher.load_device.type, options)).encode())
-    for name, tensor in sorted(
-        {**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}.items()
-    ):
+    tensors = {**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
         # the clean weight, where a patched one stands in the model
         add(total, name, getattr(patcher.backup.get(name), "weight", tensor))
     for key, entries in sorted(patcher.patches.items(), key=lambda item: str(item[0])):

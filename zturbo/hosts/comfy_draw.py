@@ -1,6 +1,11 @@
-"""Drawing as core ComfyUI draws: core's sampler, core's LoRA loader, core's VAE. Previews and the Sampler node share it."""
+"""Drawing as core ComfyUI draws: core's sampler, core's LoRA loader, core's VAE.
+
+Previews and the Sampler node share it.
+"""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management
 import comfy.sample
@@ -14,6 +19,19 @@ CFG = 1.0  # Turbo is distilled with its guidance: no negative prompt, one pass 
 SCHEDULER = "simple"
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How a picture is drawn. width, height: pixels; negative: CONDITIONING, needed where cfg is not 1."""
+
+    width: int
+    height: int
+    steps: int
+    seed: int
+    sampler: str
+    cfg: float = CFG
+    negative: Any = None
+
+
 def with_lora(model, state: dict[str, torch.Tensor]):
     """A clone of MODEL with a LoRA file's tensors at strength 1, exactly as core's LoraLoaderModelOnly applies them."""
     return comfy.sd.load_lora_for_models(model, None, dict(state), 1.0, 0)[0]
@@ -24,51 +42,34 @@ def encode_prompt(clip, text: str):
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def sample(
-    model,
-    positive,
-    width: int,
-    height: int,
-    steps: int,
-    seed: int,
-    sampler: str,
-    batch_size: int = 1,
-    callback=None,
-    cfg: float = CFG,
-    negative=None,
-) -> torch.Tensor:
-    """Latents [B, 16, H/8, W/8] as KSampler gives them at scheduler simple. width, height in pixels; negative: CONDITIONING, needed where cfg is not 1."""
+def sample(model, positive, how: Drawing, batch_size: int = 1, callback=None) -> torch.Tensor:
+    """Latents [B, 16, H/8, W/8] as KSampler gives them at scheduler simple."""
     empty = torch.zeros(
-        [batch_size, 16, height // 8, width // 8],
+        [batch_size, 16, how.height // 8, how.width // 8],
         device=comfy.model_management.intermediate_device(),
         dtype=comfy.model_management.intermediate_dtype(),
     )
     latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
-    noise = comfy.sample.prepare_noise(latent, seed)
-    negative = negative or [[torch.zeros_like(features), {}] for features, _ in positive]
-    quiet = not comfy.utils.PROGRESS_BAR_ENABLED
     return comfy.sample.sample(
-        model,
-        noise,
-        steps,
-        cfg,
-        sampler,
-        SCHEDULER,
-        positive,
-        negative,
-        latent,
+        model=model,
+        noise=comfy.sample.prepare_noise(latent, how.seed),
+        steps=how.steps,
+        cfg=how.cfg,
+        sampler_name=how.sampler,
+        scheduler=SCHEDULER,
+        positive=positive,
+        negative=how.negative or [[torch.zeros_like(features), {}] for features, _ in positive],
+        latent_image=latent,
         callback=callback,
-        disable_pbar=quiet,
-        seed=seed,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=how.seed,
     )
 
 
-def draw(
-    model, vae, prompts: Iterable, width: int, height: int, steps: int, seed: int, sampler: str, **guidance
-) -> Iterator[torch.Tensor]:
-    """A picture [H, W, 3] for each CONDITIONING, all from the same noise. guidance: cfg and negative, see `sample`."""
+def draw(model, vae, prompts: Iterable, how: Drawing) -> Iterator[torch.Tensor]:
+    """A picture [H, W, 3] for each CONDITIONING, all from the same noise."""
     for prompt in prompts:
-        yield from decode(vae, sample(model, prompt, width, height, steps, seed, sampler, **guidance))
+        yield from decode(vae, sample(model, prompt, how))
 
 
 def grid(rows: list[list[torch.Tensor]]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from .. import words
 from ..errors import ZTurboError
 from ..pictureset import Picture, PictureSet, Plan, asked_wildcards, read_sizes
 from . import comfy_adapter, comfy_added, comfy_cache, comfy_draw, comfy_paths
+from .comfy_draw import Drawing
 
 log = logging.getLogger("zturbo")
 TOGETHER = 8  # pictures between two changes of model: prompts are encoded, then drawn, then decoded
@@ -38,14 +39,9 @@ def draw(model, clip, vae, asked: Plan, name: str, node_id: str) -> tuple[Pictur
     """(the set, how many pictures were drawn now). Raises ComfyUI's interrupt when cancelled; what is drawn stays."""
     tag = comfy_adapter.carried(model)
     if tag is not None and tag.net != 0:
-        raise ZTurboError(
-            f"The model carries the de-distill adapter {tag.file} at {tag.net:+g}: it would draw blurred pictures. Connect the clean turbo model."
-        )
+        raise ZTurboError(_adapter_on(tag.file, tag.net))
     comfy_adapter.diffusion_model(model)
-    models = "-".join(
-        comfy_cache.fingerprint(patcher, tuple(comfy_added.unseen(patcher)))[:16]
-        for patcher in (model, clip.patcher, vae.patcher)
-    )
+    models = "-".join(_digest(patcher) for patcher in (model, clip.patcher, vae.patcher))
     made = PictureSet(comfy_paths.set_folder(name), replace(asked, models=models))
     todo = made.missing()
     bar = comfy.utils.ProgressBar(asked.count, node_id=node_id)
@@ -59,6 +55,10 @@ def draw(model, clip, vae, asked: Plan, name: str, node_id: str) -> tuple[Pictur
     return made, len(todo)
 
 
+def _digest(patcher) -> str:
+    return comfy_cache.fingerprint(patcher, tuple(comfy_added.unseen(patcher)))[:16]
+
+
 def _draw_some(model, clip, vae, some: list[Picture], made: PictureSet, bar):
     """Draw and keep these. When it is cancelled, those that are drawn by then are kept."""
     prompts = [comfy_draw.encode_prompt(clip, picture.prompt) for picture in some]
@@ -66,7 +66,8 @@ def _draw_some(model, clip, vae, some: list[Picture], made: PictureSet, bar):
     try:
         for picture, prompt in zip(some, prompts):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            latents.append(comfy_draw.sample(model, prompt, picture.width, picture.height, 8, picture.seed, "euler"))
+            how = Drawing(picture.width, picture.height, 8, picture.seed, "euler")
+            latents.append(comfy_draw.sample(model, prompt, how))
             bar.update(1)
     finally:
         for picture, latent in zip(some, latents):
@@ -78,9 +79,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
     if not name.strip():
         return ()
     if (path := _input_file(name.strip())) is None:
-        raise ZTurboError(
-            f"There is no file {name[:100]!r} in ComfyUI's input folder. Put it into {folder_paths.get_input_directory()}."
-        )
+        raise ZTurboError(_no_file(name))
     return _lines(path)
 
 
@@ -97,14 +96,15 @@ def wildcards(prompts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _input_file(name: str) -> Path | None:
-    """The file of this name in ComfyUI's input folder, if there is one. Raises ZTurboError for a name that leads elsewhere."""
+    """The file of this name in ComfyUI's input folder, if there is one.
+
+    Raises ZTurboError for a name that leads elsewhere.
+    """
     path = comfy_paths.under(folder_paths.get_input_directory(), name)
     try:
         is_there = path is not None and path.is_file()
     except (OSError, ValueError) as error:  # too long, zeros
-        raise ZTurboError(
-            f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder."
-        ) from error
+        raise ZTurboError(_no_name(name)) from error
     if path is None:
         raise ZTurboError(f"{name[:100]!r} is not inside ComfyUI's input folder. Put the file there and give its name.")
     return path if is_there else None
@@ -117,10 +117,27 @@ def _lines(path: Path) -> tuple[str, ...]:
 def changed(name: str) -> str:
     """Something that changes when the prompt file of this name, or a wildcard, does."""
     try:
-        found = [
-            _input_file(name.strip()),
-            *sorted((Path(folder_paths.get_input_directory()) / "wildcards").rglob("*.txt")),
-        ]
-        return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found if path is not None])
+        prompts, lines = _input_file(name.strip()), Path(folder_paths.get_input_directory()) / "wildcards"
+        found = [*([] if prompts is None else [prompts]), *sorted(lines.rglob("*.txt"))]
+        return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found])
     except (ZTurboError, OSError) as error:
         return str(error)
+
+
+# What is said of the model and of files
+
+
+def _adapter_on(file: str, strength: float) -> str:
+    return (
+        f"The model carries the de-distill adapter {file} at {strength:+g}: it would draw blurred pictures. "
+        "Connect the clean turbo model."
+    )
+
+
+def _no_file(name: str) -> str:
+    folder = folder_paths.get_input_directory()
+    return f"There is no file {name[:100]!r} in ComfyUI's input folder. Put it into {folder}."
+
+
+def _no_name(name: str) -> str:
+    return f"{name[:100]!r} cannot be the name of a file. Give the name of a text file in ComfyUI's input folder."

@@ -1,4 +1,7 @@
-"""The damage report on a LoRA: velocities on clean turbo's own paths, and 8-step pictures side by side, as core draws them."""
+"""The damage report on a LoRA: velocities on clean turbo's own paths, and 8-step pictures side by side.
+
+The pictures are drawn as core draws them.
+"""
 
 import logging
 from contextlib import contextmanager
@@ -19,7 +22,10 @@ log = logging.getLogger("zturbo")
 
 @dataclass
 class Health:
-    """plot and pictures: IMAGE [1, H, W, 3]; in pictures the upper row is turbo's, the lower one's with the LoRA."""
+    """A report. plot and pictures: IMAGE [1, H, W, 3].
+
+    In pictures the upper row is turbo's, the lower one's with the LoRA.
+    """
 
     gauge: float
     text: str
@@ -28,14 +34,16 @@ class Health:
 
 
 def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: int, seed: int) -> Health:
-    """Compare clean turbo with itself under a LoRA (a file, or its tensors), on prompts that have nothing to do with it. size: pixels."""
+    """Compare clean turbo with itself under a LoRA (a file, or its tensors).
+
+    The prompts have nothing to do with it. size: pixels.
+    """
     if not prompts:
         raise ZTurboError("There are no prompts. Write some that have nothing to do with the LoRA, one a line.")
-    file = (
-        lorafile.read(lora, keep_fused=True)
-        if isinstance(lora, Path)
-        else lorafile.of_state(lora, "The LoRA", keep_fused=True)
-    )
+    if isinstance(lora, Path):
+        file = lorafile.read(lora, keep_fused=True)
+    else:
+        file = lorafile.of_state(lora, "The LoRA", keep_fused=True)
     state, _, lost = lorafile.whole_state(file, torch.float32, "The LoRA", lossy=True)
     if size < 64 or size % 16:
         raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
@@ -79,25 +87,32 @@ def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> l
     """A picture [H, W, 3] a prompt, at 8 steps."""
     with torch.inference_mode():
         encoded = [comfy_draw.encode_prompt(clip, prompt) for prompt in prompts]
-        images = list(comfy_draw.draw(model, vae, encoded, size, size, 8, seed, "euler"))
+        images = list(comfy_draw.draw(model, vae, encoded, comfy_draw.Drawing(size, size, 8, seed, "euler")))
         release(model)
     return images
 
 
 def words(gauge: float, deviations: torch.Tensor, before: list[torch.Tensor], after: list[torch.Tensor]) -> str:
     """The report: the gauge, what it is made of, and what the pictures say."""
-    state = (
-        "untouched" if gauge < 0.005 else "healthy" if gauge <= health.HEALTHY else "worn" if gauge <= 0.7 else "broken"
-    )
     levels = ", ".join(
         f"{sigma:.2f}: {value:.3f}" for sigma, value in zip(Z_IMAGE.sigmas().tolist(), deviations.mean(0).tolist())
     )
     sharp = health.sharpness(torch.stack(after)) / max(health.sharpness(torch.stack(before)), 1e-12)
     apart = (torch.stack(after) - torch.stack(before)).abs().mean().item()
-    return "\n".join(
-        (
-            f"Turbo wear {gauge:.2f} (0 untouched, 1 broken): turbo is {state} on {len(before)} unrelated prompts.",
-            f"Velocity's relative deviation by noise level: {levels}. The first {health.HIGH} make the gauge, one for each prompt.",
-            f"8-step pictures: sharpness {sharp:.2f} of turbo's, {apart:.3f} apart (mean difference of pixels from 0 to 1).",
-        )
+    made_of = f"The first {health.HIGH} make the gauge, one for each prompt."
+    difference = f"{apart:.3f} apart (mean difference of pixels from 0 to 1)"
+    lines = (
+        f"Turbo wear {gauge:.2f} (0 untouched, 1 broken): turbo is {wear(gauge)} on {len(before)} unrelated prompts.",
+        f"Velocity's relative deviation by noise level: {levels}. {made_of}",
+        f"8-step pictures: sharpness {sharp:.2f} of turbo's, {difference}.",
     )
+    return "\n".join(lines)
+
+
+def wear(gauge: float) -> str:
+    """The gauge in a word."""
+    if gauge < 0.005:
+        return "untouched"
+    if gauge <= health.HEALTHY:
+        return "healthy"
+    return "worn" if gauge <= 0.7 else "broken"

@@ -31,6 +31,11 @@ ZIMAGE = comfy.supported_models.ZImage
 CHOOSE_MODEL = "Choose Z-Image-Turbo (z_image_turbo_bf16.safetensors)."
 CHOOSE_CLIP = "Choose qwen_3_4b.safetensors."
 CHOOSE_VAE = "Choose Z-Image's VAE (ae.safetensors)."
+CUT_OUT = "Something was cut out of it: choose a whole one"
+NO_TURBO = (
+    "%s seems to be a Z-Image that was never distilled, or is not any more. "
+    "Train on it without the de-distill adapter, and give Train LoRA the turbo model as preview_model."
+)
 TEXT_ENCODER = f"{ZIMAGE.text_encoder_key_prefix[0]}qwen3_4b.transformer."  # in front of its names in a checkpoint
 VAE = ZIMAGE.vae_key_prefix[0]
 Z_IMAGE, QWEN, A_VAE = "a diffusion model (ZImage)", "a text encoder (QWEN3_4B)", "a VAE"  # as `_kind` says it
@@ -45,11 +50,13 @@ UNDISTILLED = re.compile(r"de[-_ ]?turbo|de[-_ ]?distill|z[-_ ]?image[-_ ]?(base
 
 
 def load(model: Path, text_encoder: Path | None = None, vae: Path | None = None) -> tuple:
-    """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint. Raises ZTurboError where main memory cannot hold them."""
+    """(MODEL, CLIP, VAE) from files. None: the one that comes with the model, bundled or in its checkpoint.
+
+    Raises ZTurboError where main memory cannot hold them.
+    """
     device = comfy.model_management.get_torch_device()
-    others = [
-        Need(path.name, path.stat().st_size) for path in (text_encoder, vae) if path is not None and path.is_file()
-    ]
+    beside = [path for path in (text_encoder, vae) if path is not None and path.is_file()]
+    others = [Need(path.name, path.stat().st_size) for path in beside]
     dtype, weights = _weights(model, device, others)
     room.check_files(device, [weights, *others])
     clip = decoder = None
@@ -82,20 +89,25 @@ def own_parts(model: Path) -> tuple[bool, bool]:
 
 
 def load_model(path: str | Path, dtype: torch.dtype | None = None):
-    """MODEL from a diffusion model's file or a checkpoint. Raises ModelError, naming what was found, unless it is Z-Image."""
+    """MODEL from a diffusion model's file or a checkpoint.
+
+    Raises ModelError, naming what was found, unless it is Z-Image.
+    """
     return load_checkpoint(path, clip=False, vae=False, dtype=dtype)[0]
 
 
 def _weights(path: Path, device: torch.device, others: list[Need]) -> tuple[torch.dtype | None, Need]:
-    """(the weights' dtype where it is not core's choice, what they take). On a CPU core makes fp32 out of bf16; where that does not fit, they stay as they are in the file and become fp32 as they are used: the same numbers."""
+    """(the weights' dtype where it is not core's choice, what they take).
+
+    On a CPU core makes fp32 out of bf16; where that does not fit, they stay as they are in the file and become fp32 as
+    they are used: the same numbers.
+    """
     header = modelfile.read(path)
     kinds = {tensor.dtype for tensor in header.tensors.values()}
     if not devices.shares_main_memory(device) or not kinds <= {"BF16", "F16"}:
         return None, Need(path.name, path.stat().st_size)
-    own, numbers = (
-        (torch.bfloat16 if kinds == {"BF16"} else torch.float16),
-        sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
-    )
+    own = torch.bfloat16 if kinds == {"BF16"} else torch.float16
+    numbers = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
     chosen = comfy.model_management.unet_dtype(device, numbers, ZIMAGE.supported_inference_dtypes, own)
     grown = Need(path.name, numbers * chosen.itemsize)
     if room.fits_main_memory([grown, *others]) or chosen.itemsize <= own.itemsize:
@@ -183,10 +195,7 @@ def _check_model(model, header: Header):
     _check_whole(model.model.diffusion_model, _names_in_core(header, config.unet_config), header, "Z-Image")
     said = [name, *(value for key, value in header.words.items() if "title" in key or "name" in key)]
     if config.unet_config.get("siglip_feat_dim") or UNDISTILLED.search(" ".join(said)):
-        log.info(
-            "%s seems to be a Z-Image that was never distilled, or is not any more. Train on it without the de-distill adapter, and give Train LoRA the turbo model as preview_model.",
-            name,
-        )
+        log.info(NO_TURBO, name)
 
 
 def _names_in_core(header: Header, unet_config: dict) -> set[str]:
@@ -203,14 +212,9 @@ def _check_whole(module, given: set[str], header: Header, what: str):
     missing = [name for name in wanted if name not in given]
     if missing:
         part = modelfile.part_of_several(header.path)
-        why = (
-            f"It is part {part}: choose the model in one file"
-            if part
-            else "Something was cut out of it: choose a whole one"
-        )
-        raise ModelError(
-            f"{header.path.name} lacks {len(missing)} of the {len(wanted)} matrices of {what} (for example {missing[0]}). {why}."
-        )
+        why = f"It is part {part}: choose the model in one file" if part else CUT_OUT
+        lacks = f"{len(missing)} of the {len(wanted)} matrices of {what} (for example {missing[0]})"
+        raise ModelError(f"{header.path.name} lacks {lacks}. {why}.")
 
 
 def _check_clip(clip, header: Header, prefix: str = ""):
@@ -220,9 +224,8 @@ def _check_clip(clip, header: Header, prefix: str = ""):
 
 def _check_vae(vae, header: Header):
     if (vae.latent_channels, vae.latent_dim) != (16, 2):
-        raise ModelError(
-            f"{header.path.name} is a VAE of another model: its latents have {vae.latent_channels} channels in {vae.latent_dim} dimensions, and Z-Image's have 16 in 2. {CHOOSE_VAE}"
-        )
+        latents = f"{vae.latent_channels} channels in {vae.latent_dim} dimensions, and Z-Image's have 16 in 2"
+        raise ModelError(f"{header.path.name} is a VAE of another model: its latents have {latents}. {CHOOSE_VAE}")
 
 
 def _embeddings() -> list[str]:

@@ -18,7 +18,10 @@ log = logging.getLogger("zturbo")
 
 
 def to_file(patcher) -> int:
-    """Let the weights of a model that waits in main memory lie in the file they came from, where they are its very numbers: the system reads them when they are used, and drops them when memory is short. Returns bytes."""
+    """Let the weights of a model that waits in main memory lie in the file that they came from. Returns bytes.
+
+    Only those that are its very numbers. The system reads them when they are used, and drops them when memory is short.
+    """
     if not devices.shares_main_memory(patcher.load_device) or patcher.is_dynamic() or args.disable_mmap:
         return 0
     there, moved = stored(patcher), 0
@@ -51,14 +54,11 @@ def stored(patcher) -> dict[str, safe_open]:
     """Tensor name -> open file, of the safetensors files that core says a model is from."""
     factory = getattr(patcher, "cached_patcher_init", None)
     given = factory[1] if factory else ()
-    names = [
-        one
-        for value in given
-        for one in (value if isinstance(value, (list, tuple)) else [value])
-        if isinstance(one, (str, Path))
-    ]
+    flat = [one for value in given for one in (value if isinstance(value, (list, tuple)) else [value])]
     found = {}
-    for path in names:
+    for path in flat:
+        if not isinstance(path, (str, Path)):
+            continue
         try:
             opened = safe_open(path, "pt")
         except (OSError, SafetensorError):

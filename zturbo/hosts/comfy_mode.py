@@ -12,7 +12,10 @@ core_mode = torch.inference_mode
 
 
 def lent(tensor: torch.Tensor) -> torch.Tensor:
-    """An ordinary tensor on the same memory, which autograd can save and view. Not a copy, but on DirectML, whose tensors show no memory; read only."""
+    """An ordinary tensor on the same memory, which autograd can save and view; read only.
+
+    Not a copy, but on DirectML, whose tensors show no memory.
+    """
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return lent(tensor)

@@ -24,31 +24,24 @@ def dataset_folder(name: str) -> Path:
     if name.strip() == BUNDLED:
         return comfy_tiny.PICTURES
     roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
-    wishes = [name.strip().strip("\"'").strip()]
-    # as people paste them
-    wishes += [
-        wish
-        for wish in (wishes[0].replace("\\", "/"), wishes[0].replace("\\", "/").removeprefix("input/"))
-        if wish not in wishes
-    ]
+    given = name.strip().strip("\"'").strip()
+    slashes = given.replace("\\", "/")
+    wishes = dict.fromkeys((given, slashes, slashes.removeprefix("input/")))  # as people paste them
     allowed = [place for wish in wishes if wish for root in roots if (place := under(root, wish))]
     if not allowed:
-        raise DatasetError(
-            f"The folder {name!r} is not inside ComfyUI's input or output folder. Put your pictures into a folder in {roots[0]} and give its name."
-        )
+        raise DatasetError(_outside(name, roots[0]))
     try:
         os.path.realpath(allowed[0])  # raises for what no system takes
         return next((place for place in allowed if place.is_dir()), allowed[0])
     except (OSError, ValueError) as error:  # too long, zeros, half a character
-        raise DatasetError(
-            f"{name[:100]!r} cannot be the name of a folder ({error}). Give the name of a folder inside ComfyUI's input folder."
-        ) from error
+        raise DatasetError(_no_name(name, error)) from error
 
 
 def under(root: str, name: str) -> Path | None:
-    """The place of this name under a folder of ComfyUI's; None for a name that leads out (`..`, an absolute path, another drive).
+    """The place of this name under a folder of ComfyUI's; None for a name that leads out of it.
 
-    Links on the disk are the owner's, and are followed as ComfyUI itself follows them: whole drives are mounted so.
+    `..`, an absolute path and another drive lead out. Links on the disk are the owner's, and are followed as ComfyUI
+    itself follows them: whole drives are mounted so.
     """
     # people may call a linked folder by either name
     for base in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):
@@ -69,7 +62,10 @@ def folder_fingerprint(name: str) -> str:
 
 
 def set_folder(name: str) -> Path:
-    """Where a set of pictures of this name is drawn: output/zturbo_sets/name. Raises ZTurboError for a name that leads elsewhere."""
+    """Where a set of pictures of this name is drawn: output/zturbo_sets/name.
+
+    Raises ZTurboError for a name that leads elsewhere.
+    """
     if sentence := bad_name(name):
         raise ZTurboError(sentence)
     return Path(folder_paths.get_output_directory()) / SETS / name
@@ -100,21 +96,20 @@ def model_file(name: str) -> Path:
     if found is None and name.startswith(CHECKPOINTS):
         found = folder_paths.get_full_path("checkpoints", name.removeprefix(CHECKPOINTS))
     if found is None:
-        raise ModelError(
-            f"There is no {name} in models/diffusion_models. Put it there and press R, or choose one from the list."
-        )
+        raise ModelError(_no_model(name))
     return Path(found)
 
 
 def part_file(folder: str, *names: str) -> Path:
-    """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists. Raises ModelError when none is."""
+    """The first of these text encoders or VAEs that is there, by its name in ComfyUI's lists.
+
+    Raises ModelError when none is.
+    """
     # in sub-folders, as some sort them
     places = [one for name in names for one in folder_paths.get_filename_list(folder) if Path(one).name == name]
     found = next((path for name in (*names, *places) if (path := folder_paths.get_full_path(folder, name))), None)
     if found is None:
-        raise ModelError(
-            f"There is no {' or '.join(names)} in models/{folder}. Put it there and press R, or choose another file in the node."
-        )
+        raise ModelError(_no_part(folder, names))
     return Path(found)
 
 
@@ -126,11 +121,15 @@ def bad_lora_name(name: str) -> str:
     """What is wrong with a name that cannot be a LoRA file's, or nothing."""
     if all(file_name(part) for part in _parts(name)):
         return ""
-    return f"The name {name!r} cannot be a LoRA file's. Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
+    allowed = "Use letters, digits, spaces and . _ - only (and / for a sub-folder)."
+    return f"The name {name!r} cannot be a LoRA file's. {allowed}"
 
 
 def lora_path(name: str, overwrite: bool) -> Path:
-    """Where a LoRA of this name is saved in models/loras; sub-folders with /. Raises ZTurboError for a name that leads elsewhere."""
+    """Where a LoRA of this name is saved in models/loras; sub-folders with /.
+
+    Raises ZTurboError for a name that leads elsewhere.
+    """
     if sentence := bad_lora_name(name):
         raise ZTurboError(sentence)
     root = Path(folder_paths.get_folder_paths("loras")[0])
@@ -141,3 +140,31 @@ def lora_path(name: str, overwrite: bool) -> Path:
         number += 1
         target = path.with_name(f"{stem}_{number}.safetensors")
     return target
+
+
+# What is said of names
+
+
+def _outside(name: str, root: str) -> str:
+    return (
+        f"The folder {name!r} is not inside ComfyUI's input or output folder. "
+        f"Put your pictures into a folder in {root} and give its name."
+    )
+
+
+def _no_name(name: str, error: Exception) -> str:
+    return (
+        f"{name[:100]!r} cannot be the name of a folder ({error}). "
+        "Give the name of a folder inside ComfyUI's input folder."
+    )
+
+
+def _no_model(name: str) -> str:
+    return f"There is no {name} in models/diffusion_models. Put it there and press R, or choose one from the list."
+
+
+def _no_part(folder: str, names: tuple[str, ...]) -> str:
+    return (
+        f"There is no {' or '.join(names)} in models/{folder}. "
+        "Put it there and press R, or choose another file in the node."
+    )

@@ -24,14 +24,20 @@ def of(model) -> Weights | None:
 
 
 def reader(model, lora: dict[str, Difference], file: str) -> Callable[[str], torch.Tensor]:
-    """Gives the weight [out, in] fp32 that a part of the LoRA changes, without any patch. Raises LoraFileError where the LoRA does not fit the MODEL."""
+    """Gives the weight [out, in] fp32 that a part of the LoRA changes, without any patch.
+
+    Raises LoraFileError where the LoRA does not fit the MODEL.
+    """
     targets = comfy_adapter.targets(comfy_adapter.diffusion_model(model))
     lorafile.check_fit(lora, targets, file)
     return weights(model, targets)
 
 
 def weights(model, targets: list[Target], patched: bool = False) -> Callable[[str], torch.Tensor]:
-    """Gives the weight [out, in] fp32 of a part by its name. patched: with what is patched onto the MODEL (LoRAs, merges)."""
+    """Gives the weight [out, in] fp32 of a part by its name.
+
+    patched: with what is patched onto the MODEL (LoRAs, merges).
+    """
     places = {
         part.name: (f"{comfy_adapter.PREFIX}{target.module}.weight", part.rows)
         for target in targets
@@ -55,23 +61,17 @@ def weights(model, targets: list[Target], patched: bool = False) -> Callable[[st
 
 def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
     """The adapter that makes the one MODEL of the other, on the Linears of the layers. Raises ZTurboError."""
-    for model in (undistilled, turbo):
+    both = (undistilled, turbo)
+    for model in both:
         comfy_added.refuse(model, "an extraction")
-    targets = [
-        comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in (undistilled, turbo)
-    ]
-    if targets[0] != targets[1]:
+    targets, others = (comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in both)
+    if targets != others:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
-    bar = comfy.utils.ProgressBar(sum(len(target.parts) for target in targets[0]), node_id=node_id)
+    bar = comfy.utils.ProgressBar(sum(len(target.parts) for target in targets), node_id=node_id)
 
     def check():
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update(1)
 
-    return extract.extract(
-        weights(undistilled, targets[0], patched=True),
-        weights(turbo, targets[0], patched=True),
-        targets[0],
-        rank,
-        check,
-    )
+    to, origin = (weights(model, targets, patched=True) for model in both)
+    return extract.extract(to, origin, targets, rank, check)

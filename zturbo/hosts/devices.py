@@ -1,4 +1,7 @@
-"""What differs from one kind of device to the next: dtypes, repeatable kernels, memory. NVIDIA, ROCm, XPU, MPS, DirectML, CPU."""
+"""What differs from one kind of device to the next: dtypes, repeatable kernels, memory.
+
+The kinds are NVIDIA, ROCm, XPU, MPS, DirectML, CPU.
+"""
 
 import os
 import platform
@@ -41,10 +44,12 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def compute_dtype(wish: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """(what a step is computed in, a sentence where that is not the wish). fp16 is no way out: Z-Image's activations leave its range."""
+    """(what a step is computed in, a sentence where that is not the wish).
+
+    fp16 is no way out: Z-Image's activations leave its range.
+    """
     if wish == "bf16" and not has_bf16(device):
-        sentence = f"This {kind(device)} does not compute in bf16 itself, so a step is computed in fp32: its activations take twice the memory."
-        return torch.float32, sentence
+        return torch.float32, _no_bf16(device)
     return COMPUTE[wish], ""
 
 
@@ -61,9 +66,9 @@ def promise(device: torch.device, repeat: str) -> str:
 
 @contextmanager
 def repeatable(device: torch.device, repeat: str) -> Iterator[None]:
-    """With "exact", kernels that give the same bits each time, attention's backward among them; a CPU's do without asking.
+    """With "exact", kernels that give the same bits each time, attention's backward among them.
 
-    Raises ZTurboError for an operation that has no such kernel.
+    A CPU's do without asking. Raises ZTurboError for an operation that has no such kernel.
     """
     if device.type == "cpu" or repeat == "fast":
         yield
@@ -79,10 +84,7 @@ def repeatable(device: torch.device, repeat: str) -> Iterator[None]:
     except RuntimeError as error:
         if device.type != "cuda" or not any(word in str(error) for word in REFUSED):
             raise
-        said = str(error).splitlines()[0][:300]
-        raise ZTurboError(
-            f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). Set repeat to fast."
-        ) from error
+        raise ZTurboError(_not_repeatable(device, error)) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = before[2]
@@ -109,17 +111,37 @@ def begin_counting(device: torch.device):
 
 
 def memory_facts(device: torch.device) -> dict[str, float]:
-    """GB in use where the model runs. memory: of the whole card, with other programs and with weights that PyTorch does not count; on a CPU, and where a card does not tell, of this process. memory_torch: PyTorch's own peak."""
+    """GB in use where the model runs.
+
+    memory: of the whole card, with other programs and with weights that PyTorch does not count; on a CPU, and where a
+    card does not tell, of this process. memory_torch: PyTorch's own peak.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return {
-            "memory": round((total - free) / 1e9, 3),
-            "memory_torch": round(torch.cuda.max_memory_allocated(device) / 1e9, 3),
-        }
-    if device.type == "xpu":
-        return {
-            "memory": round(torch.xpu.memory_reserved(device) / 1e9, 3),
-            "memory_torch": round(torch.xpu.max_memory_allocated(device) / 1e9, 3),
-        }
-    used = torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss
-    return {"memory": round(used / 1e9, 3)}
+        facts = {"memory": total - free, "memory_torch": torch.cuda.max_memory_allocated(device)}
+    elif device.type == "xpu":
+        peak = torch.xpu.max_memory_allocated(device)
+        facts = {"memory": torch.xpu.memory_reserved(device), "memory_torch": peak}
+    elif device.type == "mps":
+        facts = {"memory": torch.mps.driver_allocated_memory()}
+    else:
+        facts = {"memory": psutil.Process().memory_info().rss}
+    return {name: round(count / 1e9, 3) for name, count in facts.items()}
+
+
+# What is said of a device
+
+
+def _no_bf16(device: torch.device) -> str:
+    return (
+        f"This {kind(device)} does not compute in bf16 itself, so a step is computed in fp32: "
+        "its activations take twice the memory."
+    )
+
+
+def _not_repeatable(device: torch.device, error: Exception) -> str:
+    said = str(error).splitlines()[0][:300]
+    return (
+        f"repeat is exact, but an operation has no repeatable kernel on this {kind(device)} ({said}). "
+        "Set repeat to fast."
+    )

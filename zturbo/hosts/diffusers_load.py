@@ -1,4 +1,4 @@
-"""Z-Image in diffusers' and transformers' own classes, from a diffusers folder or from the single files that ComfyUI users have.
+"""Z-Image in diffusers' and transformers' own classes, from a diffusers folder or from single files as in ComfyUI.
 
 Nothing is fetched: every file is on this machine. The bundled tiny model loads here, too (`diffusers_tiny`).
 """
@@ -91,15 +91,14 @@ class TextEncoder:
     @torch.no_grad()
     def encode(self, text: str) -> torch.Tensor:
         """[1, tokens, C] fp32 on the CPU."""
-        tokens = torch.tensor(
-            [self.tokenizer.encode(TEMPLATE.format(text), add_special_tokens=False)], device=self.module.device
-        )
+        numbers = self.tokenizer.encode(TEMPLATE.format(text), add_special_tokens=False)
+        tokens = torch.tensor([numbers], device=self.module.device)
         return self.module(input_ids=tokens, output_hidden_states=True).hidden_states[LAYER].float().cpu()
 
 
 @dataclass
 class Loaded:
-    """transformer: ZImageTransformer2DModel."""
+    """Z-Image's parts. transformer: ZImageTransformer2DModel."""
 
     transformer: Any
     text_encoder: TextEncoder
@@ -110,11 +109,9 @@ def load(
     transformer: Path, text_encoder: Path, autoencoder: Path, tokenizer: Path | None, dtype: torch.dtype
 ) -> Loaded:
     """From folders of diffusers' form or single files, each. tokenizer: its folder, or None. Raises ModelError."""
-    return Loaded(
-        load_transformer(transformer, dtype),
-        TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer, text_encoder)),
-        load_autoencoder(autoencoder, dtype),
-    )
+    model = load_transformer(transformer, dtype)
+    encoder = TextEncoder(load_text_encoder(text_encoder, dtype), load_tokenizer(tokenizer, text_encoder))
+    return Loaded(model, encoder, load_autoencoder(autoencoder, dtype))
 
 
 def load_transformer(path: Path, dtype: torch.dtype):
@@ -129,9 +126,7 @@ def load_transformer(path: Path, dtype: torch.dtype):
     if width is None or width.shape[0] != 3840 or not any(key.startswith("layers.29.attention.") for key in state):
         raise ModelError(f"{path.name} is not Z-Image. Choose z_image_turbo_bf16.safetensors.")
     if any(key.endswith(QUANTISED) for key in state):
-        raise ModelError(
-            f"{path.name} is quantised, which diffusers' code cannot load. Choose z_image_turbo_bf16.safetensors, or train with --host comfy or inside ComfyUI."
-        )
+        raise ModelError(_quantised(path.name))
     with torch.device("meta"):
         model = ZImageTransformer2DModel(**TRANSFORMER)
     if "layers.29.attention.qkv.weight" in state:  # ComfyUI's names
@@ -160,7 +155,10 @@ def load_text_encoder(path: Path, dtype: torch.dtype):
 
 
 def load_tokenizer(named: Path | None, text_encoder: Path):
-    """The named folder's, else the one that lies in or beside the text encoder, else the bundled one: they are the same in all of Z-Image."""
+    """The named folder's, else the one that lies in or beside the text encoder, else the bundled one.
+
+    They are the same in all of Z-Image.
+    """
     from transformers import AutoTokenizer
 
     places = (named,) if named else (text_encoder, text_encoder.parent, text_encoder.parent / "tokenizer")
@@ -168,9 +166,7 @@ def load_tokenizer(named: Path | None, text_encoder: Path):
     if folder:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if named:
-        raise ModelError(
-            f"There is no tokenizer_config.json in {named}. Give the tokenizer folder of Z-Image-Turbo, or leave it out: Qwen's is bundled."
-        )
+        raise ModelError(_no_tokenizer(named))
     return bundled_tokenizer()
 
 
@@ -188,7 +184,10 @@ def bundled_tokenizer():
 
 
 def letters() -> list[str]:
-    """The byte-level alphabet of GPT-2's tokenizer: printable bytes stand for themselves, the others for letters from 256 on."""
+    """The byte-level alphabet of GPT-2's tokenizer.
+
+    Printable bytes stand for themselves, the others for letters from 256 on.
+    """
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return [chr(code) for code in (*plain, *range(256, 256 + len(others)))]
@@ -206,14 +205,9 @@ def load_autoencoder(path: Path, dtype: torch.dtype) -> Autoencoder:
         raise ModelError(f"{path.name} is no VAE. Choose Z-Image's (ae.safetensors).")
     with torch.device("meta"):
         model = AutoencoderKL(**AUTOENCODER)
-    return Autoencoder(
-        filled(
-            model,
-            convert_ldm_vae_checkpoint(state, model.config) if any("encoder.down.0" in key for key in state) else state,
-            path,
-            dtype,
-        )
-    )
+    if any("encoder.down.0" in key for key in state):  # ComfyUI's names
+        state = convert_ldm_vae_checkpoint(state, model.config)
+    return Autoencoder(filled(model, state, path, dtype))
 
 
 def from_folder(kind, path: Path, dtype: torch.dtype):
@@ -222,18 +216,15 @@ def from_folder(kind, path: Path, dtype: torch.dtype):
     try:
         named = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} holds no config.json that can be read ({error}). Give the folder transformer, text_encoder or vae of Z-Image-Turbo in diffusers' form."
-        ) from error
+        raise ModelError(_no_config(path, error)) from error
     said = str(named.get("_class_name") or (named.get("architectures") or [""])[0]) if isinstance(named, dict) else ""
     if not said.startswith(kind.__name__.removesuffix("Model")):
         raise ModelError(f"{path} holds a {said or 'model without a name'}; here belongs a {kind.__name__}.")
     try:
         return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"The model in {path} cannot be loaded ({error}). Give the whole folder, with its weights."
-        ) from error
+        said = f"The model in {path} cannot be loaded ({error}). Give the whole folder, with its weights."
+        raise ModelError(said) from error
 
 
 def filled(model, state: dict[str, torch.Tensor], path: Path, dtype: torch.dtype):
@@ -252,3 +243,27 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read ({error}). Give the path of a whole file.") from error
+
+
+# What is said of files and folders
+
+
+def _quantised(file: str) -> str:
+    return (
+        f"{file} is quantised, which diffusers' code cannot load. "
+        "Choose z_image_turbo_bf16.safetensors, or train with --host comfy or inside ComfyUI."
+    )
+
+
+def _no_tokenizer(folder: Path) -> str:
+    return (
+        f"There is no tokenizer_config.json in {folder}. "
+        "Give the tokenizer folder of Z-Image-Turbo, or leave it out: Qwen's is bundled."
+    )
+
+
+def _no_config(folder: Path, error: Exception) -> str:
+    return (
+        f"{folder} holds no config.json that can be read ({error}). "
+        "Give the folder transformer, text_encoder or vae of Z-Image-Turbo in diffusers' form."
+    )

@@ -16,18 +16,9 @@ from .tiny import config as config
 from .tiny import text_encoder_weights
 
 NAMES = (
-    "in_channels",
-    "dim",
-    "n_layers",
-    "n_refiner_layers",
-    "n_heads",
-    "n_kv_heads",
-    "qk_norm",
-    "cap_feat_dim",
-    "rope_theta",
-    "axes_dims",
-    "axes_lens",
-)
+    "in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "qk_norm", "cap_feat_dim",
+    "rope_theta", "axes_dims", "axes_lens",
+)  # fmt: skip
 TIME_UNITS = 1024
 
 

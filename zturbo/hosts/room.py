@@ -1,4 +1,7 @@
-"""Is there room for a run? The sum of what it needs against what the device, or main memory, has: said before anything is done."""
+"""Is there room for a run? What it needs in all, against what the device or main memory has.
+
+That is said before anything is done.
+"""
 
 import logging
 
@@ -11,8 +14,35 @@ from . import devices
 
 log = logging.getLogger("zturbo")
 ASIDE = 0.5 * GB  # for the system, and for what else goes on
-WAYS = "Take an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, or a lower rank."
-SMALLER = "Make the previews smaller (preview_width, preview_height), or leave preview_prompts empty and draw when the run has ended."
+WAYS = (
+    "Take an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, "
+    "or a lower rank."
+)
+SMALLER = (
+    "Make the previews smaller (preview_width, preview_height), "
+    "or leave preview_prompts empty and draw when the run has ended."
+)
+PARTLY = "About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time."
+
+
+def _no_main_memory(needs: list[Need], free: float, way: str) -> str:
+    return (
+        f"This run needs {spelled(needs)} of main memory beside the weights, and {free / GB:.1f} GB are free. "
+        f"Close other programs. {way}"
+    )
+
+
+def _no_card(needs: list[Need], device: torch.device, has: float) -> str:
+    card = f"the {devices.kind(device)} beside the weights, which has {has / GB:.1f} GB"
+    return f"This run needs {spelled(needs)} on {card}. {WAYS}"
+
+
+def _not_together(needs: list[Need], device: torch.device, free: float) -> str:
+    return (
+        f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: "
+        f"{spelled(needs)}, and {free / GB:.1f} GB are free. "
+        "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
+    )
 
 
 def check(device: torch.device, step: list[Need], preview: list[Need], weights: float):
@@ -25,23 +55,14 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
         here = main_memory()
         for needs, way in ((step, WAYS), (preview, SMALLER)):
             if total(needs) > here:
-                raise ZTurboError(
-                    f"This run needs {spelled(needs)} of main memory beside the weights, and {here / GB:.1f} GB are free. Close other programs. {way}"
-                )
+                raise ZTurboError(_no_main_memory(needs, here, way))
         return
     there = devices.total_memory(device) - ASIDE
     if total(step) > there:
-        raise ZTurboError(
-            f"This run needs {spelled(step)} on the {devices.kind(device)} beside the weights, which has {there / GB:.1f} GB. {WAYS}"
-        )
+        raise ZTurboError(_no_card(step, device, there))
     if total(step) + weights > there:
         stay = max(0.0, there - total(step))
-        log.info(
-            "About %.1f of the model's %.1f GB stay on the card, beside %s; the rest comes and goes, which takes time.",
-            stay / GB,
-            weights / GB,
-            spelled(step),
-        )
+        log.info(PARTLY, stay / GB, weights / GB, spelled(step))
 
 
 def main_memory() -> float:
@@ -54,9 +75,9 @@ def fits_main_memory(needs: list[Need]) -> bool:
 
 
 def check_files(device: torch.device, needs: list[Need]):
-    """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together. On a card they need not. needs: what each takes there."""
+    """Raise ZTurboError where files that are about to be loaded into main memory cannot lie there together.
+
+    On a card they need not. needs: what each takes there.
+    """
     if devices.shares_main_memory(device) and not fits_main_memory(needs):
-        raise ZTurboError(
-            f"On a computer whose {devices.kind(device)} computes in main memory these lie there together: {spelled(needs)}, and {main_memory() / GB:.1f} GB are free. "
-            "Close other programs, or choose smaller files: an fp8 or int8 model, an fp8 text encoder."
-        )
+        raise ZTurboError(_not_together(needs, device, main_memory()))

@@ -1,4 +1,4 @@
-"""The bundled tiny Z-Image, as every host loads it: its files, its sizes, and its text encoder's frozen random weights."""
+"""The bundled tiny Z-Image, as every host loads it: its files, its sizes, its text encoder's frozen random weights."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,16 @@ def text_encoder_shapes() -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }
-    layers = {
-        f"layers.{n}.{name}.weight": shape for n in range(c["num_hidden_layers"]) for name, shape in layer.items()
-    }
+    numbers = range(c["num_hidden_layers"])
+    layers = {f"layers.{n}.{name}.weight": shape for n in numbers for name, shape in layer.items()}
     return {"embed_tokens.weight": (VOCABULARY, width), "norm.weight": (width,), **layers}
 
 
 def text_encoder_weights() -> dict[str, torch.Tensor]:
-    """Name -> fp32 tensor, drawn in the order of names from one seed: norms 1, embeddings N(0, 1), matrices N(0, 1/in)."""
+    """Name -> fp32 tensor, drawn in the order of names from one seed.
+
+    Norms are 1, embeddings N(0, 1), matrices N(0, 1/in).
+    """
     with torch.inference_mode(False):
         generator = torch.Generator().manual_seed(config()["text_encoder_seed"])
         return {name: _drawn(name, shape, generator) for name, shape in sorted(text_encoder_shapes().items())}

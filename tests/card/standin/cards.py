@@ -1,4 +1,7 @@
-"""The card of a test: this machine's own where ZTURBO_CARD=real, else one that a CPU stands in for; and the tiny turbo loaded for it."""
+"""The card of a test, and the tiny turbo loaded for it.
+
+The card is this machine's own where ZTURBO_CARD=real, else one that a CPU stands in for.
+"""
 
 import os
 from contextlib import contextmanager

@@ -144,7 +144,10 @@ def poison(size: int) -> torch.Tensor:
 
 
 def on_card(core_cast):
-    """The tensors here do not say that they lie on the card; a weight that core manages there is asked for from there."""
+    """The tensors here do not say that they lie on the card.
+
+    A weight that core manages there is asked for from there.
+    """
 
     def cast(module, input=None, dtype=None, device=None, *more, **options):
         return core_cast(
@@ -155,7 +158,10 @@ def on_card(core_cast):
 
 
 def there_already(core_list):
-    """On a card, what was moved there stays there, and moving it again does nothing; from cpu to cpu:0 it would be copied each time."""
+    """On a card, what was moved there stays there, and moving it again does nothing.
+
+    From cpu to cpu:0 it would be copied each time.
+    """
 
     def load_list(self, for_dynamic=False, default_device=None):
         seen, self.model._moved = getattr(self.model, "_moved", False), True
