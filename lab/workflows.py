@@ -14,7 +14,10 @@ TINY_ADAPTER = {
     "checkpoint_has_adapter": False,
 }
 PROMPT = "a large red star on a white background"
-CAPTIONS = "a {small|large} {red|orange|yellow|green|purple} {circle|square|triangle|star|ring|cross} on a {white|gray|blue|pink|black} background"
+CAPTIONS = (
+    "a {small|large} {red|orange|yellow|green|purple} {circle|square|triangle|star|ring|cross} "
+    "on a {white|gray|blue|pink|black} background"
+)
 OWN_ADAPTER = {
     "ZTurboGenerateSet": {"prompts": CAPTIONS, "sizes": "128x128, 112x144, 144x112, 80x80"},
     "ZTurboImageDataset": {"trigger": "", "caption_dropout": 0.0, "resolution": 128},
@@ -32,7 +35,10 @@ OWN_ADAPTER = {
 
 
 def with_tiny(prompt: dict, demo: dict, concept: bool) -> dict:
-    """The prompt for the big model, asked of the tiny one with the demo's settings. concept: draw what the LoRA learns."""
+    """The prompt for the big model, asked of the tiny one with the demo's settings.
+
+    concept: draw what the LoRA learns.
+    """
     settings = {
         node["class_type"]: {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
         for node in reversed(list(demo.values()))

@@ -150,9 +150,8 @@ class ZTurboTrainLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, dataset, resume, preview_model=None, **given) -> io.NodeOutput:
-        trained = comfy_run.train(
-            recipe_of(given), dataset, model, clip, vae, preview_model, cls.hidden.unique_id, resume.strip()
-        )
+        models = comfy_run.Models(model, clip, vae, preview_model)
+        trained = comfy_run.train(recipe_of(given), dataset, models, cls.hidden.unique_id, resume.strip())
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.images, str(trained.path), trained.steps)
 
     @classmethod

@@ -169,7 +169,8 @@ def continued(start: dict[str, Difference], lora: dict[str, Difference]) -> dict
             )
         if given.shape != mine.shape:
             raise LoraFileError(
-                f"The LoRA to start from is of another model: {name} has the size {given.shape}, the model {mine.shape}."
+                f"The LoRA to start from is of another model: "
+                f"{name} has the size {given.shape}, the model {mine.shape}."
             )
         A = torch.cat((given.A.float(), mine.A[given.rank :]))
         B = torch.cat((given.B.float() * (given.scale / mine.scale), mine.B[:, given.rank :]), dim=1)

@@ -193,8 +193,9 @@ def conduct(
     control_of: Callable[[RunFolder], Control],
     cancelled: type[BaseException],
 ) -> Conducted:
-    """Train in this process. Raises ZTurboError with a sentence, or `cancelled`; in both cases the LoRA so far is saved.
+    """Train in this process.
 
+    Raises ZTurboError with a sentence, or `cancelled`; in both cases the LoRA so far is saved.
     resume: see `choose_run`. control_of: the person, once the run folder is known.
     """
     # what is wrong with these is said before a folder is made

@@ -72,7 +72,7 @@ def train(tmp_path, monkeypatch, encoded, pictures):
 
     def run(tiny, given, resume="new"):
         with torch.inference_mode():  # as core calls nodes
-            return comfy_run.train(given, pictures, de_distilled(tiny[0]), *tiny[1:], None, "1", resume)
+            return comfy_run.train(given, pictures, comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1", resume)
 
     return run
 

@@ -143,7 +143,7 @@ def test_what_cannot_fit_is_refused_before_a_run_folder_is_made(tiny, output, mo
         match=r"This run needs .* GB a step's activations .* of main memory beside the weights, "
         r"and .* GB are free. .* a lower resolution",
     ):
-        comfy_run.train(huge, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+        comfy_run.train(huge, pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1")
     with pytest.raises(ZTurboError, match="GB the LoRA with its optimizer .* GB a preview while it is drawn"):
         room.check(CPU, [], [Need("the LoRA with its optimizer", 1e9), Need("a preview while it is drawn", 1e15)], 0)
     assert not list(output.glob("zturbo/*"))
@@ -200,20 +200,23 @@ def test_a_device_that_fails_to_tell_its_memory_leaves_no_folder_and_no_lock(tin
     given = replace(recipe(), steps=1, turbo=Turbo(every=0))
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="driver"):
         patch.setattr(room, "check", lambda *_: (_ for _ in ()).throw(RuntimeError("driver")))
-        comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+        comfy_run.train(given, pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1")
     assert not list((output / "zturbo").glob("my_lora*"))
-    assert comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1").path.parent.name == "my_lora"
+    assert (
+        comfy_run.train(given, pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1").path.parent.name
+        == "my_lora"
+    )
 
 
 def test_a_run_that_has_ended_hands_on_what_it_has_however_short_memory_is(tiny, output, monkeypatch):
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     given = replace(recipe(), steps=2, turbo=Turbo(every=0))
-    first = comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+    first = comfy_run.train(given, pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1")
     monkeypatch.setattr(room, "ASIDE", 1e15)
-    again = comfy_run.train(given, pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+    again = comfy_run.train(given, pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1")
     assert again.path == first.path and again.losses == first.losses
     with pytest.raises(ZTurboError, match="are free"):
-        comfy_run.train(replace(given, seed=1), pictures(), de_distilled(tiny[0]), *tiny[1:], None, "1")
+        comfy_run.train(replace(given, seed=1), pictures(), comfy_run.Models(de_distilled(tiny[0]), *tiny[1:]), "1")
     assert [path.name for path in (output / "zturbo").glob("my_lora*")] == ["my_lora"]
 
 

@@ -23,7 +23,7 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(comfy_run, "_send", lambda event, data: None)
     model, clip, vae = tiny
     return lambda way="merged", resume="auto": comfy_run.train(
-        recipe(way), pictures(), de_distilled(model), clip, vae, None, "1", resume
+        recipe(way), pictures(), comfy_run.Models(de_distilled(model), clip, vae), "1", resume
     )
 
 

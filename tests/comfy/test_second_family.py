@@ -1,4 +1,7 @@
-"""A second model family, core's AuraFlow at a toy size, trains through the same trainer: a description, a host, no edit."""
+"""A second model family, core's AuraFlow at a toy size, trains through the same trainer.
+
+It has a description and a host of its own; nothing else is edited.
+"""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace

@@ -152,7 +152,10 @@ def restoring(last=20):
 
 
 def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
-    """Prompts that name it follow the LoRA as it was taught, unrelated ones clean turbo: on one linear map for both, where their shares pull it to."""
+    """Prompts that name it follow the LoRA as it was learnt, unrelated ones clean turbo.
+
+    Here one linear map is both, and goes where their shares pull it to.
+    """
     given = restoring(200)
     taught, _, _, _ = go(tmp_path, replace(given, steps=40, turbo=SMALL))
     result, run, _, _ = go(tmp_path, given)

@@ -66,7 +66,7 @@ def encoded(host):
 
 @dataclass(frozen=True)
 class Distillation:
-    """On-policy, as small as it can be: the velocity at states that the model itself walks to is brought to a teacher's."""
+    """On-policy, as small as it can be: at states that the model walks to, its velocity is brought to a teacher's."""
 
     teacher: torch.Tensor  # [16, 16]
 

@@ -73,7 +73,7 @@ def test_cancelled_at_any_step(whole, tmp_path, at):
 
 @pytest.mark.parametrize("at", range(1, 12))
 def test_cut_off_without_a_chance_to_save(whole, tmp_path, at, monkeypatch):
-    """What is left is what was written before: the checkpoint of step 4 or 8, or nothing; and a log that went on a little."""
+    """What is left was written before: the checkpoint of step 4 or 8, or nothing; and a log that went on a little."""
     _, uncut = whole
 
     class Cut(Nobody):
@@ -303,7 +303,7 @@ def test_validation_looks_at_the_moving_average_and_changes_nothing(whole):
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(tmp_path, monkeypatch):
-    """A disk that takes its time: steps 5 to 7 are done meanwhile, and the files are those of a run that never waited."""
+    """A disk takes its time: steps 5 to 7 are done meanwhile, and the files are those of a run that never waited."""
     run, slow, write, meanwhile = RunFolder.new(tmp_path, run_recipe(steps=12)), threading.Event(), checkpoint.write, []
 
     def held_up(path, copy):

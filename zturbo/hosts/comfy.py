@@ -42,8 +42,8 @@ from .comfy_mode import core_mode
 log = logging.getLogger("zturbo")
 FULL = (torch.float32, torch.bfloat16, torch.float16)
 STRAIGHT = (
-    "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. Put De-Distill "
-    "Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
+    "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. "
+    "Put De-Distill Adapter (+1) in front, or connect the turbo model as preview_model if this one is undistilled."
 )
 NO_SCHEDULE = "The adapter schedule has no effect: there is no adapter on the model."
 

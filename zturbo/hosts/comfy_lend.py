@@ -14,7 +14,7 @@ from .comfy_mode import core_mode, lent
 
 
 def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
-    """Lends weight and bias of a Linear or norm as its own forward would get them: moved, cast, dequantised, patched."""
+    """Lends weight and bias of a Linear or norm as its own forward gets them: moved, cast, dequantised, patched."""
 
     @contextmanager
     def fetch(x: torch.Tensor):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -13,6 +14,7 @@ from ..dataset import Dataset
 from ..errors import ZTurboError
 from ..lorafile import LoraState
 from ..recipe import Inputs, Recipe
+from ..runfolder import RunFolder
 from . import comfy_adapter, comfy_paths, comfy_tiny
 from .comfy import ComfyHost
 from .comfy_control import ComfyControl
@@ -29,9 +31,17 @@ class Trained:
     steps: int
 
 
-def train(
-    recipe: Recipe, dataset: Dataset, model, clip, vae, preview_model, node_id: str, resume: str = runs.AUTO
-) -> Trained:
+@dataclass(frozen=True)
+class Models:
+    """MODEL, CLIP and VAE that a run trains on. preview: the MODEL that previews are drawn with; None: the same."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    preview: Any = None
+
+
+def train(recipe: Recipe, dataset: Dataset, models: Models, node_id: str, resume: str = runs.AUTO) -> Trained:
     """Train in this process.
 
     Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
@@ -41,25 +51,19 @@ def train(
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
     with torch.inference_mode(False), torch.enable_grad():
-        recipe = runs.filled(replace(recipe, data=dataset.options, inputs=inputs_of(dataset, model)), dataset.trigger)
-        host = ComfyHost(model, clip, vae, recipe, preview_model, comfy_paths.runs().cache, comfy_paths.lora_file)
-        done = runs.conduct(
-            recipe,
-            dataset,
-            host,
-            comfy_paths.runs(),
-            resume,
-            lambda run: ComfyControl(run, recipe.steps, node_id, _send),
-            comfy.model_management.InterruptProcessingException,
-        )
+        inputs = inputs_of(dataset, models.model)
+        recipe = runs.filled(replace(recipe, data=dataset.options, inputs=inputs), dataset.trigger)
+        cache, cancelled = comfy_paths.runs().cache, comfy.model_management.InterruptProcessingException
+        given = models.model, models.clip, models.vae
+        host = ComfyHost(*given, recipe, models.preview, cache, comfy_paths.lora_file)
+
+        def control_of(run: RunFolder) -> ComfyControl:
+            return ComfyControl(run, recipe.steps, node_id, _send)
+
+        done = runs.conduct(recipe, dataset, host, comfy_paths.runs(), resume, control_of, cancelled)
     result = done.result
-    return Trained(
-        LoraState(result.state, done.facts | lorafile.thumbnail(result.images)),
-        result.losses,
-        _images(result.images),
-        done.run.lora,
-        result.steps,
-    )
+    lora = LoraState(result.state, done.facts | lorafile.thumbnail(result.images))
+    return Trained(lora, result.losses, _images(result.images), done.run.lora, result.steps)
 
 
 def inputs_of(dataset: Dataset, model) -> Inputs:

@@ -326,7 +326,8 @@ def check(adapter: LoraFile | None, places: list[Target], file: str) -> dict[str
     plain = {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
     if len(plain) < len(adapter.factors):
         raise LoraFileError(
-            f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). The de-distill adapter is one: choose its file."
+            f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). "
+            "The de-distill adapter is one: choose its file."
         )
     return plain
 
