@@ -142,3 +142,8 @@ def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...
     for number, views in enumerate(encoded.latents):
         groups.setdefault(tuple(views.shape[1:]), []).extend([number] * repeats[number])
     return tuple(tuple(groups[key]) for key in sorted(groups) if groups[key])
+
+
+def spread(numbers: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """At most so many of them, evenly from first to last."""
+    return numbers if len(numbers) <= most else tuple(numbers[i * len(numbers) // most] for i in range(most))

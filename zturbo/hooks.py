@@ -7,8 +7,7 @@ and acts in `on_pause`. A further hook is another class here, and an entry in `a
 import torch
 
 from . import flow, runfolder
-from .batches import Pictures
-from .phases import spread
+from .batches import Pictures, spread
 from .roles import Velocity
 from .session import Session
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import health, lorafile, optimizers, turbo
+from .batches import spread
 from .objectives import Anchors, FlowMatching, Objective, Penalty, TrajectoryMatching
 from .recipe import Recipe
 from .roles import Lora, each
@@ -69,15 +70,15 @@ def number_at(plan: Plan, step: int) -> int:
 def learning(session: Session) -> Phase:
     """Flow matching on the pictures. With keep_turbo at guard, the LoRA is held to leave unrelated prompts alone."""
     recipe, guard = session.recipe, session.references.guard
-    penalties: tuple[Penalty, ...] = ()
+    penalties: list[Penalty] = []
     if guard is not None:
-        held = TrajectoryMatching(recipe.seed, (Anchors(guard),), 1.0, session.host.device)
-        penalties = (Penalty("guard", held, recipe.turbo.weight, recipe.turbo.interval),)
+        kept = TrajectoryMatching(recipe.seed, (Anchors(guard),), 1.0, session.host.device)
+        penalties.append(Penalty("guard", kept, recipe.turbo.weight, recipe.turbo.interval))
 
     def rate(step: int) -> float:
         return optimizers.learning_rate(recipe.optimizer, step, recipe.learning_steps)
 
-    return Phase(FlowMatching(recipe, session.pictures, session.host), rate, penalties)
+    return Phase(FlowMatching(recipe, session.pictures, session.host), rate, tuple(penalties))
 
 
 def restoring(session: Session) -> Phase:
@@ -134,8 +135,3 @@ def prompts_to_walk(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]]
     last = first + len(turbo.texts(recipe, dataset.trigger, True))
     named = (*spread(tuple(sorted(own)), FOLLOWED), *range(first + unrelated, last))
     return named, tuple(range(first + health.WATCHED, first + unrelated))
-
-
-def spread(numbers: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """At most so many of them, evenly from first to last."""
-    return numbers if len(numbers) <= most else tuple(numbers[i * len(numbers) // most] for i in range(most))

@@ -175,13 +175,13 @@ class Session:
             raise error
         self.tell(f"{error} Going back to step {self.state.step} with half the learning rate.")
 
-    def can_shrink(self, error: Exception) -> bool:
+    def can_use_micro_batches(self, error: Exception) -> bool:
         """Is this memory that ran out, and is there something to give up for it?"""
         recipe = self.recipe
         alone = recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"
         return self.state.whole and self.host.out_of_memory(error) and not (alone or self.split.micro_batch == 1)
 
-    def shrink(self):
+    def use_micro_batches(self):
         """One picture at a time from now on, and each layer computed again in backward: the same LoRA but for rounding.
 
         To be called when nothing of the failed step is held any more.

@@ -88,9 +88,9 @@ def advance(session: Session, hooks: tuple[Hook, ...]) -> bool:
         session.roll_back(error)
         return False
     except Exception as error:
-        if not session.can_shrink(error):
+        if not session.can_use_micro_batches(error):
             raise
-    session.shrink()  # out here, where nothing of the failed step is held any more
+    session.use_micro_batches()  # out here, where nothing of the failed step is held any more
     return False
 
 

@@ -52,14 +52,14 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     # one that stayed whole is core's own
     parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}
     lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
-    worn = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
+    changed = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
     side = size // 8
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
             paths = health.walk(host.family, velocity, tuple(range(len(prompts))), (side, side), seed, host.device)
-        with velocities(worn, clip, vae, prompts) as (velocity, host):
+        with velocities(changed, clip, vae, prompts) as (velocity, host):
             deviations = health.deviations(paths, velocity, host.device)
-    before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, worn))
+    before, after = (drawn(one, clip, vae, prompts, size, seed) for one in (clean, changed))
     gauge = health.gauge(health.high(deviations))
     text = words(gauge, deviations, before, after) + (f"\nLeft out of the LoRA are {lost}." if lost else "")
     log.info("%s", text)
