@@ -106,11 +106,13 @@ def with_adapter(model):
 def measured(model, way: str, folder: Path) -> dict:
     """Train, train again with a cut in the middle, and compare."""
     from zturbo import memory, network
+    from zturbo.hosts import comfy_needs
 
     before, host = fingerprint(model), chance_host(with_adapter(model), way)
     weights = resident()
     tokens = memory.padded((SIDE // 16) ** 2) + memory.padded(WORDS)
-    predicted = memory.total(host.needs(network.count(host.targets, host.recipe.network), tokens, True))
+    numbers = network.count(host.targets, host.recipe.network)
+    predicted = memory.total(comfy_needs.of_step(host, numbers, tokens, True))
     with Peak() as peak:
         whole, seconds = run(host, folder / "whole")
     resumed, more = run(host, cut_off(folder / "whole", folder / "cut"))

@@ -43,8 +43,8 @@ def watched(items: Sequence, progress: Progress) -> Iterator:
 class Host(Protocol):
     """What the trainer trains in: a model with its text encoder and autoencoder, and a way to draw.
 
-    A new host brings these members, and those of `runs.Host` where whole runs are conducted with it. hosts/comfy.py and
-    hosts/diffusers.py are the two that there are.
+    A new host brings these members, and those of `runs.Host` where whole runs are conducted with it. The folder hosts/
+    has those that there are.
     """
 
     family: Family

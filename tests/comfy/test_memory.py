@@ -28,6 +28,7 @@ from zturbo.hosts import (
     comfy_forward,
     comfy_load,
     comfy_memory,
+    comfy_needs,
     comfy_run,
     comfy_tiny,
     devices,
@@ -187,7 +188,8 @@ def test_which_runs_fit_a_card_at_the_real_size(gigabytes, side, settings, fits,
         "branch",
     )
     tokens = memory.together(given, memory.tokens(side**2, "a cat"), memory.tokens(512**2, "a cat"), True)
-    needs = host.needs(network.count(comfy_adapter.targets(dit, ("layers.",)), given.network), tokens, True)
+    numbers = network.count(comfy_adapter.targets(dit, ("layers.",)), given.network)
+    needs = comfy_needs.of_step(host, numbers, tokens, True)
     monkeypatch.setattr(devices, "total_memory", lambda device: gigabytes * 10**9)
     if fits:
         return room.check(host.device, needs, [], 12.3e9)

@@ -23,7 +23,6 @@ from ..dataset import Captions, Dataset, Encoded
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
-from ..memory import Need
 from ..recipe import Recipe
 from ..roles import Progress, each, quiet, watched
 from . import (
@@ -34,8 +33,8 @@ from . import (
     comfy_forward,
     comfy_lend,
     comfy_memory,
+    comfy_needs,
     devices,
-    room,
 )
 from .comfy_mode import core_mode
 
@@ -233,9 +232,8 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            linears = stack.enter_context(
-                self._loaded(int(memory.total(self.needs(lowrank.count(lora), self._tokens(), self.checkpointing))))
-            )
+            needs = comfy_needs.of_step(self, lowrank.count(lora), self._tokens(), self.checkpointing)
+            linears = stack.enter_context(self._loaded(int(memory.total(needs))))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
@@ -330,75 +328,7 @@ class ComfyHost:
         """See `runs.Host.foresee`."""
         for other in self.others:
             comfy_memory.to_file(other)
-        sides = dataset.buckets()
-        pixels, least = max(width * height for width, height in sides), min(min(pair) for pair in sides)
-        picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
-        guarded = memory.tokens(
-            (turbo.side(self.recipe, self, least // 8) * 8) ** 2, max(self.recipe.turbo.prompts, key=len, default="")
-        )
-        numbers = network.count(self.targets, self.recipe.network)
-        # on a card memory that runs out is an error, which is answered
-        one_by_one = not devices.shares_main_memory(self.device)
-        step = self.needs(
-            numbers, memory.together(self.recipe, picture, guarded, one_by_one), one_by_one or self.checkpointing
-        )
-        room.check(self.device, step, self._preview_needs(numbers), self.model.model_size())
-
-    def needs(self, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
-        """What a step needs beside the weights.
-
-        numbers: how many are trained; tokens: that go through the model at once.
-        """
-        size, linears = self.dtype.itemsize, comfy_adapter.linears(self.dit).values()
-        made = max(
-            (
-                module.in_features * module.out_features
-                for module in linears
-                if module.weight is None or module.weight.dtype != self.dtype
-            ),
-            default=0,
-        )
-        adapter = (
-            0
-            if self.tag is None or self.way == "merged"
-            else sum(one.A.numel() + one.B.numel() for one in self.tag.factors.values())
-        )
-        moment = memory.activations(tokens, self.dit.dim, len(self.dit.layers), size, checkpointing)
-        main = devices.shares_main_memory(self.device)
-        if main:  # a checkpoint is written while the next step goes forward, and is gone before that one's backward
-            copy, forward = memory.copy(self.recipe, numbers), tokens * self.dit.dim * size * len(self.dit.layers)
-            moment = max(moment, Need(copy.what, copy.size + forward), key=lambda need: need.size)
-        needs = [
-            memory.lora(self.recipe, numbers),
-            moment,
-            Need("the adapter beside the weights", adapter * size),
-            Need("a weight as it is computed with", made * size),
-        ]
-        if main:
-            needs.append(Need("a run's code and threads", memory.OWN))
-        if main and self.tag is not None and self.way == "merged":
-            needs.append(Need("the clean weights, while the adapter is in the others", self._weights()))
-        return needs
-
-    def _weights(self) -> int:
-        """Bytes of the layers, which are there twice while something is patched into them."""
-        return sum(module.weight.nbytes for module in comfy_adapter.linears(self.dit, ("layers.",)).values())
-
-    def _preview_needs(self, numbers: int) -> list[Need]:
-        """What the previews need in main memory while one is drawn, by core's own sums.
-
-        A card that is too small for one draws it in tiles, or none.
-        """
-        previews = self.recipe.previews
-        if not previews.prompts or not devices.shares_main_memory(self.device):
-            return []
-        shape = (1, 16, previews.height // 8, previews.width // 8)
-        drawing = max(self.preview_model.memory_required(shape), self.vae.memory_used_decode(shape, self.vae.vae_dtype))
-        return [
-            memory.lora(self.recipe, numbers),
-            Need("the weights with the LoRA in them", self._weights()),
-            Need("a preview while it is drawn", drawing),
-        ]
+        comfy_needs.foresee(self, dataset)
 
     def draw(self, state: dict[str, torch.Tensor], progress: Progress = quiet) -> list[np.ndarray]:
         """See `roles.Host.draw`."""
