@@ -163,7 +163,8 @@ def run(host, folder: Path) -> tuple[str, list[float]]:
     """(sha256 of the LoRA's file, seconds of each step) of a run in this folder. A run that is there is taken up."""
     from zturbo import trainer
     from zturbo.roles import Unattended
-    from zturbo.runfolder import RunFolder, read_events
+    from zturbo.runfolder import RunFolder
+    from zturbo.runlog import read_events
 
     class Control(Unattended):
         def step(self, event):

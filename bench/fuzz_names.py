@@ -9,7 +9,7 @@ import torch
 from bench.fuzz_checkpoints import go_on, run_with, whole_checkpoint
 from bench.fuzz_pictures import encoded, folder, trained
 from bench.fuzz_watch import Damaged, Place, inside
-from zturbo import dataset, lorafile, runfolder, runs
+from zturbo import dataset, lorafile, runfolder, runlog, runs
 from zturbo.errors import ZTurboError
 from zturbo.hosts import comfy_paths
 from zturbo.recipe import Recipe
@@ -68,7 +68,7 @@ def use_run(name: str, place: Place):
     for found in (comfy_paths.runs().folder(name), *comfy_paths.runs().named(name)):
         if found is not None:
             assert found.parent == place.runs, f"{found} is outside"
-            runfolder.summary(found, 10)
+            runlog.summary(found, 10)
             runfolder.request_stop(found)
             runfolder.request_save(found)
 
@@ -189,7 +189,7 @@ def links_in_runs(rng: random.Random, place: Place) -> Damaged:
 
 def work_in(run: RunFolder):
     """What the trainer and the panel do with a run folder."""
-    runfolder.summary(run.path, 10)
+    runlog.summary(run.path, 10)
     runs.name_of(run.path)
     run.keep_recipe(Recipe("run"))
     go_on(run)

@@ -9,7 +9,7 @@ import tomllib
 from bench.fuzz_damage import STRINGS, damage, value
 from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
-from zturbo import dataset, network, recipefile, runfolder, runs
+from zturbo import dataset, network, recipefile, runfolder, runlog, runs
 from zturbo.errors import ZTurboError
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
@@ -260,21 +260,21 @@ def event_logs(rng: random.Random, place: Place) -> Damaged:
     (run.path / "previews" / "step_000005_0.png").touch()
 
     def feed():
-        events = runfolder.read_events(run.events)
+        events = runlog.read_events(run.events)
         assert all(isinstance(event, dict) for event in events)
         kept = [parsed for parsed in map(plain, raw.split(b"\n")) if parsed is not None]
         assert all(event in events for event in kept), "events were lost"
-        facts = runfolder.summary(run.path, rng.choice((1, 2, 3, 2000)))
+        facts = runlog.summary(run.path, rng.choice((1, 2, 3, 2000)))
         json.dumps(facts, allow_nan=False).encode()
         assert isinstance(facts["total"], int) and all(
             isinstance(point["loss"], (int, float)) and isinstance(point["step"], int) for point in facts["steps"]
         )
         ends = (None, "finished", "stopped", "cancelled", "failed", *STRINGS)
-        assert runfolder.how_ended(run.path) in ends or what.startswith("damage")
-        given, start = runs.Given({"steps": 9}, "abc", ""), runfolder.start_of(run.path)
+        assert runlog.how_ended(run.path) in ends or what.startswith("damage")
+        given, start = runs.Given({"steps": 9}, "abc", ""), runlog.start_of(run.path)
         assert given.same_as(start) in (True, False) and given.differs(start)
         run.rewind(3)
-        assert all(event.get("step", 0) <= 3 for event in runfolder.read_events(run.events))
+        assert all(event.get("step", 0) <= 3 for event in runlog.read_events(run.events))
 
     return Damaged(f"{what} {lines[at][:80]!r}", feed)
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import dev
 from lab.setup import ROOT
-from zturbo import checkpoint, runfolder
+from zturbo import checkpoint, runfolder, runlog
 
 SETTINGS = {
     "preview_prompts": "",
@@ -82,7 +82,7 @@ def main(argv: list[str]):
             if not wait_for_step(running, cut, before + 1):
                 break  # the run came to its end before all kills were done
             time.sleep(rng.uniform(0, 1.2 * args.steps_a_kill * pace(whole)))
-            if runfolder.how_ended(folder(cut)) is not None:
+            if runlog.how_ended(folder(cut)) is not None:
                 break
             running.process.kill()
             running.process.wait()
@@ -94,7 +94,7 @@ def main(argv: list[str]):
     with server(cut) as running:
         running.run(prompt, seconds=7200)
     lost += len(list((cut / "output" / "zturbo").glob("kill*"))) - 1  # a run that was begun anew instead of taken up
-    logged = [event["step"] for event in runfolder.read_events(folder(cut) / "events.jsonl") if "loss" in event]
+    logged = [event["step"] for event in runlog.read_events(folder(cut) / "events.jsonl") if "loss" in event]
     lost += len(set(range(1, steps + 1)) ^ set(logged)) + len(logged) - len(set(logged))
     identical = same(whole, cut)
     print(f"{killed} kills, {lost} steps or runs lost, {'the same bits' if identical else 'OTHER BITS'} at the end.")
@@ -114,14 +114,12 @@ def folder(base: Path) -> Path:
 
 
 def last_step(base: Path) -> int:
-    return max((event.get("step", 0) for event in runfolder.read_events(folder(base) / "events.jsonl")), default=0)
+    return max((event.get("step", 0) for event in runlog.read_events(folder(base) / "events.jsonl")), default=0)
 
 
 def pace(base: Path) -> float:
     """Seconds a step, as the uninterrupted run took them."""
-    seconds = sorted(
-        event["seconds"] for event in runfolder.read_events(folder(base) / "events.jsonl") if "loss" in event
-    )
+    seconds = sorted(event["seconds"] for event in runlog.read_events(folder(base) / "events.jsonl") if "loss" in event)
     return seconds[len(seconds) // 2]
 
 
@@ -132,9 +130,9 @@ def wait_for_step(running: dev.Server, base: Path, step: int) -> bool:
     """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if last_step(base) >= step and runfolder.how_ended(folder(base)) is None:
+        if last_step(base) >= step and runlog.how_ended(folder(base)) is None:
             return True
-        if runfolder.how_ended(folder(base)) is not None and not queue_busy(running):
+        if runlog.how_ended(folder(base)) is not None and not queue_busy(running):
             return False
         time.sleep(0.05)
     return True
@@ -169,7 +167,7 @@ def same(a: Path, b: Path) -> bool:
 
 def looks(base: Path) -> list[tuple]:
     """(step, loss, validation) of each line of the log that has one of the latter."""
-    events = runfolder.read_events(folder(base) / "events.jsonl")
+    events = runlog.read_events(folder(base) / "events.jsonl")
     return [(e["step"], e.get("loss"), e.get("held_out")) for e in events if "loss" in e or "held_out" in e]
 
 

@@ -24,7 +24,7 @@ def main(argv: list[str]):
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     use_comfy()
-    from zturbo import dataset, lorafile, plots, roles, runfolder, trainer
+    from zturbo import dataset, lorafile, plots, roles, runlog, trainer
     from zturbo.hosts import comfy_adapter, comfy_load, comfy_tiny
     from zturbo.hosts.comfy import ComfyHost
     from zturbo.recipe import Compute, Data, Network, Optimizer, Recipe
@@ -54,7 +54,7 @@ def main(argv: list[str]):
         )
         host = ComfyHost(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), given)
         trainer.train(given, found, host, run, Watched(), {})
-        looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
+        looks = [event for event in runlog.read_events(run.events) if event.get("event") == "validation"]
     series = {
         name: [(event["step"], event[key]) for event in looks]
         for name, key in (("trained on", "trained"), ("held out", "held_out"))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dev
-from zturbo import runfolder
+from zturbo import runlog
 
 from .setup import OWN_ADAPTER, log
 from .workflows import making_adapter, read, with_tiny
@@ -57,4 +57,4 @@ def kill(server: dev.Server, prompt: dict, is_time: Callable[[], bool]):
 
 def learnt(run: Path) -> int:
     """Steps of the run so far."""
-    return max((event["step"] for event in runfolder.read_events(run / "events.jsonl") if "loss" in event), default=0)
+    return max((event["step"] for event in runlog.read_events(run / "events.jsonl") if "loss" in event), default=0)

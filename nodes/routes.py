@@ -3,7 +3,7 @@
 from aiohttp import web
 from server import PromptServer
 
-from ..zturbo import runfolder
+from ..zturbo import runfolder, runlog
 from ..zturbo.hosts import comfy_paths
 
 POINTS = 2000  # most points of a curve that are sent
@@ -17,7 +17,7 @@ def register():
         found = comfy_paths.runs().named(request.query.get("name", ""))
         if not found:
             return web.json_response({"run": None})
-        facts = runfolder.summary(found[-1], POINTS)
+        facts = runlog.summary(found[-1], POINTS)
         if facts["how"] is None and not runfolder.RunFolder(found[-1]).is_live():
             facts["how"] = "died"  # its process went away before it could say how it ended
         return web.json_response(facts)

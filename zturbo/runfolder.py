@@ -19,15 +19,16 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from . import checkpoint, files, lorafile, recipefile
+from . import checkpoint, files, lorafile, recipefile, runlog
 from .checkpoint import Copy
 from .errors import CheckpointError, LoraFileError, ZTurboError
 from .lowrank import Difference
 from .recipe import Recipe
+from .runlog import EVENTS, PREVIEWS
 from .state import State
 
 log = logging.getLogger("zturbo")
-RECIPE, EVENTS, PREVIEWS, CHECKPOINTS = "recipe.toml", "events.jsonl", "previews", "checkpoints"
+RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
 LORA, HEALTHY, LEARNT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
 STOP, SAVE, LOCK = "stop", "save", "lock"
 BLANK = {RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, STOP, SAVE, LOCK}
@@ -122,7 +123,7 @@ class RunFolder:
         """
         allowed = BLANK | ({f"{CHECKPOINTS}/{source}.safetensors", LEARNT} if source else set())
         there = {path.relative_to(self.path).as_posix().removesuffix(".part") for path in self.path.rglob("*")}
-        return there <= allowed and not read_events(self.events)
+        return there <= allowed and not runlog.read_events(self.events)
 
     def keep_recipe(self, recipe: Recipe):
         """Write down the settings of a run that is taken up: previews and saving may be others than before."""
@@ -173,11 +174,11 @@ class RunFolder:
                 files.write(self.learnt, (source / LEARNT).read_bytes())
             else:
                 self.learnt.unlink(missing_ok=True)  # of a source that was given before
-            begun = read_events(source / EVENTS)
+            begun = runlog.read_events(source / EVENTS)
             if start:
-                way = newest_start(begun).get("way")
+                way = runlog.newest_start(begun).get("way")
                 begun.append({"event": "start", **start} | ({"way": way} if way else {}))
-            files.write(self.events, _lines(begun))
+            files.write(self.events, runlog.lines(begun))
         except OSError as error:
             raise ZTurboError(f"The checkpoint {checkpoint_file} cannot be copied: {error.strerror}.") from error
 
@@ -209,21 +210,21 @@ class RunFolder:
         """Forget what was logged after `step`: it will be done again, to the same bits."""
         kept = [
             event
-            for event in read_events(self.events)
+            for event in runlog.read_events(self.events)
             if event.get("step", 0) <= step
             and event.get("event") != "end"
             and (step or event.get("event") != "validation")
         ]
         with contextlib.suppress(OSError):
-            files.write(self.events, _lines(kept))
+            files.write(self.events, runlog.lines(kept))
         self.save_now.unlink(missing_ok=True)
 
     def begin(self, **start):
         """Append the start event, in place of what `adopt` said of this beginning."""
-        events = read_events(self.events)
+        events = runlog.read_events(self.events)
         if events and events[-1].get("event") == "start" and "total" not in events[-1]:
             with contextlib.suppress(OSError):
-                files.write(self.events, _lines([*events[:-1], {"event": "start", **start}]))
+                files.write(self.events, runlog.lines([*events[:-1], {"event": "start", **start}]))
                 return
         self.event(event="start", **start)
 
@@ -308,9 +309,8 @@ class RunFolder:
 
     def newest_reading(self) -> float:
         """Of the gauge; NaN for none."""
-        return next(
-            (event["gauge"] for event in reversed(read_events(self.events)) if event.get("event") == "health"), math.nan
-        )
+        newest_first = reversed(runlog.read_events(self.events))
+        return next((event["gauge"] for event in newest_first if event.get("event") == "health"), math.nan)
 
     def kept(self) -> str:
         """A sentence: what of the LoRA is on the disk."""
@@ -357,101 +357,6 @@ def _new_folder(parent: Path, name: str) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def read_events(path: Path) -> list[dict]:
-    """The events of a run, oldest first; a line that was cut off or is damaged is left out."""
-    if not path.is_file():
-        return []
-    found = map(_event, path.read_bytes().split(b"\n"))
-    return [event for event in found if event is not None]
-
-
-def _lines(events: list[dict]) -> bytes:
-    return "".join(json.dumps(event) + "\n" for event in events).encode()
-
-
-def _event(line: bytes) -> dict | None:
-    """The event of a line, or None where it is none."""
-    try:
-        event = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not all(key not in FIELDS or FIELDS[key](value) for key, value in event.items()):
-        return None
-    needed = NEEDED.get(event.get("event"), ()) + (("step", "seconds") if "loss" in event else ())
-    return event if all(key in event for key in needed) else None
-
-
-def _is_count(value) -> bool:
-    return type(value) is int
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-
-def _is_text(value) -> bool:
-    return value is None or isinstance(value, str)
-
-
-# What others rely on in an event: kinds of fields, and the fields that a kind of event must have
-FIELDS = {
-    **dict.fromkeys(("loss", "seconds", "trained", "held_out", "gauge"), _is_number),
-    **dict.fromkeys(("step", "total", "saved"), _is_count),
-    **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
-    "teaches": lambda value: isinstance(value, dict),
-}
-NEEDED: dict[str | None, tuple[str, ...]] = {
-    "note": ("text",),
-    "end": ("how",),
-    "validation": ("step", "held_out", "trained"),
-    "health": ("step", "gauge"),
-}
-
-
-def how_ended(folder: Path) -> str | None:
-    """finished, stopped, cancelled or failed; None for a run that is under way or died."""
-    return next((event["how"] for event in reversed(read_events(folder / EVENTS)) if event.get("event") == "end"), None)
-
-
-def start_of(folder: Path) -> dict:
-    """The newest start event: what the run was last begun or taken up with."""
-    return newest_start(read_events(folder / EVENTS))
-
-
-def newest_start(events: list[dict]) -> dict:
-    return next((event for event in reversed(events) if event.get("event") == "start"), {})
-
-
-def summary(folder: Path, points: int) -> dict:
-    """What the panel needs to redraw a run, with its curve in at most `points` points."""
-    events = read_events(folder / EVENTS)
-    steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
-    start = newest_start(events)
-    end = next((event for event in events if event.get("event") == "end"), {})
-    thin = max(1, -(-len(steps) // points))
-    return {
-        "run": folder.name,
-        "total": start.get("total", 0),
-        "adapter": start.get("adapter", ""),
-        "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
-        "looks": [
-            {key: event[key] for key in ("event", *NEEDED[event["event"]])}
-            for event in events
-            if event.get("event") in ("validation", "health")
-        ],
-        "notes": [event["text"] for event in events if event.get("event") == "note"],
-        "files": newest_previews(folder),
-        "how": end.get("how"),
-        "saved": end.get("saved", 0),
-    }
-
-
-def newest_previews(folder: Path) -> list[str]:
-    """File names of the previews of the newest step that has any."""
-    names = sorted(path.name for path in (folder / PREVIEWS).glob("step_*.png"))
-    return [name for name in names if name.rsplit("_", 1)[0] == names[-1].rsplit("_", 1)[0]] if names else []
 
 
 def request_save(folder: Path):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from . import checkpoint, network, recipefile, roles, runfolder, session, trainer, words
+from . import checkpoint, network, recipefile, roles, runlog, session, trainer, words
 from .dataset import Dataset, tags_of
 from .errors import TrainingError, ZTurboError
 from .filenames import file_name
@@ -178,7 +178,7 @@ class Given:
 
     def refusal(self, folder: Path) -> str:
         """Why a run cannot be taken up with this, and what to do."""
-        start = runfolder.start_of(folder)
+        start = runlog.start_of(folder)
         back = "Set them back, or train" if start.get("teaches") and start.get("inputs") else "Train"
         new = f"a new run that goes on from its newest checkpoint (with {folder.name} in resume)"
         return f"it {self.differs(start)}. {back} {new}."
@@ -205,7 +205,7 @@ def conduct(
     run, note = choose_run(recipe, given, runs, resume)
     if recipe.compute.adapter == AUTO:
         # as it was begun, whatever memory is free today
-        host.carry(runfolder.start_of(run.path).get("way") or host.way)
+        host.carry(runlog.start_of(run.path).get("way") or host.way)
     foresee(recipe, dataset, host, run)
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
@@ -293,7 +293,7 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
     did so before. A run's path opens that one and no other. Raises ZTurboError for what is not there, or cannot go on.
     """
     called = [resume] if isinstance(resume, Path) else [] if resume == NEW else list(reversed(runs.named(recipe.name)))
-    alike = [RunFolder(path) for path in called if given.same_as(runfolder.start_of(path))]
+    alike = [RunFolder(path) for path in called if given.same_as(runlog.start_of(path))]
     live = [run for run in alike if not run.take()]
     # taken up, it would begin anew and write over its LoRA
     lost = [run for run in alike if run not in live and run.saved_steps and not run.checkpoint_files()]
@@ -315,13 +315,13 @@ def choose_run(recipe: Recipe, given: Given, runs: Runs, resume: str | Path) -> 
         checkpoint.read(runs.checkpoint(resume))  # before a folder is made
     run = begun(RunFolder.new(runs.root, recipe, taken=True), given, runs, resume)
     if called and not alike and not given.source and was_cut_off(called[0]):
-        without = f"{called[0].name}, which was cut off, {given.differs(runfolder.start_of(called[0]))}."
+        without = f"{called[0].name}, which was cut off, {given.differs(runlog.start_of(called[0]))}."
     return run, without and f"A new run begins: {without}"
 
 
 def was_cut_off(folder: Path) -> bool:
     """Did a run end before its time, and is nobody training in it?"""
-    return runfolder.how_ended(folder) not in ("finished", "stopped") and not RunFolder(folder).is_live()
+    return runlog.how_ended(folder) not in ("finished", "stopped") and not RunFolder(folder).is_live()
 
 
 def blank(newest: list[Path], source: str) -> RunFolder | None:
@@ -354,7 +354,7 @@ def take_up(run: RunFolder, recipe: Recipe, named: bool) -> str:
     """
     run.keep_recipe(recipe)
     log.info("The run %s was given the same settings and pictures: it is taken up again.", run.path)
-    if not named and run.stop.exists() and runfolder.how_ended(run.path) == "stopped":
+    if not named and run.stop.exists() and runlog.how_ended(run.path) == "stopped":
         return (
             f"The run {run.path.name} was stopped at step {run.saved_steps}, and hands on what it has. "
             "To train on from there, name it in resume."

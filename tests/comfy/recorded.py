@@ -177,11 +177,10 @@ def of_tensors(tensors: dict) -> str:
 
 
 def of_events(run) -> str:
-    from zturbo import runfolder
+    from zturbo import runlog
 
     events = [
-        {key: value for key, value in event.items() if key not in WITHOUT}
-        for event in runfolder.read_events(run.events)
+        {key: value for key, value in event.items() if key not in WITHOUT} for event in runlog.read_events(run.events)
     ]
     return digest(json.dumps(events).encode())
 

@@ -22,7 +22,7 @@ from test_full_size import FULL
 from test_host import de_distilled
 
 import dev
-from zturbo import cli, dataset, lorafile, network, recipefile, roles, runfolder, trainer
+from zturbo import cli, dataset, lorafile, network, recipefile, roles, runlog, trainer
 from zturbo.cli import hosts
 from zturbo.errors import LoraFileError, ModelError, ZTurboError
 from zturbo.hosts import comfy_draw, comfy_forward, comfy_tiny, diffusers_load, diffusers_tiny
@@ -336,7 +336,7 @@ def test_the_real_vae_encodes_and_decodes_as_comfyui_does(comfyui, tmp_path):
 
 
 def losses_of(run: Path) -> list[float]:
-    return [event["loss"] for event in runfolder.read_events(run / "events.jsonl") if "loss" in event]
+    return [event["loss"] for event in runlog.read_events(run / "events.jsonl") if "loss" in event]
 
 
 def sampled(host: str, lora: Path, folder: Path) -> np.ndarray:

@@ -22,7 +22,7 @@ from test_quantised import FORMATS, quantised_model, raw, same
 from test_server import events, failure, newest_run
 
 import dev
-from zturbo import lorafile, runfolder
+from zturbo import lorafile, runlog
 from zturbo.hosts import comfy_adapter, comfy_check, comfy_tiny, comfy_weights
 
 TEMPLATES = "a {small|large} {red|blue|green} {circle|star} on a __ground__ background"
@@ -161,10 +161,7 @@ def wait_for_step(server, name: str, step: int):
     """Until the run's log has come to this step."""
     deadline = time.monotonic() + 120
     while (
-        sum(
-            "loss" in event
-            for event in runfolder.read_events(server.base / "output" / "zturbo" / name / "events.jsonl")
-        )
+        sum("loss" in event for event in runlog.read_events(server.base / "output" / "zturbo" / name / "events.jsonl"))
         < step
     ):
         assert time.monotonic() < deadline

@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parent))
 from test_clean_weights import recipe
 from test_host import de_distilled, fingerprint, pictures
 
-from zturbo import lorafile, runfolder
+from zturbo import lorafile, runlog
 from zturbo.errors import TrainingError, ZTurboError
 from zturbo.hosts import comfy_paths, comfy_run
 from zturbo.runs import Runs
@@ -44,7 +44,7 @@ def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_p
     assert len(calls) == at + 1  # it was tried once more
     assert fingerprint(tiny[0]) == before
     folder = tmp_path / recipe("merged").name
-    assert runfolder.summary(folder, 10)["how"] == "failed"
+    assert runlog.summary(folder, 10)["how"] == "failed"
     assert (folder / "lora.safetensors").is_file() == (at > 1)
     if at > 1:
         assert len(lorafile.read(folder / "lora.safetensors").factors) == 24
@@ -66,7 +66,7 @@ def test_memory_that_runs_out_once_costs_time_only(run, tmp_path, monkeypatch):
     whole = run(resume="new")
     assert trained.path != whole.path and trained.losses == pytest.approx(whole.losses, rel=1e-4)
     folder = tmp_path / recipe("merged").name
-    assert any("one picture at a time" in note for note in runfolder.summary(folder, 10)["notes"])
+    assert any("one picture at a time" in note for note in runlog.summary(folder, 10)["notes"])
 
 
 def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_trained(run, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from zturbo import dataset, lorafile, lowrank, runfolder, trainer
+from zturbo import dataset, lorafile, lowrank, runlog, trainer
 from zturbo.dataset import Encoded
 from zturbo.family import Family
 from zturbo.lowrank import Part, Target
@@ -160,7 +160,7 @@ def test_another_family_trains_watches_draws_saves_and_goes_on(tmp_path, changes
     assert result.steps == 30 and result.images[0].shape == (8, 8, 3)
     if "restore" not in changes.values():
         assert np.mean(result.losses[-10:]) < 0.98 * np.mean(result.losses[:10])
-    events = runfolder.read_events(run.events)
+    events = runlog.read_events(run.events)
     assert len([one for one in events if one.get("event") == "health"]) == 3
     assert len([one for one in events if one.get("event") == "validation"]) == 4
     names = {key.removeprefix("diffusion_model.").split(".lora_")[0] for key in result.state if ".lora_" in key}

@@ -17,7 +17,7 @@ import diffusers_twin
 import prompts
 
 import dev
-from zturbo import lorafile, recipe, recipefile, runfolder
+from zturbo import lorafile, recipe, recipefile, runlog
 from zturbo.hosts import comfy_draw, comfy_tiny
 
 PROMPT = "a large zsmile on a blue background"
@@ -352,7 +352,7 @@ def test_stop_and_keep_lets_the_nodes_behind_finish(server):
     graph["sample"]["inputs"]["prompt"] = "another picture with the LoRA that was kept"
     assert server.run(graph)["save"]["images"]
     assert len(list((server.base / "output" / "zturbo").glob("stopped*"))) == 1  # it did not train again
-    summary = runfolder.summary(run, 2000)
+    summary = runlog.summary(run, 2000)
     assert summary["how"] == "stopped" and len(summary["steps"]) == len(done)
 
 
@@ -490,11 +490,11 @@ def test_the_folder_of_a_run_that_was_cut_off_before_its_first_step_is_taken_up(
         (folder / "events.jsonl").write_text(log)
     server.run(prompts.training(name=name, steps=2, preview_prompts=""))
     assert [path.name for path in folder.parent.glob(f"{name}*")] == [name]
-    assert [event["step"] for event in runfolder.read_events(folder / "events.jsonl") if "loss" in event] == [1, 2]
+    assert [event["step"] for event in runlog.read_events(folder / "events.jsonl") if "loss" in event] == [1, 2]
     assert not [
-        event for event in runfolder.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")
+        event for event in runlog.read_events(folder / "events.jsonl") if "A new run begins" in event.get("text", "")
     ]
-    assert recipefile.read(folder / "recipe.toml").name == name and runfolder.how_ended(folder) == "finished"
+    assert recipefile.read(folder / "recipe.toml").name == name and runlog.how_ended(folder) == "finished"
 
 
 def test_a_continued_run_that_is_cut_off_goes_on_and_shows_its_own_total(server):

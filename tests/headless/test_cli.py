@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers", reason="needs diffusers: run `python dev.py test`, which brings it")
 
-from zturbo import cli, filenames, recipefile, runfolder
+from zturbo import cli, filenames, recipefile, runfolder, runlog
 from zturbo.hosts import diffusers_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def run(*arguments: str) -> int:
 
 
 def losses(path: Path) -> list[float]:
-    return [event["loss"] for event in runfolder.read_events(path / "events.jsonl") if "loss" in event]
+    return [event["loss"] for event in runlog.read_events(path / "events.jsonl") if "loss" in event]
 
 
 def test_a_recipe_is_trained_drawn_with_and_repeats(folder, capsys):
@@ -159,7 +159,7 @@ def test_ctrl_c_stops_and_keeps_and_a_killed_run_goes_on_to_the_same_bits(folder
     out, _ = worker.communicate(timeout=60)
     assert worker.returncode == 3 and str(Path("zturbo_runs/cat/lora.safetensors")) in out
     done = len(losses(run_folder))
-    assert reached < done < 200 and runfolder.how_ended(run_folder) == "stopped"
+    assert reached < done < 200 and runlog.how_ended(run_folder) == "stopped"
     assert run("train", "recipe.toml", "--set", f"steps={done}", "--set", "name=whole") == 0
     one, two = (
         load_file(run_folder / "lora.safetensors"),
@@ -258,7 +258,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(folder):
         command, shell=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert len(told.stdout.splitlines()) == 2 and "Traceback" not in told.stderr
-    assert runfolder.how_ended(folder / "zturbo_runs" / "cat") == "finished"
+    assert runlog.how_ended(folder / "zturbo_runs" / "cat") == "finished"
 
 
 def test_a_recipe_may_come_from_windows_and_not_from_elsewhere(folder, capsys):
@@ -316,7 +316,7 @@ def test_plan_counts_every_network_as_it_is_trained(folder, capsys, kind):
     assert run("train", "recipe.toml", "--set", "steps=1", "--set", f"network.kind={kind}") == 0
     notes = [
         event["text"]
-        for event in runfolder.read_events(folder / "zturbo_runs" / "cat" / "events.jsonl")
+        for event in runlog.read_events(folder / "zturbo_runs" / "cat" / "events.jsonl")
         if event.get("event") == "note"
     ]
     assert facts["network"] in notes and f"{facts['trained_numbers']:,} numbers" in facts["network"]
@@ -527,9 +527,7 @@ NEWS = ("A new run begins",)
 
 def what_was_said(path: Path) -> list[str]:
     return [
-        event["text"]
-        for event in runfolder.read_events(path / "events.jsonl")
-        if event.get("text", "").startswith(NEWS)
+        event["text"] for event in runlog.read_events(path / "events.jsonl") if event.get("text", "").startswith(NEWS)
     ]
 
 
@@ -546,7 +544,7 @@ def test_a_run_that_is_killed_at_any_moment_before_its_first_step_is_taken_up_in
     moments, runs = 0, folder / "zturbo_runs"
     while killed_at(moments):
         left = {path.relative_to(runs).as_posix() for path in runs.rglob("*") if "cat" in path.parts}
-        begun = bool(runfolder.start_of(runs / "cat"))
+        begun = bool(runlog.start_of(runs / "cat"))
         assert run("train", "recipe.toml", *(("--set", "batch_size=1") if moments % 2 and not begun else ())) == 0
         assert [path.name for path in runs.glob("cat*")] == ["cat"] and what_was_said(runs / "cat") == [], left
         if not moments % 2 or begun:
@@ -568,8 +566,7 @@ def test_a_run_from_a_checkpoint_that_is_killed_before_its_first_step_is_taken_u
     moments, runs = 0, folder / "zturbo_runs"
     while killed_at(moments, *more):
         begun = (
-            "total" in runfolder.start_of(runs / "cat")
-            and runfolder.start_of(runs / "cat")["source"] == "base/step_000001"
+            "total" in runlog.start_of(runs / "cat") and runlog.start_of(runs / "cat")["source"] == "base/step_000001"
         )
         assert run("train", "recipe.toml", *more) == 0
         assert (
@@ -605,7 +602,7 @@ def test_what_a_run_leaves_that_never_began_is_taken_up_by_train_and_resume(fold
         assert run("train", "recipe.toml", "--set", "steps=4") == 0
     else:
         assert run("resume", str(cat)) == 0
-    assert len(losses(cat)) == 4 and runfolder.start_of(cat)["teaches"] and what_was_said(cat) == []
+    assert len(losses(cat)) == 4 and runlog.start_of(cat)["teaches"] and what_was_said(cat) == []
     assert sorted(path.name for path in cat.parent.glob("cat*")) == ["cat"]
 
 

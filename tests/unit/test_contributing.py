@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from dataclasses import replace
 from test_trainer import PICTURES, LinearHost, Nobody, recipe
-from zturbo import memory, recipefile, runfolder, trainer
+from zturbo import memory, recipefile, runfolder, runlog, trainer
 from zturbo.recipe import Optimizer
 from zturbo.runfolder import RunFolder
 
@@ -36,7 +36,7 @@ if name == "An optimizer":
     assert memory.lora(given, 10).size > 0
 run = RunFolder.new(Path(folder), given)
 result = trainer.train(given, PICTURES, LinearHost(), run, Nobody(), {})
-print(json.dumps({"losses": result.losses, "events": runfolder.read_events(run.events)}))
+print(json.dumps({"losses": result.losses, "events": runlog.read_events(run.events)}))
 """
 
 

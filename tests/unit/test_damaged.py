@@ -21,6 +21,7 @@ from zturbo import (
     picturefile,
     recipefile,
     runfolder,
+    runlog,
     words,
 )
 from zturbo.errors import LONGEST, CheckpointError, DatasetError, LoraFileError, ZTurboError
@@ -360,8 +361,8 @@ def test_lines_of_a_log_that_are_none(tmp_path):
         for line in (*broken, json.dumps(event).encode())
     ]
     run.events.write_bytes(b"\n".join([*lines, *bad]))
-    assert runfolder.read_events(run.events)[:3] == good[:3]
-    assert runfolder.summary(run.path, 10)["steps"] == [
-        {"step": 1, "loss": 0.5, "seconds": 1.0}
-    ] and runfolder.how_ended(run.path) in (None, "failed")
+    assert runlog.read_events(run.events)[:3] == good[:3]
+    assert runlog.summary(run.path, 10)["steps"] == [{"step": 1, "loss": 0.5, "seconds": 1.0}] and runlog.how_ended(
+        run.path
+    ) in (None, "failed")
     run.rewind(1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe, until
 
-from zturbo import flow, health, phases, runfolder, trainer, turbo
+from zturbo import flow, health, phases, runfolder, runlog, trainer, turbo
 from zturbo.errors import ZTurboError
 from zturbo.family import Z_IMAGE
 from zturbo.recipe import Recipe, Turbo
@@ -84,7 +84,7 @@ def test_guarded_states_cover_the_noise_levels_and_belong_to_their_counters():
 
 
 def readings(run):
-    return [event for event in runfolder.read_events(run.events) if event.get("event") == "health"]
+    return [event for event in runlog.read_events(run.events) if event.get("event") == "health"]
 
 
 def test_readings_are_logged_and_shown_and_change_nothing_that_is_learnt(tmp_path):
@@ -96,7 +96,7 @@ def test_readings_are_logged_and_shown_and_change_nothing_that_is_learnt(tmp_pat
     assert result.losses == plain.losses and all(
         torch.equal(result.state[key], plain.state[key]) for key in plain.state
     )
-    assert runfolder.summary(run.path, 100)["looks"] == [
+    assert runlog.summary(run.path, 100)["looks"] == [
         {key: event[key] for key in ("event", "step", "gauge")} for event in found
     ]
 
@@ -109,17 +109,15 @@ def test_the_guard_holds_turbo_where_nothing_is_trained(tmp_path):
         recipe(steps=60, optimizer=replace(pace, learning_rate=0.01), turbo=replace(SMALL, keep="guard", weight=10.0)),
     )
     assert readings(held_run)[-1]["deviation"] < 0.5 * readings(free_run)[-1]["deviation"]
-    guarded = ["guard" in event for event in runfolder.read_events(held_run.events) if "loss" in event]
-    assert guarded == [True, False] * 30 and not any(
-        "guard" in event for event in runfolder.read_events(free_run.events)
-    )
+    guarded = ["guard" in event for event in runlog.read_events(held_run.events) if "loss" in event]
+    assert guarded == [True, False] * 30 and not any("guard" in event for event in runlog.read_events(free_run.events))
 
 
 def test_a_guarded_steps_loss_is_its_mean_square_difference(tmp_path):
     """One guarded step's mean square difference, by hand."""
     given = recipe(steps=2, turbo=replace(SMALL, keep="guard", interval=1))
     _, run, host, _ = go(tmp_path, given)
-    second = [event for event in runfolder.read_events(run.events) if "loss" in event][1]
+    second = [event for event in runlog.read_events(run.events) if "loss" in event][1]
     one, _, again, _ = go(tmp_path, replace(given, steps=1, saving=replace(given.saving, dtype="fp32")))
     weight = host.linear.weight.detach()
     A, B = (one.state[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
@@ -166,7 +164,7 @@ def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
     found = {event["step"]: event["deviation"] for event in readings(run)}
     assert (phases.NAMED - 0.1) * found[40] < found[240] < (phases.NAMED + 0.1) * found[40]
     assert len(notes(run, "The pictures are learnt")) == 1
-    rates = [event["lr"] for event in runfolder.read_events(run.events) if "loss" in event]
+    rates = [event["lr"] for event in runlog.read_events(run.events) if "loss" in event]
     assert (
         rates[39] == rates[40] == pytest.approx(0.01)
         and rates[140] == pytest.approx(0.005)
@@ -177,7 +175,7 @@ def test_the_last_steps_restore_turbo_where_nothing_names_the_concept(tmp_path):
 def test_a_restoring_steps_loss_is_its_mean_square_difference(tmp_path):
     given = restoring()
     _, run, host, _ = go(tmp_path, given)
-    first = [event for event in runfolder.read_events(run.events) if "loss" in event][40]
+    first = [event for event in runlog.read_events(run.events) if "loss" in event][40]
     kept = load_file(run.learnt)
     A, B = (kept[f"diffusion_model.layers.0.feed_forward.w1.lora_{side}.weight"] for side in "AB")
     weight = host.linear.weight.detach()
@@ -333,7 +331,7 @@ def test_cancel_is_noticed_while_paths_are_walked(tmp_path, keep, at):
 
     with pytest.raises(KeyboardInterrupt):
         trainer.train(given, PICTURES, host, run, Cancelling(), {})
-    assert len([event for event in runfolder.read_events(run.events) if "loss" in event]) == at
+    assert len([event for event in runlog.read_events(run.events) if "loss" in event]) == at
 
 
 def test_what_is_probably_not_meant_with_restore_is_said(tmp_path):

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 from test_health import SMALL, restoring
 from test_trainer import PICTURES, LinearHost, Nobody, go, recipe
 
-from zturbo import phases, runfolder, trainer
+from zturbo import phases, runlog, trainer
 from zturbo.batches import pictures_of
 from zturbo.objectives import FlowMatching, Penalty, Split
 from zturbo.phases import Phase, Stretch
@@ -106,7 +106,7 @@ def test_another_objective_is_a_class_and_an_entry_in_the_plan(tmp_path):
         run(folder, Nobody(cancel_after=23))
     again = run(RunFolder(folder.path), Nobody())
     assert again.losses == whole.losses and all(torch.equal(again.state[key], whole.state[key]) for key in whole.state)
-    assert [event["step"] for event in runfolder.read_events(folder.events) if "loss" in event] == list(range(1, 61))
+    assert [event["step"] for event in runlog.read_events(folder.events) if "loss" in event] == list(range(1, 61))
     assert all(torch.equal(load_file(folder.lora)[key], whole.state[key]) for key in whole.state)
 
 
@@ -121,7 +121,7 @@ def test_two_objectives_follow_each_other_and_one_may_be_a_penalty(tmp_path):
     plan = (Stretch("training", 10, learning), Stretch("distilling", 20, distilling(teacher)))
     control, run = Nobody(), RunFolder.new(tmp_path, given)
     result = trainer.train(given, PICTURES, LinearHost(), run, control, {}, plan)
-    steps = [event for event in runfolder.read_events(run.events) if "loss" in event]
+    steps = [event for event in runlog.read_events(run.events) if "loss" in event]
     assert ["drift" in event for event in steps] == [True, False] * 5 + [False] * 10
     assert [name for name, _, _ in control.phases if name in ("training", "distilling")] == ["training", "distilling"]
     plain = trainer.train(replace(given, steps=1), PICTURES, LinearHost(), RunFolder.new(tmp_path, given), Nobody(), {})

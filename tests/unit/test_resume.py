@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, recipe, until
 
-from zturbo import checkpoint, files, lowrank, runfolder, session, trainer
+from zturbo import checkpoint, files, lowrank, runfolder, runlog, session, trainer
 from zturbo.errors import CheckpointError
 from zturbo.recipe import Network, Optimizer, Previews, Saving
 from zturbo.runfolder import RunFolder
@@ -36,7 +36,7 @@ def logged(run):
     """The log without what a clock says."""
     return [
         {key: value for key, value in event.items() if key != "seconds"}
-        for event in runfolder.read_events(run.events)
+        for event in runlog.read_events(run.events)
         if "loss" in event
     ]
 

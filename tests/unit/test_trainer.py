@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from zturbo import batches, dataset, flow, hooks, lorafile, lowrank, objectives, runfolder, trainer
+from zturbo import batches, dataset, flow, hooks, lorafile, lowrank, objectives, runfolder, runlog, trainer
 from zturbo.dataset import Encoded
 from zturbo.errors import LossError, ZTurboError
 from zturbo.family import Z_IMAGE
@@ -111,7 +111,7 @@ class Nobody:
 
 
 def notes(run, words):
-    return [event for event in runfolder.read_events(run.events) if words in event.get("text", "")]
+    return [event for event in runlog.read_events(run.events) if words in event.get("text", "")]
 
 
 def go(tmp_path, recipe, host=None, control=None):
@@ -136,7 +136,7 @@ def recipe(**changes):
 def test_loss_goes_down_and_file_events_and_result_agree(tmp_path):
     result, run, _, _ = go(tmp_path, recipe(steps=300))
     assert np.mean(result.losses[-50:]) < 0.9 * np.mean(result.losses[:50])
-    events = [event for event in runfolder.read_events(run.events) if "loss" in event]
+    events = [event for event in runlog.read_events(run.events) if "loss" in event]
     assert [event["step"] for event in events] == list(range(1, 301))
     assert [event["loss"] for event in events] == result.losses
     saved = load_file(run.lora)
@@ -249,7 +249,7 @@ def test_a_loss_that_is_no_number_goes_back_once_with_half_the_learning_rate(tmp
     host.fail_at = (11,)
     run = RunFolder.new(tmp_path, given)
     result = trainer.train(given, PICTURES, host, run, Nobody(), {})
-    steps = [(event["step"], event["lr"]) for event in runfolder.read_events(run.events) if "loss" in event]
+    steps = [(event["step"], event["lr"]) for event in runlog.read_events(run.events) if "loss" in event]
     assert steps == [(n, 1e-2 if n <= 8 else 5e-3) for n in range(1, 21)]
     assert "Going back to step 8" in notes(run, "nan")[0]["text"]
     assert result.steps == 20 and all(torch.isfinite(value).all() for value in result.state.values())
@@ -307,7 +307,7 @@ def test_an_explosion_goes_back_before_it_began(tmp_path):
     run = RunFolder.new(tmp_path, given)
     trainer.train(given, PICTURES, Exploding(), run, Nobody(), {})
     assert "Going back to step 120" in notes(run, "more than 5 times")[0]["text"]
-    assert [event["step"] for event in runfolder.read_events(run.events) if "loss" in event] == list(range(1, 321))
+    assert [event["step"] for event in runlog.read_events(run.events) if "loss" in event] == list(range(1, 321))
 
 
 class ShortOfMemory(LinearHost):
@@ -351,7 +351,7 @@ def test_pictures_held_out_are_looked_at_and_never_trained_on(tmp_path):
     given = recipe(steps=10, batch_size=1, data=options)
     run, host, control = RunFolder.new(tmp_path, given), LinearHost(), Nobody()
     trainer.train(given, pictures, host, run, control, {})
-    looks = [event for event in runfolder.read_events(run.events) if event.get("event") == "validation"]
+    looks = [event for event in runlog.read_events(run.events) if event.get("event") == "validation"]
     assert looks == [event for event in control.looks if event["event"] == "validation"] and [
         event["step"] for event in looks
     ] == [0, 4, 8]
@@ -444,7 +444,7 @@ def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):
         run.event(step=step, loss=1.0, seconds=0.1)
     with open(run.events, "a") as file:
         file.write('{"step": 10')  # the process died here
-    facts = runfolder.summary(run.path, 100)
+    facts = runlog.summary(run.path, 100)
     assert (
         facts["total"] == 1000
         and len(facts["steps"]) <= 101

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runs
+from .. import dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
 from ..errors import ZTurboError
 from ..lowrank import Target
 from ..recipe import Recipe
@@ -85,7 +85,7 @@ def run_train(args) -> int:
 def run_resume(args) -> int:
     folder = args.folder.resolve()
     if not is_run(folder):
-        missing = f"there is no {runfolder.RECIPE} and {runfolder.EVENTS} in it"
+        missing = f"there is no {runfolder.RECIPE} and {runlog.EVENTS} in it"
         raise ZTurboError(f"{args.folder} is no run folder: {missing}.")
     given = recipefile.read(folder / runfolder.RECIPE)
     return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
@@ -94,7 +94,7 @@ def run_resume(args) -> int:
 def is_run(folder: Path) -> bool:
     if not (folder / runfolder.RECIPE).is_file():
         return False
-    return (folder / runfolder.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()
+    return (folder / runlog.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()
 
 
 def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:

@@ -1,0 +1,104 @@
+"""A run's event log, and what panel, plots and resume read from it: a JSON object a line.
+
+`RunFolder.event` appends to it. A line that was cut off, or that somebody damaged, is left out in reading.
+"""
+
+import json
+from pathlib import Path
+
+EVENTS, PREVIEWS = "events.jsonl", "previews"
+
+
+def read_events(path: Path) -> list[dict]:
+    """The events of a run, oldest first; a line that was cut off or is damaged is left out."""
+    if not path.is_file():
+        return []
+    found = map(_event, path.read_bytes().split(b"\n"))
+    return [event for event in found if event is not None]
+
+
+def lines(events: list[dict]) -> bytes:
+    return "".join(json.dumps(event) + "\n" for event in events).encode()
+
+
+def _event(line: bytes) -> dict | None:
+    """The event of a line, or None where it is none."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not all(key not in FIELDS or FIELDS[key](value) for key, value in event.items()):
+        return None
+    needed = NEEDED.get(event.get("event"), ()) + (("step", "seconds") if "loss" in event else ())
+    return event if all(key in event for key in needed) else None
+
+
+def _is_count(value) -> bool:
+    return type(value) is int
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
+def _is_text(value) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# What others rely on in an event: kinds of fields, and the fields that a kind of event must have
+FIELDS = {
+    **dict.fromkeys(("loss", "seconds", "trained", "held_out", "gauge"), _is_number),
+    **dict.fromkeys(("step", "total", "saved"), _is_count),
+    **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
+    "teaches": lambda value: isinstance(value, dict),
+}
+NEEDED: dict[str | None, tuple[str, ...]] = {
+    "note": ("text",),
+    "end": ("how",),
+    "validation": ("step", "held_out", "trained"),
+    "health": ("step", "gauge"),
+}
+
+
+def how_ended(folder: Path) -> str | None:
+    """finished, stopped, cancelled or failed; None for a run that is under way or died."""
+    return next((event["how"] for event in reversed(read_events(folder / EVENTS)) if event.get("event") == "end"), None)
+
+
+def start_of(folder: Path) -> dict:
+    """The newest start event: what the run was last begun or taken up with."""
+    return newest_start(read_events(folder / EVENTS))
+
+
+def newest_start(events: list[dict]) -> dict:
+    return next((event for event in reversed(events) if event.get("event") == "start"), {})
+
+
+def summary(folder: Path, points: int) -> dict:
+    """What the panel needs to redraw a run, with its curve in at most `points` points."""
+    events = read_events(folder / EVENTS)
+    steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
+    start = newest_start(events)
+    end = next((event for event in events if event.get("event") == "end"), {})
+    thin = max(1, -(-len(steps) // points))
+    return {
+        "run": folder.name,
+        "total": start.get("total", 0),
+        "adapter": start.get("adapter", ""),
+        "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
+        "looks": [
+            {key: event[key] for key in ("event", *NEEDED[event["event"]])}
+            for event in events
+            if event.get("event") in ("validation", "health")
+        ],
+        "notes": [event["text"] for event in events if event.get("event") == "note"],
+        "files": newest_previews(folder),
+        "how": end.get("how"),
+        "saved": end.get("saved", 0),
+    }
+
+
+def newest_previews(folder: Path) -> list[str]:
+    """File names of the previews of the newest step that has any."""
+    names = sorted(path.name for path in (folder / PREVIEWS).glob("step_*.png"))
+    return [name for name in names if name.rsplit("_", 1)[0] == names[-1].rsplit("_", 1)[0]] if names else []
