@@ -195,7 +195,7 @@ def work_in(run: RunFolder):
     go_on(run)
     run.event(event="note", text="x")
     run.rewind(1)
-    run.save(1, {"a": torch.ones(1)}, {})
+    run.save_lora(1, {"a": torch.ones(1)}, {})
     runfolder.request_stop(run.path)
     runfolder.request_save(run.path)
     run.preview(1, 0, torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())

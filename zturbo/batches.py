@@ -13,9 +13,9 @@ from .roles import Host, Progress, quiet
 
 @dataclass(frozen=True)
 class Batches:
-    """Which pictures share a batch. Every epoch shows each picture once; a batch is of one shape.
+    """Which pictures share a batch. Every epoch goes once through the groups; a batch is of one shape.
 
-    groups: numbers of the pictures that may share a batch.
+    groups: numbers of the pictures that may share a batch, each as often as it is shown in an epoch.
     """
 
     groups: tuple[tuple[int, ...], ...]

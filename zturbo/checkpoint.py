@@ -1,6 +1,7 @@
 """A checkpoint: all that a run has learnt, as one file. Tensors in safetensors, the rest as JSON in its header.
 
-`runfolder` writes and forgets checkpoints, `state` says what goes in, `session` decides when.
+`state` says what goes in; the hook `Saving` and the end of a run have it written, through `Session.save` and
+`RunFolder.save_checkpoint`, which also forgets old ones.
 """
 
 import hashlib

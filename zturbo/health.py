@@ -50,12 +50,13 @@ PROMPTS = (
 )
 WATCHED = 8  # prompts of the gauge; guard and restoring take the others
 HIGH = 3  # the first states of a trajectory, at noise levels from 1 to 0.9: prompts take turns in them for the gauge
-# The mean deviation at those at which 1 - 1/e of turbo is lost, and how fast that comes: as measured on the tiny turbo,
-# see docs/RESULTS.md
+# At which mean deviation the gauge reads 1 - 1/e, and how steeply it gets there: as measured on the tiny turbo, see
+# docs/RESULTS.md
 DRIFT, STEEPNESS = 0.28, 3
 HEALTHY = 0.1  # what the gauge reads at most while turbo is called healthy
 ANCHORS = 4  # states of each set of trajectories that a step looks at
-Velocity = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]  # (x_t, sigma, prompt numbers) -> v
+# (x_t, sigma, prompt numbers) -> v
+VelocityOfPrompts = Callable[[torch.Tensor, torch.Tensor, tuple[int, ...]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Trajectories:
 @torch.no_grad()
 def walk(
     family: Family,
-    velocity: Velocity,
+    velocity: VelocityOfPrompts,
     numbers: tuple[int, ...],
     size: tuple[int, int],
     seed: int,
@@ -109,7 +110,7 @@ def walk(
 
 
 @torch.no_grad()
-def velocities(reference: Trajectories, velocity: Velocity, device) -> torch.Tensor:
+def velocities(reference: Trajectories, velocity: VelocityOfPrompts, device) -> torch.Tensor:
     """[P, S, C, h, w] fp32 on the CPU: another model's velocities at the states of these trajectories."""
     found = torch.empty_like(reference.velocities)
     for row, number in enumerate(reference.numbers):
@@ -118,7 +119,7 @@ def velocities(reference: Trajectories, velocity: Velocity, device) -> torch.Ten
     return found
 
 
-def deviations(reference: Trajectories, velocity: Velocity, device) -> torch.Tensor:
+def deviations(reference: Trajectories, velocity: VelocityOfPrompts, device) -> torch.Tensor:
     """[P, S]: how far the velocity is from clean turbo's at each state, relative to it: ‖v - v₀‖ / ‖v₀‖."""
     changed = velocities(reference, velocity, device) - reference.velocities
     return changed.flatten(2).norm(dim=2) / reference.velocities.flatten(2).norm(dim=2)

@@ -1,7 +1,8 @@
-"""What happens beside the optimizer steps. Each hook decides by itself when it is due, and none knows another.
+"""What happens beside the optimizer steps. Each hook decides by itself when it is due, and none calls another.
 
 `after_step` runs while the model is loaded with the LoRA. A hook that needs the model clean says so in `wants_pause`,
-and acts in `on_pause`. A further hook is another class here, and an entry in `all_hooks`.
+and acts in `on_pause`, which is called at the pauses of others, too. A further hook is another class here, and an entry
+in `all_hooks`.
 """
 
 import torch
@@ -35,11 +36,11 @@ class Hook:
 
 
 def all_hooks() -> tuple[Hook, ...]:
-    """Progress comes first, so that a step is logged before what follows from it; saving comes behind the gauge."""
-    return Progress(), Validation(), Gauge(), Saving(), Previews()
+    """In this order: a step is logged before what follows from it; the gauge comes before saving and drawing."""
+    return StepLog(), Validation(), Gauge(), Saving(), Previews()
 
 
-class Progress(Hook):
+class StepLog(Hook):
     """Each step on the screen and in the log."""
 
     def after_step(self, session, velocity, event):

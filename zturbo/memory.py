@@ -1,4 +1,7 @@
-"""What a run needs of memory: sums from counts and shapes, held to what was measured (`bench full`, `bench gpu`)."""
+"""What a run needs of memory: sums from counts and shapes, held to what was measured (`bench full`, `bench gpu`).
+
+What happens when it runs out all the same is in `Session.save_memory`.
+"""
 
 from dataclasses import dataclass
 

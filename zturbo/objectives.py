@@ -1,7 +1,9 @@
 """What an optimizer step makes small. A phase of a run has one objective, and may have penalties beside it.
 
-An objective is a function of (recipe, seed, index), as the batches are; it touches no state, disk or screen. Another
-one (preference pairs, on-policy distillation) is another class here with the same `losses`, and an entry in `phases`.
+An objective draws what it needs from counters (seed, index), as the batches do; it touches no state, disk or screen.
+Where to add what: another way to measure an error is in `flow.velocity_loss`; something more to make small beside the
+pictures is an objective here and a `Penalty` in `phases.learning`; another thing to learn (preference pairs, on-policy
+distillation) is an objective here and a phase of its own in `phases.plan`.
 """
 
 from collections.abc import Iterator
@@ -100,7 +102,10 @@ class TrajectoryMatching:
 
 @dataclass(frozen=True)
 class Penalty:
-    """An objective beside the phase's own: weight * its loss, every so many steps. name: of its value in the log."""
+    """An objective beside the phase's own, every so many steps. Its gradients are those of weight * loss.
+
+    Its index is the step. name: of its value in the log, which is the loss without the weight.
+    """
 
     name: str
     objective: Objective

@@ -16,14 +16,14 @@ from . import health, lorafile, optimizers, turbo
 from .batches import spread
 from .objectives import Anchors, FlowMatching, Objective, Penalty, TrajectoryMatching
 from .recipe import Recipe
-from .roles import Lora, each
+from .roles import Lora, counter
 
 if TYPE_CHECKING:
     from .session import Session
 
-NAMED = (
-    0.75  # share of the named prompts in restoring: at a half the pictures lose more, and no more of turbo comes back
-)
+# Share of the named prompts in the loss of restoring. At a half the LoRA loses more of what it learnt, and no more of
+# turbo comes back (tried on the tiny turbo).
+NAMED = 0.75
 FOLLOWED = 64  # captions at most whose trajectories restoring walks: one keeps some megabytes
 RESTORING = (
     "The pictures are learnt. From here on the LoRA is taught to be as it is where a prompt names it, "
@@ -45,21 +45,21 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A phase that is planned. name: as the screen says it, see `roles.PHASES`; until: the step behind its last one."""
+class PlannedPhase:
+    """A phase before it is begun. name: as the screen says it; until: how many steps of the run are done at its end."""
 
     name: str
     until: int
     begin: Callable[[Session], Phase]
 
 
-Plan = tuple[Stretch, ...]
+Plan = tuple[PlannedPhase, ...]
 
 
 def plan(recipe: Recipe) -> Plan:
     """The phases of a run, in their order."""
-    first = Stretch("training", recipe.learning_steps, learning)
-    return (first, Stretch("restoring", recipe.steps, restoring)) if recipe.turbo.restores else (first,)
+    first = PlannedPhase("training", recipe.learning_steps, learning)
+    return (first, PlannedPhase("restoring", recipe.steps, restoring)) if recipe.turbo.restores else (first,)
 
 
 def number_at(plan: Plan, step: int) -> int:
@@ -87,16 +87,16 @@ def restoring(session: Session) -> Phase:
     Where none does, it is brought back to clean turbo.
     """
     recipe = session.recipe
-    if session.state.phase == 0:
+    if not session.goes_on_with_phase:
         session.tell(RESTORING)
     named, unrelated = prompts_to_walk(session)
     total = (len(named) + len(unrelated)) * session.host.family.steps
-    said = each(session.progress("walking"), total)
+    told = counter(session.progress("walking"), total)
 
     def walk(lora: Lora, numbers: tuple[int, ...]) -> health.Trajectories:
         size = (turbo.side(recipe, session.host, session.pictures.shortest),) * 2
         with session.host.training(lora) as velocity:
-            clean = turbo.with_adapter(turbo.counted(velocity, said), 0.0)
+            clean = turbo.with_adapter_at(0.0, turbo.telling(velocity, told))
             return health.walk(session.host.family, clean, numbers, size, recipe.seed, session.host.device)
 
     sets = (
@@ -117,10 +117,10 @@ def learnt(session: Session) -> Lora:
     is needed from there and gone.
     """
     run, state, device = session.run, session.state, session.host.device
-    if state.phase != 0:
+    if session.goes_on_with_phase:
         return run.learnt_lora(device)
     exported = state.exported(torch.float32)
-    if refused := run.keep_learnt(exported):
+    if refused := run.save_learnt(exported):
         session.tell(f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")
     return lorafile.on_device(lorafile.from_state(exported), device)
 

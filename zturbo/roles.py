@@ -22,15 +22,16 @@ def quiet(done: int, total: int):
     """A `Progress` that nobody watches."""
 
 
-def each(progress: Progress, total: int, done: int = 0) -> Callable[[], None]:
-    """To be called before each of `total` things, of which `done` are done."""
+def counter(progress: Progress, total: int) -> Callable[[], None]:
+    """To be called before each of `total` things: `progress` then says how far this is."""
+    done = 0
 
-    def one():
+    def next_one():
         nonlocal done
         progress(done, total)
         done += 1
 
-    return one
+    return next_one
 
 
 def watched(items: Sequence, progress: Progress) -> Iterator:
@@ -44,7 +45,8 @@ class Host(Protocol):
     """What the trainer trains in: a model with its text encoder and autoencoder, and a way to draw.
 
     A new host brings these members, and those of `runs.Host` where whole runs are conducted with it. The folder hosts/
-    has those that there are.
+    has those that there are; cli/hosts.py picks one for the command line. Texts are numbers to the trainer: the host
+    encodes captions first and the texts of `turbo.texts` behind, and the velocity takes their numbers in that order.
     """
 
     family: Family
@@ -74,7 +76,9 @@ class Host(Protocol):
         """
         ...
 
-    def out_of_memory(self, error: Exception) -> bool: ...
+    def out_of_memory(self, error: Exception) -> bool:
+        """Is this error a device whose memory ran out?"""
+        ...
 
     def save_memory(self) -> None:
         """From now on recompute instead of keep (gradient checkpointing), whatever the recipe says."""
@@ -103,7 +107,7 @@ class Control(Protocol):
         ...
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """What the run does now, and how far it is: one of `PHASES`. total 0: nobody knows how long it takes."""
+        """What the run does now, usually one of `PHASES`, and how far it is. total 0: nobody knows."""
         ...
 
     def step(self, event: dict) -> None: ...
@@ -119,7 +123,7 @@ class Control(Protocol):
         ...
 
 
-# What a run says that it does, in the order in which most do
+# What a run says that it does. Training and restoring are its phases (see `phases`), the others lie around those
 PHASES = ("encoding", "walking", "training", "restoring", "drawing", "saving")
 
 

@@ -130,7 +130,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             files.write(self.path / RECIPE, recipefile.to_toml(recipe).encode())
 
-    def checkpoint(self, copy: Copy, keep: int):
+    def save_checkpoint(self, copy: Copy, keep: int):
         """Save everything of this moment; then, once the new file is proven whole, older ones go.
 
         The newest `keep` stay, and one or two to fall back on: of each hundred of steps behind, the last checkpoint in
@@ -206,15 +206,14 @@ class RunFolder:
             if step_of(path) > after:
                 path.unlink(missing_ok=True)
 
-    def rewind(self, step: int):
-        """Forget what was logged after `step`: it will be done again, to the same bits."""
-        kept = [
-            event
-            for event in runlog.read_events(self.events)
-            if event.get("step", 0) <= step
-            and event.get("event") != "end"
-            and (step or event.get("event") != "validation")
-        ]
+    def rewind(self, step: int, rolled_back: bool = False):
+        """Forget what was logged after `step`: it will be done again, to the same bits.
+
+        A run that begins does its first validation again, one that is rolled back to its beginning does not.
+        """
+        again = {"end"} if step or rolled_back else {"end", "validation"}
+        events = runlog.read_events(self.events)
+        kept = [event for event in events if event.get("step", 0) <= step and event.get("event") not in again]
         with contextlib.suppress(OSError):
             files.write(self.events, runlog.lines(kept))
         self.save_now.unlink(missing_ok=True)
@@ -251,20 +250,18 @@ class RunFolder:
             self.refused = str(error)
             return None
 
-    def keep(
-        self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, checkpoints: int
-    ):
+    def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str], copy: Copy | None, keep: int):
         """Write the LoRA of `steps` steps, and a checkpoint of the same moment where one is given.
 
-        checkpoints: how many of these stay. What a disk refuses is in `refused`.
+        keep: how many checkpoints stay. What a disk refuses is in `refused`.
         """
         try:
             if copy is not None:
-                self.checkpoint(copy, checkpoints)
+                self.save_checkpoint(copy, keep)
         finally:
-            self.save(steps, state, metadata)
+            self.save_lora(steps, state, metadata)
 
-    def save(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
+    def save_lora(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
         """Write the LoRA of `steps` steps.
 
         A disk that refuses is said, and never ends a run: the LoRA is still in memory.
@@ -276,7 +273,7 @@ class RunFolder:
             log.error("%s", error)
             self.refused = str(error)
 
-    def keep_healthy(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
+    def save_healthy(self, steps: int, state: dict[str, torch.Tensor], metadata: dict[str, str]):
         """Write the LoRA of `steps` steps as the healthy one. A disk that refuses is logged."""
         try:
             lorafile.write(self.healthy, state, metadata | {STEPS: str(steps)})
@@ -284,7 +281,7 @@ class RunFolder:
         except LoraFileError as error:
             log.warning("%s", error)
 
-    def keep_learnt(self, state: dict[str, torch.Tensor]) -> str:
+    def save_learnt(self, state: dict[str, torch.Tensor]) -> str:
         """Write the LoRA as the learning phase left it, in fp32. Returns why a disk refused, or nothing."""
         try:
             lorafile.write(self.learnt, state, {})
@@ -293,7 +290,7 @@ class RunFolder:
             return str(error)
 
     def learnt_lora(self, device) -> dict[str, Difference]:
-        """The LoRA that `keep_learnt` wrote. Raises LoraFileError when it is not there any more."""
+        """The LoRA that `save_learnt` wrote. Raises LoraFileError when it is not there any more."""
         try:
             return lorafile.on_device(lorafile.read_own(self.learnt), device)
         except LoraFileError as error:

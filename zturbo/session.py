@@ -19,7 +19,7 @@ from .errors import LossError
 from .objectives import Split
 from .phases import Phase, Plan
 from .recipe import Recipe
-from .roles import Control, Host, Progress, each
+from .roles import Control, Host, Progress, counter
 from .runfolder import RunFolder
 from .state import State
 from .step import WINDOW
@@ -57,7 +57,7 @@ class Session:
     def ended(self) -> bool:
         """Stopping waits for the first step: before that there is nothing to keep."""
         asked = self.state.step > 0 and self.control.stop_requested
-        return self.stopped or asked or self.state.step >= self.recipe.steps
+        return self.stopped or asked or self.state.step >= self.plan[-1].until
 
     # what a run is made of
 
@@ -68,21 +68,31 @@ class Session:
         first, short = len(self.pictures.captions.texts), self.pictures.shortest
         total = turbo.forwards(self.recipe, self.host)
         with self.host.training({}) as velocity:
-            said = turbo.counted(velocity, each(self.progress("walking"), total))
-            self.references = turbo.references(self.recipe, self.host, first, short, said)
+            told = turbo.telling(velocity, counter(self.progress("walking"), total))
+            self.references = turbo.references(self.recipe, self.host, first, short, told)
 
     def enter_phase(self) -> Phase:
         """The phase of the steps to come. It is begun here, where it is another one than before, and announced."""
-        number = phases.number_at(self.plan, self.state.step)
+        number = self.phase_number
         if self.phase is None or self.phase.number != number:
             self.phase = None  # what it kept goes before the next one needs memory
             self.phase = replace(self.plan[number].begin(self), number=number)
-        self.control.phase(self.plan[number].name, self.state.step, self.recipe.steps)
+        self.control.phase(self.plan[number].name, self.state.step, self.plan[-1].until)
         return self.phase
 
     @property
+    def phase_number(self) -> int:
+        """The place in the plan of the phase that the next step belongs to."""
+        return phases.number_at(self.plan, self.state.step)
+
+    @property
+    def goes_on_with_phase(self) -> bool:
+        """Does the newest step belong to the phase of the next one, too? False: that one begins here."""
+        return self.state.phase == self.phase_number
+
+    @property
     def phase_is_over(self) -> bool:
-        return self.phase is None or self.phase.number != phases.number_at(self.plan, self.state.step)
+        return self.phase is None or self.phase.number != self.phase_number
 
     # what is said
 
@@ -97,7 +107,7 @@ class Session:
 
     def progress(self, name: str) -> Progress:
         """Says how far a phase of `roles.PHASES` is, and notices a cancel."""
-        return progress(self.control, name)
+        return progress_of(self.control, name)
 
     # what is saved
 
@@ -113,13 +123,13 @@ class Session:
         step, lora, keep = self.state.step, self.exported(), self.recipe.saving.keep
         facts = self.metadata | lorafile.thumbnail(self.images)
         copy = self.run.copy_of(self.state) if with_checkpoint and self.state.whole else None
-        self.writer.submit(lambda: self.run.keep(step, lora, facts, copy, keep))
+        self.writer.submit(lambda: self.run.save(step, lora, facts, copy, keep))
 
     def save_healthy(self):
-        """The LoRA while turbo is healthy; where the gauge may end the run, with a checkpoint to go back to."""
+        """Keep the LoRA as the healthy one; where the gauge may end the run, with a checkpoint to go back to."""
         self.settle()
         step, lora = self.state.step, self.exported()
-        self.writer.submit(lambda: self.run.keep_healthy(step, lora, self.metadata))
+        self.writer.submit(lambda: self.run.save_healthy(step, lora, self.metadata))
         if self.recipe.turbo.stop_above:
             self.save()
 
@@ -159,8 +169,9 @@ class Session:
     def go_back(self, after: int):
         """To the newest checkpoint up to step `after`, or to the beginning; nothing later is left on the disk."""
         self.run.forget_checkpoints(after=after)
-        self.state = begin(self.recipe, self.host, self.run)
+        self.state = begin(self.recipe, self.host, self.run, rolled_back=True)
         self.run.saved_steps = 0  # the LoRA on the disk has learnt what is undone now
+        self.images = []
 
     def roll_back(self, error: LossError):
         """To the last good checkpoint, with half the learning rate. Raises the error where that was done before."""
@@ -171,20 +182,20 @@ class Session:
         if self.run.healthy_step > self.state.step:
             self.run.forget_healthy()
         if rolled_back:
-            self.run.save(self.state.step, self.exported(), self.metadata)
+            self.run.save_lora(self.state.step, self.exported(), self.metadata)
             raise error
         self.tell(f"{error} Going back to step {self.state.step} with half the learning rate.")
 
-    def can_use_micro_batches(self, error: Exception) -> bool:
-        """Is this memory that ran out, and is there something to give up for it?"""
+    def can_save_memory(self, error: Exception) -> bool:
+        """Is this memory that ran out, in the middle of no change, and is there something to give up for it?"""
         recipe = self.recipe
         alone = recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"
         return self.state.whole and self.host.out_of_memory(error) and not (alone or self.split.micro_batch == 1)
 
-    def use_micro_batches(self):
-        """One picture at a time from now on, and each layer computed again in backward: the same LoRA but for rounding.
+    def save_memory(self):
+        """Memory ran out: from now on micro-batches of one picture, and gradient checkpointing.
 
-        To be called when nothing of the failed step is held any more.
+        The LoRA is the same but for rounding.
         """
         self.split = Split(micro_batch=1)
         self.host.save_memory()
@@ -202,7 +213,7 @@ def open_session(
     state = begin(recipe, host, run)
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
-    pictures = pictures_of(recipe, dataset, host, progress(control, "encoding"))
+    pictures = pictures_of(recipe, dataset, host, progress_of(control, "encoding"))
     session = Session(recipe, dataset, host, run, control, metadata, plan, state, pictures)
     for note in filter(None, (session.pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))):
         if state.step == 0:
@@ -214,8 +225,8 @@ def open_session(
     return session
 
 
-def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
-    """The state to go on from: the newest checkpoint's, or an untrained LoRA."""
+def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False) -> State:
+    """The state to go on from: the newest checkpoint's, or an untrained LoRA. The log forgets what came behind it."""
     start, groups = host.start(), host.family.groups
     lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, start, groups)
     ema = network.frozen_copy(lora) if recipe.optimizer.ema else {}
@@ -224,17 +235,20 @@ def begin(recipe: Recipe, host: Host, run: RunFolder) -> State:
     if saved is not None:
         state.take(*saved)
         log.info("Going on from step %d.", state.step)
-    run.rewind(state.step)
+    run.rewind(state.step, rolled_back)
     return state
 
 
 def only_restores(recipe: Recipe, state: State) -> bool:
-    """Is a run taken up that trains no pictures any more, though it may look so?"""
+    """Is a run taken up that trains no pictures any more, though its person may think so?
+
+    For instance one that restored turbo in steps 41 to 60 and is given more steps: all of them restore.
+    """
     behind = state.phase_start < recipe.learning_steps <= state.step
     return behind and (state.phase > 0 or state.step > recipe.learning_steps)
 
 
-def progress(control: Control, name: str) -> Progress:
+def progress_of(control: Control, name: str) -> Progress:
     """See `Session.progress`."""
 
     def said(done: int, total: int):

@@ -98,7 +98,7 @@ class State:
         facts = {
             "format": FORMAT,
             "seconds": repr(self.seconds),
-            "setbacks": str(self.rollbacks),
+            "setbacks": str(self.rollbacks),  # these three have the names of the first version
             "restoring": str(self.phase),
             "since": str(self.phase_start),
             "optimizer": json.dumps(optimizer),

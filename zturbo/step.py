@@ -40,7 +40,8 @@ def optimizer_step(options: Optimizer, phase: Phase, state: State, velocity: Vel
         if step % one.every == 0
     }
     length = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
-    loss, norm = total.item(), length.item()  # the one point where a step waits for the device
+    # the one point where a step waits for the device
+    loss, norm, beside = total.item(), length.item(), {name: float(value) for name, value in penalties.items()}
     check([*state.losses_in(phase.number), loss], norm, step, rate)
     with state.stepping(phase.number, loss):
         state.optimizer.step()
@@ -49,7 +50,7 @@ def optimizer_step(options: Optimizer, phase: Phase, state: State, velocity: Vel
     state.seconds += seconds
     sigma = torch.cat(sigmas).mean().item()
     event = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "sigma": sigma}
-    return {**event, "seconds": round(seconds, 4), **{name: float(value) for name, value in penalties.items()}}
+    return {**event, "seconds": round(seconds, 4), **beside}
 
 
 def backward(losses: Iterator[Loss], weight: float = 1.0, batches: int = 1) -> Iterator[Loss]:

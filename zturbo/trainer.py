@@ -4,7 +4,8 @@ Step `n` is a function of (recipe, seed, n): order, noise and timesteps come fro
 nothing that happens between steps, a preview or a pause, can change what is learnt.
 
 A run is a `Session` (session.py). step.py makes a step, with the objective (objectives.py) of its phase (phases.py).
-What happens beside the steps is in hooks.py.
+What happens beside the steps is in hooks.py. `advance` answers a bad loss (`Session.roll_back`) and memory that runs
+out (`Session.save_memory`).
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def train(
 
     Must be called outside inference mode, with gradients enabled. plan: the phases; None: those of the recipe.
     Whatever ends the run, what is learnt is saved first: on cancel (whatever `control.check` raises), on anything else.
-    A loss that is no number, or has exploded, rolls the run back, once; then LossError is raised.
+    A loss that is no number, or has exploded, rolls the run back, once; then LossError is raised. Memory that runs out
+    is answered once, with micro-batches of one picture and gradient checkpointing; taken up again, such a run is the
+    same but for rounding.
     """
     session = open_session(recipe, dataset, host, run, control, metadata, plan or phases.plan(recipe))
     with session.saved_on_failure():
@@ -64,7 +67,7 @@ def train_on(session: Session, hooks: tuple[Hook, ...]):
     for hook in hooks:
         hook.on_start(session)
     while not session.ended:
-        if advance(session, hooks):
+        if advance(session, hooks) or session.ended:
             for hook in hooks:
                 hook.on_pause(session)
     for hook in hooks:
@@ -74,8 +77,10 @@ def train_on(session: Session, hooks: tuple[Hook, ...]):
 def advance(session: Session, hooks: tuple[Hook, ...]) -> bool:
     """Steps until a hook wants a pause, the phase is over or the run ends.
 
-    False: there was a bad loss and the session was rolled back, or memory ran out and it needs less from now on.
+    False: there was a bad loss and the session was rolled back, or memory ran out and it needs less from now on. Both
+    are answered behind the `try`, where nothing of the failed step is held any more.
     """
+    bad: LossError | None = None
     try:
         phase = session.enter_phase()
         with session.host.training(session.state.lora) as velocity:
@@ -85,12 +90,14 @@ def advance(session: Session, hooks: tuple[Hook, ...]) -> bool:
                     break
         return True
     except LossError as error:
-        session.roll_back(error)
-        return False
+        bad = error.with_traceback(None)
     except Exception as error:
-        if not session.can_use_micro_batches(error):
+        if not session.can_save_memory(error):
             raise
-    session.use_micro_batches()  # out here, where nothing of the failed step is held any more
+    if bad is not None:
+        session.roll_back(bad)
+    else:
+        session.save_memory()
     return False
 
 

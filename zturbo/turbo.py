@@ -1,5 +1,9 @@
 """Turbo watched and kept while a LoRA trains: reference trajectories for the gauge, the guard and restoring.
 
+The gauge reads how much of turbo a LoRA has spoilt for prompts that have nothing to do with its pictures. The guard is
+a penalty on that while the pictures are learnt. Restoring is a phase behind it, which brings turbo back. All three
+compare velocities at states of trajectories that turbo itself has walked, from noise to picture in 8 steps.
+
 The maths is in `health`, what is made small in `objectives`, when it happens in `phases` and `hooks`.
 """
 
@@ -20,9 +24,10 @@ class References:
     """Trajectories of the unrelated prompts, by the host's numbers; None where there is no use for them.
 
     gauge: one state a prompt of clean turbo's trajectories, with its velocities.
-    guard: states of clean turbo's trajectories (of the model that trains, where that is no turbo), with the velocities
-    of the model that trains, adapter and all. Held to those without the adapter, a LoRA learns that the adapter tells
-    its own pictures from the others, instead of the prompt, and is weak where the adapter is off.
+    guard: all states of clean turbo's trajectories. Their velocities are those of the model that trains, with the
+    adapter on and without the LoRA. Were they clean turbo's, the LoRA would learn to tell by the adapter, and not by
+    the prompt, when it is wanted; without the adapter it would be weak. Where the model that trains is no turbo, the
+    trajectories are its own.
     """
 
     gauge: Trajectories | None = None
@@ -31,21 +36,24 @@ class References:
     def read(self, velocity: Velocity, step: int, device) -> dict:
         """A reading of the gauge, as an event."""
         assert self.gauge is not None
-        deviation = health.deviations(self.gauge, with_adapter(velocity, 0.0), device).mean().item()
+        deviation = health.deviations(self.gauge, with_adapter_at(0.0, velocity), device).mean().item()
         reading = round(health.gauge(deviation), 4)
         return {"event": "health", "step": step, "gauge": reading, "deviation": round(deviation, 5)}
 
 
-def with_adapter(velocity: Velocity, factor: float, first: int = 0) -> health.Velocity:
-    """The velocity with this much of the adapter, for prompts that are numbered from the host's number `first` on."""
+def with_adapter_at(factor: float, velocity: Velocity, first: int = 0) -> health.VelocityOfPrompts:
+    """The velocity at a factor on the adapter's strength, 0: without the adapter.
+
+    Its prompts are numbered from 0; the first of them is the host's number `first`.
+    """
     return lambda x, sigma, numbers: velocity(x, sigma, tuple(first + number for number in numbers), factor)
 
 
-def counted(velocity: Velocity, said: Callable[[], None]) -> Velocity:
-    """The velocity, before each call of which something is said."""
+def telling(velocity: Velocity, told: Callable[[], None]) -> Velocity:
+    """The velocity. Before each of its calls `told` is called (see `roles.counter`)."""
 
     def called(*given):
-        said()
+        told()
         return velocity(*given)
 
     return called
@@ -59,19 +67,19 @@ def wanted(recipe: Recipe, is_turbo: bool) -> bool:
 def references(recipe: Recipe, host: Host, first: int, short: int, velocity: Velocity) -> References:
     """Walk the trajectories that the recipe needs. velocity: without the LoRA.
 
-    first: the host's number of the first unrelated prompt. short: the shortest side of the trained latents.
+    first: the host's number of the first unrelated prompt. short: the shortest side of the pictures' latents.
     """
     wish, family = recipe.turbo, host.family
     size = (side(recipe, host, short),) * 2
     numbers = tuple(range(len(wish.prompts)))
-    clean = with_adapter(velocity, 0.0 if host.turbo else 1.0, first)
+    clean = with_adapter_at(0.0 if host.turbo else 1.0, velocity, first)
     gauge = guard = None
     if wish.every and host.turbo:
         watched = numbers[: health.WATCHED]
         gauge = health.walk(family, clean, watched, size, recipe.seed, host.device, health.HIGH).one_each()
     if wish.guarded:
         guard = health.walk(family, clean, numbers[health.WATCHED :], size, recipe.seed, host.device)
-        trained = health.velocities(guard, with_adapter(velocity, 1.0, first), host.device)
+        trained = health.velocities(guard, with_adapter_at(1.0, velocity, first), host.device)
         guard = replace(guard, velocities=trained)
     return References(*(one and one.numbered_from(first) for one in (gauge, guard)))
 
@@ -85,7 +93,7 @@ def forwards(recipe: Recipe, host: Host) -> int:
 
 
 def side(recipe: Recipe, host: Host, short: int) -> int:
-    """Of the latents in which turbo is watched. short: the shortest side of the trained ones."""
+    """Of the latents in which turbo is watched. short: the shortest side of the pictures'."""
     reduction = host.family.reduction
     return recipe.turbo.size // reduction or min(LARGEST // reduction, short)
 

@@ -18,7 +18,7 @@ from zturbo.dataset import Encoded
 from zturbo.family import Family
 from zturbo.lowrank import Part, Target
 from zturbo.recipe import Compute, Data, Network, Optimizer, Previews, Recipe, Saving, Turbo
-from zturbo.roles import Unattended, each, watched
+from zturbo.roles import Unattended, counter, watched
 from zturbo.runfolder import RunFolder
 
 AURA = Family(
@@ -67,14 +67,14 @@ class AuraHost:
         from zturbo import turbo
 
         texts = (*captions.texts, *turbo.texts(self.recipe, given.trigger, self.turbo))
-        said = each(progress, len(texts) + len(given.items))
+        told = counter(progress, len(texts) + len(given.items))
         self.features = []
         for text in texts:
-            said()
+            told()
             self.features.append(torch.randn(5, 12, generator=torch.Generator().manual_seed(len(text) + ord(text[0]))))
         latents = []
         for item in given.items:
-            said()
+            told()
             small = torch.from_numpy(item.pixels())[::8, ::8].movedim(-1, 0)
             latents.append(torch.cat((small, small.mean(0, keepdim=True)))[None] * 2 - 1)
         return Encoded(latents)

@@ -1,6 +1,7 @@
 """Phases of a run: what is said of them, and that another objective is a class and no edit elsewhere."""
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,16 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
-from test_health import SMALL, restoring
 from test_trainer import PICTURES, LinearHost, Nobody, go, recipe
 
 from zturbo import phases, runlog, trainer
 from zturbo.batches import pictures_of
 from zturbo.objectives import FlowMatching, Penalty, Split
-from zturbo.phases import Phase, Stretch
-from zturbo.recipe import Previews
+from zturbo.phases import Phase, PlannedPhase
+from zturbo.recipe import Data, Previews, Turbo
 from zturbo.roles import PHASES
 from zturbo.runfolder import RunFolder
+
+SMALL = Turbo(size=64, every=5)
+
+
+def restoring():
+    """Four steps that learn, and five that restore."""
+    return recipe(steps=9, turbo=replace(SMALL, keep="restore", restore_steps=5, restore_prompts=("x",)))
 
 
 def order(said) -> list[str]:
@@ -28,7 +35,7 @@ def order(said) -> list[str]:
 
 
 def test_phases_are_said_in_their_order_with_progress(tmp_path):
-    given = replace(restoring(5), steps=9, previews=Previews(("a",), every=8))
+    given = replace(restoring(), previews=Previews(("a",), every=8))
     _, _, _, control = go(tmp_path, given)
     said = control.phases
     assert order(said) == [
@@ -94,7 +101,7 @@ def test_another_objective_is_a_class_and_an_entry_in_the_plan(tmp_path):
         16, 16, generator=torch.Generator().manual_seed(9)
     )
     given = recipe(steps=60, turbo=replace(SMALL, every=20))
-    plan = (Stretch("training", 60, distilling(teacher)),)
+    plan = (PlannedPhase("training", 60, distilling(teacher)),)
 
     def run(folder, control):
         return trainer.train(given, PICTURES, LinearHost(), folder, control, {}, plan)
@@ -118,7 +125,7 @@ def test_two_objectives_follow_each_other_and_one_may_be_a_penalty(tmp_path):
         return replace(phases.learning(session), penalties=(Penalty("drift", Distillation(teacher), 2.0, 2),))
 
     given = recipe(steps=20)
-    plan = (Stretch("training", 10, learning), Stretch("distilling", 20, distilling(teacher)))
+    plan = (PlannedPhase("training", 10, learning), PlannedPhase("distilling", 20, distilling(teacher)))
     control, run = Nobody(), RunFolder.new(tmp_path, given)
     result = trainer.train(given, PICTURES, LinearHost(), run, control, {}, plan)
     steps = [event for event in runlog.read_events(run.events) if "loss" in event]
@@ -147,3 +154,72 @@ def test_the_objective_of_the_pictures_is_a_function_of_its_index(tmp_path):
         for n in range(4):
             pieces = [loss for loss, _ in objective.losses(n, velocity, Split(1))]
             assert len(pieces) == 3 and float(sum(pieces)) == pytest.approx(wanted[n], rel=1e-5)
+
+
+def test_restoring_may_come_behind_any_phase_and_goes_on_after_a_cut(tmp_path):
+    teacher, given = LinearHost().linear.weight.detach(), replace(restoring(), steps=12)
+    plan = (
+        PlannedPhase("training", 4, phases.learning),
+        PlannedPhase("distilling", 7, distilling(teacher)),
+        PlannedPhase("restoring", 12, phases.restoring),
+    )
+
+    def run(folder, control):
+        return trainer.train(given, PICTURES, LinearHost(), folder, control, {}, plan)
+
+    control = Nobody()
+    whole = run(RunFolder.new(tmp_path, given), control)
+    assert order(control.phases)[-4:] == ["distilling", "walking", "restoring", "saving"]
+    folder = RunFolder.new(tmp_path, given)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, Nobody(cancel_after=9))
+    again = run(RunFolder(folder.path), Nobody())
+    assert again.losses == whole.losses and all(torch.equal(again.state[key], whole.state[key]) for key in whole.state)
+
+
+LOOK = 30  # calls of the velocity in a validation: two pictures held out and four trained, at five noise levels
+
+
+def validated(folder, host):
+    """Two steps, with a validation before the first and one after the second, and a preview at the end."""
+    data = Data(caption_dropout=0, validation=0.4, validation_every=2)
+    given = recipe(steps=2, data=data, turbo=Turbo(every=0), previews=Previews(("a",), every=0))
+    run, control = RunFolder.new(folder, given), Nobody()
+    result = trainer.train(given, replace(PICTURES, options=data), host, run, control, {})
+    looks = [event["step"] for event in runlog.read_events(run.events) if event.get("event") == "validation"]
+    return result, control, looks
+
+
+class Full(LinearHost):
+    """Has no memory left in one call of its velocity."""
+
+    calls, full_at = 0, 0
+
+    @contextmanager
+    def training(self, lora):
+        with super().training(lora) as velocity:
+
+            def counted(*given):
+                self.calls += 1
+                if self.calls == self.full_at:
+                    raise MemoryError
+                return velocity(*given)
+
+            yield counted
+
+
+def test_memory_that_runs_out_beside_the_last_step_costs_no_final_preview(tmp_path):
+    plain, control, looks = validated(tmp_path, Full())
+    assert looks == [0, 2] and control.previews == [2]
+    host = Full()
+    host.full_at = LOOK + 2 + LOOK  # the last call
+    result, control, looks = validated(tmp_path, host)
+    assert host.calls == host.full_at and host.saves_memory and looks == [0]
+    assert result.losses == plain.losses and control.previews == [2] and len(result.images) == 1
+
+
+def test_a_run_that_goes_back_to_its_beginning_keeps_its_first_validation(tmp_path):
+    host = LinearHost()
+    host.fail_at = (LOOK + 1,)  # in the first step
+    _, control, looks = validated(tmp_path, host)
+    assert any("Going back to step 0" in sentence for sentence in control.said) and looks == [0, 2]

@@ -81,7 +81,7 @@ def test_cut_off_without_a_chance_to_save(whole, tmp_path, at, monkeypatch):
             super().step(event)
             if event["step"] == at:
                 patch.setattr(RunFolder, "save", lambda *args: None)
-                patch.setattr(RunFolder, "checkpoint", lambda *args: None)
+                patch.setattr(RunFolder, "save_checkpoint", lambda *args: None)
                 raise PowerCut
 
     run = RunFolder.new(tmp_path, run_recipe())
@@ -332,7 +332,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(t
 def test_what_goes_wrong_while_a_checkpoint_is_written_ends_the_run_and_keeps_the_lora(tmp_path, monkeypatch):
     run = RunFolder.new(tmp_path, run_recipe(steps=12))
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(RunFolder, "checkpoint", lambda *given: 1 / 0)
+        patch.setattr(RunFolder, "save_checkpoint", lambda *given: 1 / 0)
         trainer.train(run_recipe(steps=12), PICTURES, LinearHost(), run, Nobody(), {})
     assert runfolder.steps_of(run.lora) >= 4 and not run.checkpoint_files()
     assert set(load_file(run.lora)) == {f"diffusion_model.layers.0.feed_forward.w1.lora_{half}.weight" for half in "AB"}

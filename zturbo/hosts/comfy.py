@@ -24,7 +24,7 @@ from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
 from ..recipe import Recipe
-from ..roles import Progress, each, quiet, watched
+from ..roles import Progress, counter, quiet, watched
 from . import (
     comfy_adapter,
     comfy_added,
@@ -135,12 +135,12 @@ class ComfyHost:
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
         """See `roles.Host.encode`."""
         texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
-        said = each(progress, len(texts) + len(dataset.items))
-        self.encode_texts(texts, said)
+        told = counter(progress, len(texts) + len(dataset.items))
+        self.encode_texts(texts, told)
         self.encode_prompts()
         autoencoder, latents = comfy_cache.of_vae(self.vae), []
         for item in dataset.items:
-            said()
+            told()
             latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
@@ -155,12 +155,12 @@ class ComfyHost:
         with core_mode():
             self.prompts = [comfy_draw.encode_prompt(self.clip, prompt) for prompt in self.recipe.previews.prompts]
 
-    def encode_texts(self, texts: Iterable[str], said: Callable[[], None] = lambda: None):
-        """Give the texts numbers, in their order from 0. said: called before each."""
+    def encode_texts(self, texts: Iterable[str], told: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0. told: called before each."""
         self.features, self.captions = [], {}
         text_encoder = comfy_cache.of_clip(self.clip)
         for text in texts:
-            said()
+            told()
             self.features.append(self._features(text_encoder, text))
 
     def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:

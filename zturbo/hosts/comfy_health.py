@@ -80,7 +80,7 @@ def velocities(model, clip, vae, prompts: tuple[str, ...]):
     host = ComfyHost(model, clip, vae, Recipe(compute=compute, turbo=Turbo(prompts=prompts, every=0)))
     host.encode_texts(prompts)
     with host.training({}) as velocity:
-        yield turbo.with_adapter(velocity, 0.0), host
+        yield turbo.with_adapter_at(0.0, velocity), host
 
 
 def drawn(model, clip, vae, prompts: tuple[str, ...], size: int, seed: int) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from ..lorafile import LoraFile
 from ..lowrank import Difference, Factors, Target
 from ..memory import Need
 from ..recipe import Recipe
-from ..roles import Progress, each, quiet, watched
+from ..roles import Progress, counter, quiet, watched
 from . import devices, room
 from .diffusers_load import Loaded
 
@@ -124,14 +124,14 @@ class DiffusersHost:
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
         """See `roles.Host.encode`."""
         texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
-        said = each(progress, len(texts) + len(dataset.items))
+        told = counter(progress, len(texts) + len(dataset.items))
         with moved(self.loaded.text_encoder.module, self.device):
-            self.encode_texts(texts, said)
+            self.encode_texts(texts, told)
             self.encode_prompts()
         latents = []
         with moved(self.loaded.autoencoder.module, self.device):
             for item in dataset.items:
-                said()
+                told()
                 latents.append(self._views(item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
@@ -142,11 +142,11 @@ class DiffusersHost:
         with moved(self.loaded.text_encoder.module, self.device):
             self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
 
-    def encode_texts(self, texts: Iterable[str], said: Callable[[], None] = lambda: None):
-        """Give the texts numbers, in their order from 0. said: called before each."""
+    def encode_texts(self, texts: Iterable[str], told: Callable[[], None] = lambda: None):
+        """Give the texts numbers, in their order from 0. told: called before each."""
         self.features = []
         for text in texts:
-            said()
+            told()
             self.features.append(self._features(text))
 
     def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
