@@ -109,7 +109,7 @@ def test_the_tiny_model_is_small():
     assert sum(path.stat().st_size for path in files) < 12e6
 
 
-@pytest.mark.parametrize("room", ["trainer", "flow", "lowrank", "dataset", "runfolder"])
+@pytest.mark.parametrize("room", ["trainer", "flow", "lowrank", "dataset", "captions", "buckets", "runfolder"])
 def test_what_is_trained_knows_no_host(room):
     text = (ROOT / "zturbo" / f"{room}.py").read_text(encoding="utf-8").lower()
     assert "comfy" not in text and "diffusers" not in text
