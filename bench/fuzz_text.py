@@ -9,7 +9,7 @@ import tomllib
 from bench.fuzz_damage import STRINGS, damage, value
 from bench.fuzz_tensors import TARGETS
 from bench.fuzz_watch import Damaged, Place
-from zturbo import dataset, network, recipefile, runfolder, runlog, runs
+from zturbo import buckets, network, recipefile, runfolder, runlog, runs
 from zturbo.errors import ZTurboError
 from zturbo.recipe import Loss, Network, Previews, Recipe, Timesteps
 from zturbo.runfolder import RunFolder
@@ -183,7 +183,7 @@ def widget_texts(rng: random.Random, place: Place) -> Damaged:
 
 
 def use_sides(text: str):
-    assert all(64 <= side <= 4096 for side in dataset.read_sides(text))
+    assert all(64 <= side <= 4096 for side in buckets.read_sides(text))
 
 
 def use_targets(text: str):

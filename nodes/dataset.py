@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ..zturbo import dataset, plots
+from ..zturbo import buckets, dataset, plots
 from ..zturbo.errors import DatasetError
 from ..zturbo.hosts import comfy_paths
 from ..zturbo.recipe import Data
@@ -108,7 +108,7 @@ class ZTurboImageDataset(io.ComfyNode):
     ) -> io.NodeOutput:
         """images: a list of batches [B, H, W, C]; captions: a list of texts; a single one has a caption a line."""
         options = Data(**inputs.values(Data, given))
-        sides = (resolution, *dataset.read_sides(more_resolutions))
+        sides = (resolution, *buckets.read_sides(more_resolutions))
         if images is None:
             regularisation = (
                 comfy_paths.dataset_folder(regularisation_folder) if regularisation_folder.strip() else None

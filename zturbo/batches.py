@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from . import flow
-from .dataset import Captions, Dataset, Encoded
+from .captions import Captions
+from .dataset import Dataset, Encoded
 from .recipe import Recipe
 from .roles import Host, Progress, quiet
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import lorafile, loranames, modelfile, network
+from . import lorafile, loraforms, loranames, modelfile, network
 from .errors import LoraFileError
 from .lorafile import LoraFile, LoraState
 from .lowrank import Difference, Factors
@@ -63,7 +63,7 @@ def convert(path: str | Path, rank: int, dtype: str, weights: Weights | None = N
     else:
         before = after = with_row_lengths(source.factors, weights, notes, path.name)
     state = lorafile.state_dict(after, lorafile.DTYPES[dtype])
-    if broken := lorafile.not_finite(state):
+    if broken := loraforms.not_finite(state):
         raise LoraFileError(f"{broken} has numbers that are too large for {dtype}. Choose bf16 or fp32.")
     written = lorafile.parse(state)[0]
     whole, worst, name = errors(before, written)
@@ -83,7 +83,7 @@ def _resized(
             raise LoraFileError(_dora_resized(file, name))
         small = resize(one, rank)
         if name.endswith("attention.qkv"):
-            after |= lorafile.split_fused(name, small, file)
+            after |= loraforms.split_fused(name, small, file)
             before[name] = one
         else:
             before[name], after[name] = one, small

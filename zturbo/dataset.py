@@ -1,7 +1,6 @@
 """A folder of pictures and captions, as the trainer wants it: checked, captioned, fitted to buckets."""
 
 import hashlib
-import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -11,19 +10,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from . import flow, words
+from .buckets import SMALLEST, bucket, cropped_share
+from .captions import Captions, apply_trigger, need_words, one_line, tag_orders
 from .errors import DatasetError
 from .family import Z_IMAGE, Family
 from .folder import DOUBTED, Found, Listing, look_through
 from .picturefile import has_transparency, load_mask, load_picture, on_white
 from .recipe import Data
-from .words import is_text
 
-ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")
-COMMAS = re.compile("[,，、]")  # between tags
 CROPPED = 20  # most cropped pictures that a report names
-SMALLEST = 32  # pixels on the shorter side
 DEFAULTS = Data()
 
 
@@ -109,7 +105,7 @@ class Dataset:
             return 0.0
         return self.options.caption_dropout if item.dropout is None else item.dropout
 
-    def captions(self) -> "Captions":
+    def captions(self) -> Captions:
         """Every caption that training may show."""
         shown = [self._variants(item.caption) for item in self.items]
         dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
@@ -170,19 +166,6 @@ def _first_hash(names: set[str]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Captions:
-    """Every text that training may show, once.
-
-    texts: all that there are. of: for each picture the numbers of the texts it may be shown with. dropped: number of
-    the text that stands in for a dropped caption.
-    """
-
-    texts: tuple[str, ...]
-    of: tuple[tuple[int, ...], ...]
-    dropped: int | None
-
-
-@dataclass(frozen=True)
 class Encoded:
     """What a host makes of a dataset, on the CPU.
 
@@ -190,50 +173,6 @@ class Encoded:
     """
 
     latents: list[torch.Tensor]
-
-
-def tags_of(caption: str) -> list[str]:
-    """What stands between commas, Western or Chinese."""
-    return [tag.strip() for tag in COMMAS.split(caption) if tag.strip()]
-
-
-def tag_orders(caption: str, keep: int) -> tuple[str, ...]:
-    """The caption and up to seven other orders of its tags, the first `keep` in front.
-
-    A function of the caption alone.
-    """
-    tags = tags_of(caption)
-    front, rest = tags[:keep], tags[keep:]
-    orders = [", ".join(tags)]
-    for n in range(ORDERS - 1):
-        mixed = [rest[i] for i in torch.randperm(len(rest), generator=flow.generator("tags", caption, n)).tolist()]
-        orders.append(", ".join([*front, *mixed]))
-    return tuple(dict.fromkeys(orders))
-
-
-def bucket(
-    width: int, height: int, resolution: int, upscale: bool = False, grain: int = Z_IMAGE.grain
-) -> tuple[int, int]:
-    """The size to train at: the picture's aspect ratio at an area of resolution², in multiples of 16.
-
-    The picture is enlarged only where `upscale` says so. Raises ValueError when the shorter side would fall under 32
-    pixels.
-    """
-    scale = resolution / math.sqrt(width * height)
-    factor = scale if upscale else min(1.0, scale)
-    fit = lambda side: max(grain, round(side * factor / grain) * grain)  # noqa: E731
-    size = fit(width), fit(height)
-    if not upscale:
-        size = min(size[0], width // grain * grain), min(size[1], height // grain * grain)
-    if min(size) < SMALLEST:
-        raise ValueError(f"{width}x{height} pixels is too small")
-    return size
-
-
-def cropped_share(width: int, height: int, size: tuple[int, int]) -> float:
-    """Share of the area that a centre crop to size's aspect ratio cuts away."""
-    have, want = width / height, size[0] / size[1]
-    return 1 - min(have, want) / max(have, want)
 
 
 def contents(paths: list[Path]) -> dict[Path, str]:
@@ -267,22 +206,6 @@ def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
     return None
 
 
-def one_line(trigger: str) -> str:
-    """A trigger word without white space around it, and single spaces in it."""
-    return " ".join(trigger.split())
-
-
-def apply_trigger(caption: str, trigger: str) -> str:
-    """The trigger word where `[trigger]` stands, else in front, unless the caption already has it."""
-    if not trigger:
-        return caption.strip()
-    if words.PLACE.search(caption):
-        return words.filled(caption, trigger).strip()
-    if words.has_word(caption, trigger):
-        return caption.strip()
-    return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
-
-
 def from_folder(
     folder: str | os.PathLike,
     resolutions: tuple[int, ...],
@@ -302,9 +225,9 @@ def from_folder(
     more: list[Item] = []
     if beside is not None:
         more, more_notes = _read_folder(beside, resolutions, "", options, None, family, regularisation=True)
-        _need_words(more)
+        need_words(more)
         notes += more_notes
-    _need_words(items)
+    need_words(items)
     apart = "" if regularisation is None else str(regularisation)
     return Dataset((*items, *more), trigger, options, tuple(notes), str(folder), resolutions, apart)
 
@@ -365,16 +288,6 @@ def _note(listing: Listing, firsts: list[Item], from_json: list[tuple[Path, str]
     listing.note(listing.old, "texts are no UTF-8 and were read as Windows-1252", ". See whether the letters are right")
 
 
-def read_sides(text: str) -> tuple[int, ...]:
-    """Resolutions, in pixels, with commas between. Raises DatasetError."""
-    sides = []
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        if not word.isdecimal() or len(word) > 4 or not 64 <= int(word) <= 4096:
-            raise DatasetError(_no_resolution(word))
-        sides.append(int(word))
-    return tuple(sides)
-
-
 def from_arrays(
     images: list[np.ndarray],
     captions: list[str],
@@ -399,7 +312,7 @@ def from_arrays(
         items += _fitted(one, resolutions, options.upscale, family.grain)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
-    _need_words(items)
+    need_words(items)
     return Dataset(tuple(items), trigger, options)
 
 
@@ -429,18 +342,7 @@ def _fitted(item: Item, resolutions: tuple[int, ...], upscale: bool, grain: int)
     return [replace(item, size=size, cropped=cropped_share(*item.size, size)) for size in sizes]
 
 
-def _need_words(items: list[Item]):
-    """Raise DatasetError for captions that are none. The pictures are either all for regularisation or none of them."""
-    beside = any(item.regularisation for item in items)
-    if marked := [item.name for item in items if words.PLACE.search(item.caption)]:
-        raise DatasetError(_open_place_beside(marked) if beside else _open_place(marked))
-    if cut := [item.name for item in items if not is_text(item.caption)]:
-        raise DatasetError(_half_a_character(cut))
-    if silent := [item.name for item in items if not item.caption]:
-        raise DatasetError(_silent_beside(silent) if beside else _silent(silent, len(items)))
-
-
-# What is said of pictures. names: those of the pictures that it is true of
+# What is said of pictures
 
 
 def _often(item: Item) -> str:
@@ -455,13 +357,6 @@ def _mask_of_another_shape(mask: str, size: tuple[int, int], of_picture: tuple[i
     return f"The mask {mask} is {w}x{h}, its picture {width}x{height}: another shape. Make them alike."
 
 
-def _no_resolution(word: str) -> str:
-    return (
-        f"{word!r} is no resolution. "
-        "Give whole numbers of pixels from 64 to 4096 with commas between, for example 512, 768."
-    )
-
-
 def _pictures_and_captions(pictures: int, captions: int) -> str:
     return (
         f"There are {pictures} pictures and {captions} captions. "
@@ -471,38 +366,3 @@ def _pictures_and_captions(pictures: int, captions: int) -> str:
 
 def _no_picture_of_that_shape(shape: tuple[int, ...]) -> str:
     return f"A picture came in as an array of the shape {shape}; it must be height, width and 1, 3 or 4 channels."
-
-
-def _open_place(names: list[str]) -> str:
-    return (
-        f"{len(names)} captions have [trigger] in them (for example that of {names[0]}), "
-        "but there is no trigger word. Set one."
-    )
-
-
-def _open_place_beside(names: list[str]) -> str:
-    return (
-        f"{len(names)} captions of regularisation pictures have [trigger] in them (for example that of {names[0]}), "
-        "but these pictures have no trigger word. Take it out."
-    )
-
-
-def _half_a_character(names: list[str]) -> str:
-    return (
-        f"{len(names)} captions have half a character in them (a cut emoji; for example that of {names[0]}). "
-        "Write them, or the trigger word, anew."
-    )
-
-
-def _silent(names: list[str], pictures: int) -> str:
-    return (
-        f"{len(names)} of {pictures} pictures have no caption (for example {', '.join(names[:3])}). "
-        "Set a trigger word, or write a .txt file with the same name beside each picture."
-    )
-
-
-def _silent_beside(names: list[str]) -> str:
-    return (
-        f"{len(names)} regularisation pictures have no caption (for example {', '.join(names[:3])}). "
-        "Write a .txt file without the trigger word beside each."
-    )

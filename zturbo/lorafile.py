@@ -11,8 +11,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from . import files, loranames, modelfile, peft_config, tensorfile
+from . import files, loraforms, loranames, modelfile, peft_config, tensorfile
 from .errors import LoraFileError, ModelError
-from .lowrank import Difference, Factors, Part, Target
-from .lycoris import LoHa, LoKr
+from .lowrank import Difference, Part, Target
 
-SCALES = {"alpha", "dora_scale"}
 THUMBNAIL = 256  # pixels on the longer side
-LARGEST = 2**28  # numbers of a matrix; the largest of Z-Image has 2**25
 EMPTY = {"lora_A.weight", "lora_B.weight"}
 HEADER_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -203,14 +200,14 @@ def parse(
     found, leftover = _sorted_out(tensors, file)
     differences: dict[str, Difference] = {}
     for name, parts in found.items():
-        one = _difference(name, parts, file)
+        one = loraforms.difference(name, parts, file)
         if config is not None and "alpha" not in parts:
-            one = scaled(one, peft_config.scale(config, name, one.rank, file))
+            one = loraforms.scaled(one, peft_config.scale(config, name, one.rank, file))
         is_fused = name.endswith("attention.qkv")
-        if is_fused and (twice := found.keys() & _thirds(name)):
+        if is_fused and (twice := found.keys() & loraforms.thirds(name)):
             raise LoraFileError(_twice(file, min(twice), "by itself and in the fused qkv"))
-        if is_fused and (splits(one) or not keep_fused):
-            differences.update(split_fused(name, one, file))
+        if is_fused and (loraforms.splits(one) or not keep_fused):
+            differences.update(loraforms.split_fused(name, one, file))
         else:
             differences[name] = one
     return differences, leftover
@@ -227,7 +224,7 @@ def _sorted_out(tensors: dict[str, torch.Tensor], file: str) -> tuple[dict[str, 
         if name is None:
             leftover.append(key)
             continue
-        if kind in SCALES:
+        if kind in loraforms.SCALES:
             scales.setdefault(name, []).append(key)
         if not _alike(found.setdefault(name, {}).setdefault(kind, tensor), tensor):
             how = "in two dialects or of two adapters, with different numbers"
@@ -235,167 +232,15 @@ def _sorted_out(tensors: dict[str, torch.Tensor], file: str) -> tuple[dict[str, 
     for name in empty_parts(tensors):
         found.pop(name, None)
     others = {name for key in leftover if (name := loranames.changes(key))}
-    for name in [name for name, parts in found.items() if name in others and parts.keys() <= SCALES]:
+    for name in [name for name, parts in found.items() if name in others and parts.keys() <= loraforms.SCALES]:
         leftover += scales[name]  # of a form that is no LoRA
         del found[name]
     return found, leftover
 
 
-def _thirds(fused: str) -> list[str]:
-    """to_q, to_k and to_v of a fused qkv."""
-    return [f"{fused.removesuffix('qkv')}to_{letter}" for letter in "qkv"]
-
-
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     """The same numbers?"""
     return one is other or (one.shape == other.shape and torch.equal(one.double(), other.double()))
-
-
-def scaled(one: Difference, factor: float) -> Difference:
-    """`factor` times the difference.
-
-    Where a file has no place for a scale (LoKr of two whole matrices) the smaller matrix takes it.
-    """
-    if factor == 1:
-        return one
-    if isinstance(one, LoKr) and one.alpha is None:
-        return replace(one, w1=one.w1 * factor)
-    assert isinstance(one, (Factors, LoKr, LoHa))
-    return replace(one, scale=one.scale * factor)
-
-
-def _difference(name: str, parts: dict[str, torch.Tensor], file: str) -> Difference:
-    _check_numbers(name, parts, file)
-    alpha = parts.get("alpha")
-    kinds = parts.keys() - SCALES
-    family = next((family for family in FORMS if any(kind.startswith(family) for kind in kinds)), None)
-    if family is None:
-        raise LoraFileError(_no_matrices(file, name, list(parts)))
-    if "dora_scale" in parts and family != "lora_":
-        raise LoraFileError(f"{file}: {name} is a LoKr or LoHa with weight decomposition, which is not understood.")
-    one = FORMS[family](name, parts, None if alpha is None else alpha.item(), file)
-    if math.prod(one.shape) > LARGEST:
-        raise LoraFileError(_too_large(file, name, one.shape))
-    return one
-
-
-def _check_numbers(name: str, parts: dict[str, torch.Tensor], file: str):
-    """Raise LoraFileError where the tensors of a part hold what no LoRA holds."""
-    for kind, tensor in parts.items():
-        if kind != "alpha" and not tensor.is_floating_point():
-            raise LoraFileError(f"{file}: {name} holds {tensor.dtype} numbers; a LoRA has floating point ones.")
-    for kind, tensor in parts.items():
-        if tensor.ndim > 4:
-            raise LoraFileError(f"{file}: {kind} of {name} has {tensor.ndim} dimensions; a LoRA has matrices.")
-    alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise LoraFileError(f"{file}: the alpha of {name} has the shape {tuple(alpha.shape)}; it must be one number.")
-    if broken := not_finite(parts):
-        raise LoraFileError(_numbers_not_finite(file, f"{broken} of {name}"))
-
-
-def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The name of the first with a number that is none, or is infinite; else nothing."""
-    return next((name for name, tensor in tensors.items() if not tensor.float().isfinite().all()), "")
-
-
-def _matrices(name: str, parts: dict[str, torch.Tensor], kinds: tuple[str, ...], file: str) -> list[torch.Tensor]:
-    missing = [kind for kind in kinds if kind not in parts]
-    if missing:
-        raise LoraFileError(f"{file} has only {', '.join(parts)} of {name}: {', '.join(missing)} is missing.")
-    flat = [_flat(parts[kind]) for kind in kinds]
-    if any(tensor.ndim != 2 or not tensor.numel() for tensor in flat):
-        shapes = ", ".join(str(tuple(parts[kind].shape)) for kind in kinds)
-        raise LoraFileError(f"{file}: the parts of {name} are no matrices: {shapes}.")
-    return flat
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A 1x1 convolution's as a matrix; any other as it is."""
-    return tensor.flatten(2).squeeze(2) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor
-
-
-def _fit(name: str, pairs: list[tuple[torch.Tensor, torch.Tensor]], file: str):
-    for down, up in pairs:
-        if down.shape[0] != up.shape[1]:
-            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-            raise LoraFileError(f"{file}: the matrices of {name} do not fit each other: {shapes}.")
-
-
-def _lora(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> Factors:
-    A, B = _matrices(name, parts, ("lora_A.weight", "lora_B.weight"), file)
-    _fit(name, [(A, B)], file)
-    magnitude = parts.get("dora_scale")
-    if magnitude is not None and magnitude.ndim == 1:
-        magnitude = magnitude[:, None]  # PEFT's: one length for each output row
-    by_column, by_row = (1, A.shape[1]), (B.shape[0], 1)
-    if magnitude is not None and magnitude.shape not in (by_column, by_row):
-        shapes = f"the shape {tuple(magnitude.shape)}; it must be {by_column} or {by_row}"
-        raise LoraFileError(f"{file}: the dora_scale of {name} has {shapes}.")
-    return Factors(A, B, 1.0 if alpha is None else alpha / A.shape[0], magnitude)
-
-
-def _lokr(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> LoKr:
-    if "lokr_w1" not in parts:
-        up, down = _matrices(name, parts, ("lokr_w1_a", "lokr_w1_b"), file)
-        _fit(name, [(down, up)], file)
-        if up.shape[0] * down.shape[1] > LARGEST:
-            size = f"{up.shape[0]}x{down.shape[1]}"
-            raise LoraFileError(f"{file}: lokr_w1 of {name} would be {size}, larger than any model's matrix.")
-    w1 = _matrices(name, parts, ("lokr_w1",), file)[0] if "lokr_w1" in parts else up.float() @ down.float()
-    rank = None if "lokr_w1" in parts else down.shape[0]
-    if "lokr_w2" in parts:
-        (w2,) = _matrices(name, parts, ("lokr_w2",), file)
-        return LoKr(w1 if rank is None or alpha is None else w1 * (alpha / rank), (w2,))
-    w2_a, w2_b = _matrices(name, parts, ("lokr_w2_a", "lokr_w2_b"), file)
-    _fit(name, [(w2_b, w2_a)], file)
-    return LoKr(w1, (w2_a, w2_b), 1.0 if alpha is None else alpha / w2_b.shape[0])
-
-
-def _loha(name: str, parts: dict[str, torch.Tensor], alpha: float | None, file: str) -> LoHa:
-    w1_a, w1_b, w2_a, w2_b = _matrices(name, parts, ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), file)
-    _fit(name, [(w1_b, w1_a), (w2_b, w2_a)], file)
-    if (w1_a.shape[0], w1_b.shape) != (w2_a.shape[0], w2_b.shape):
-        raise LoraFileError(f"{file}: the two products of {name} do not fit each other.")
-    return LoHa(w1_a, w1_b, w2_a, w2_b, 1.0 if alpha is None else alpha / w1_b.shape[0])
-
-
-FORMS: dict[str, Callable[[str, dict[str, torch.Tensor], float | None, str], Difference]] = {
-    "lora_": _lora,
-    "lokr_": _lokr,
-    "hada_": _loha,
-}
-
-
-BY_ROWS = {"lora_B.weight", "hada_w1_a", "hada_w2_a", "lokr_w1"}
-
-
-def splits(whole: Difference) -> bool:
-    """Has each third of the rows matrices, and lengths, of its own?"""
-    rows = [tensor.shape[0] for key, tensor in whole.tensors.items() if key in BY_ROWS]
-    return _one_length(whole) is None and all(count % 3 == 0 for count in rows)
-
-
-def _one_length(whole: Difference) -> torch.Tensor | None:
-    """A DoRA's lengths where all rows share them."""
-    magnitude = whole.tensors.get("dora_scale")
-    return magnitude if magnitude is not None and magnitude.shape[0] == 1 else None
-
-
-def split_fused(name: str, whole: Difference, file: str) -> dict[str, Difference]:
-    """A difference of the fused qkv as three, each with a third of the rows.
-
-    Raises LoraFileError where that cannot be exact.
-    """
-    if _one_length(whole) is not None:
-        raise LoraFileError(_one_length_for_three(file, name))
-    if not splits(whole):
-        raise LoraFileError(_not_split(file, name))
-    by_rows = {*BY_ROWS, "dora_scale"}
-    split = {key: tensor.chunk(3) if key in by_rows else [tensor] * 3 for key, tensor in whole.tensors.items()}
-    return {
-        third: whole.of({key: tensors[i] for key, tensors in split.items()}) for i, third in enumerate(_thirds(name))
-    }
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -442,7 +287,7 @@ def write(path: str | os.PathLike, state: dict[str, torch.Tensor], metadata: dic
     Raises LoraFileError, naming the reason: the disk's, or a number that is none.
     """
     path = Path(path)
-    if broken := not_finite(state):
+    if broken := loraforms.not_finite(state):
         raise LoraFileError(_not_written(broken, state[broken].dtype))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -497,7 +342,7 @@ def from_state(state: Mapping[str, torch.Tensor], file: str = "the LoRA") -> dic
     for key, tensor in state.items():
         kind, stem = loranames.kind(key)
         found.setdefault(stem.removeprefix("diffusion_model."), {})[kind] = tensor
-    return {name: _difference(name, parts, file) for name, parts in found.items()}
+    return {name: loraforms.difference(name, parts, file) for name, parts in found.items()}
 
 
 def read_own(path: Path) -> dict[str, Difference]:
@@ -511,7 +356,7 @@ def read_own(path: Path) -> dict[str, Difference]:
     return from_state(tensors, path.name)
 
 
-# What is said of a file. part: of the LoRA, by its name
+# What is said of a file
 
 
 def _not_whole(file: str, error: Exception) -> str:
@@ -532,37 +377,6 @@ def _scale_in_the_header(alpha: float, rank: int) -> str:
 
 def _twice(file: str, what: str, how: str) -> str:
     return f"{file} holds {what} twice, {how}. Keep one of them."
-
-
-def _numbers_not_finite(file: str, what: str) -> str:
-    return (
-        f"{file}: {what} holds numbers that are not finite. The training that made it has failed: use an earlier save."
-    )
-
-
-def _no_matrices(file: str, part: str, has: list[str]) -> str:
-    return (
-        f"{file} has only {', '.join(has)} of {part}: its matrices are missing, "
-        "or of a kind that is not understood (LoRA, DoRA, LoKr and LoHa are)."
-    )
-
-
-def _too_large(file: str, part: str, shape: tuple[int, int]) -> str:
-    return f"{file}: {part} would change a matrix of {shape[0]}x{shape[1]} numbers; no model has one so large."
-
-
-def _one_length_for_three(file: str, part: str) -> str:
-    return (
-        f"{file}: {part} is a DoRA with one length for q, k and v together, which cannot be taken apart. "
-        "Train it on to_q, to_k and to_v."
-    )
-
-
-def _not_split(file: str, part: str) -> str:
-    return (
-        f"{file}: {part} cannot be split into its three parts exactly. "
-        "Give it a rank in Convert LoRA, which makes it a plain LoRA."
-    )
 
 
 def _not_written(key: str, dtype: torch.dtype) -> str:

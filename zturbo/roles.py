@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .dataset import Captions, Dataset, Encoded
+from .captions import Captions
+from .dataset import Dataset, Encoded
 from .family import Family
 from .lowrank import Difference, Target
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from . import checkpoint, network, recipefile, roles, runlog, session, trainer, words
-from .dataset import Dataset, tags_of
+from .captions import tags_of
+from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
 from .filenames import file_name
 from .recipe import Inputs, Previews, Recipe, teaches

@@ -13,6 +13,8 @@ from .errors import ZTurboError
 from .words import is_text
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+STEPS = (0, 100000)  # in a node's widget
+SEEDS = (0, 0xFFFFFFFFFFFFFFFF)
 
 
 @dataclass(frozen=True)

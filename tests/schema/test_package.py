@@ -112,7 +112,7 @@ def test_the_tiny_model_is_small():
 
 LEARNING = (
     *("trainer", "session", "phases", "objectives", "step", "hooks", "batches", "roles", "family", "state"),
-    *("flow", "lowrank", "health", "turbo", "network", "dataset", "checkpoint", "runfolder"),
+    *("flow", "lowrank", "health", "turbo", "network", "dataset", "captions", "buckets", "checkpoint", "runfolder"),
 )
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 from safetensors.torch import save, save_file
 
 from zturbo import (
+    buckets,
     checkpoint,
     convert,
     dataset,
@@ -228,7 +229,7 @@ def test_half_an_emoji_in_the_trigger_word(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "read", [dataset.read_sides, lambda text: network.read_targets("*:" + text, 4), network.read_layers]
+    "read", [buckets.read_sides, lambda text: network.read_targets("*:" + text, 4), network.read_layers]
 )
 def test_numbers_of_thousands_of_digits(read):
     with pytest.raises(ZTurboError):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zturbo import dataset
+from zturbo import buckets, captions, dataset
 from zturbo.errors import DatasetError
 from zturbo.recipe import Data
 
@@ -109,7 +109,7 @@ def test_a_place_for_a_trigger_needs_one(tmp_path):
     ],
 )
 def test_trigger(caption, expected):
-    assert dataset.apply_trigger(caption, "zvk") == expected
+    assert captions.apply_trigger(caption, "zvk") == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_trigger(caption, expected):
     ],
 )
 def test_buckets_keep_shape_and_area_and_never_enlarge(given, resolution, expected):
-    size = dataset.bucket(*given, resolution)
+    size = buckets.bucket(*given, resolution)
     assert size == expected
     assert all(side % 16 == 0 for side in size)
 
@@ -182,20 +182,20 @@ def test_several_resolutions_where_the_picture_is_large_enough(tmp_path):
     save(tmp_path, "small.png", left_red(64, 64))
     found = dataset.from_folder(tmp_path, (128, 256))
     assert sorted(item.size for item in found.items) == [(64, 64), (176, 96), (368, 176)]
-    assert dataset.read_sides(" 512, 768,") == (512, 768) and dataset.read_sides("") == ()
+    assert buckets.read_sides(" 512, 768,") == (512, 768) and buckets.read_sides("") == ()
     for wrong in ("512px", "12", "1e3", "-512"):
         with pytest.raises(DatasetError, match="is no resolution"):
-            dataset.read_sides(wrong)
+            buckets.read_sides(wrong)
 
 
 def test_orders_of_tags_keep_the_first_and_lose_none():
-    orders = dataset.tag_orders("zvk, red, round, small, old", 1)
-    assert orders[0] == "zvk, red, round, small, old" and 4 <= len(orders) == len(set(orders)) <= dataset.ORDERS
+    orders = captions.tag_orders("zvk, red, round, small, old", 1)
+    assert orders[0] == "zvk, red, round, small, old" and 4 <= len(orders) == len(set(orders)) <= captions.ORDERS
     assert all(
         order.split(", ")[0] == "zvk" and sorted(order.split(", ")) == sorted(orders[0].split(", ")) for order in orders
     )
-    assert orders == dataset.tag_orders("zvk, red, round, small, old", 1)
-    assert dataset.tag_orders("one sentence without a list", 1) == ("one sentence without a list",)
+    assert orders == captions.tag_orders("zvk, red, round, small, old", 1)
+    assert captions.tag_orders("one sentence without a list", 1) == ("one sentence without a list",)
 
 
 def test_captions_hold_every_text_once_and_the_trigger_for_dropped_ones():
@@ -272,7 +272,7 @@ def test_a_picture_may_have_its_own_caption_dropout(tmp_path):
 
 
 def test_upscale_enlarges_only_where_asked(tmp_path):
-    assert dataset.bucket(64, 48, 128) == (64, 48) and dataset.bucket(64, 48, 128, upscale=True) == (144, 112)
+    assert buckets.bucket(64, 48, 128) == (64, 48) and buckets.bucket(64, 48, 128, upscale=True) == (144, 112)
     picture(tmp_path / "a.png")
     assert dataset.from_folder(tmp_path, (128,), "zvk", Data(upscale=True)).items[0].pixels().shape == (112, 144, 3)
 

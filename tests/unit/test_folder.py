@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from zturbo import dataset, picturefile
+from zturbo.captions import apply_trigger, tag_orders
 from zturbo.errors import DatasetError
 from zturbo.recipe import Data
 
@@ -471,11 +472,11 @@ def test_white_space_around_a_trigger_word_is_nothing(tmp_path, given, trigger):
     ],
 )  # fmt: skip
 def test_a_trigger_word_is_found_in_every_writing(caption, trigger, expected):
-    assert dataset.apply_trigger(caption, trigger) == expected
+    assert apply_trigger(caption, trigger) == expected
 
 
 def test_commas_of_chinese_writing_divide_tags():
-    orders = dataset.tag_orders("小明，红色外套、公园, day", 1)
+    orders = tag_orders("小明，红色外套、公园, day", 1)
     assert (
         orders[0] == "小明, 红色外套, 公园, day"
         and len(orders) > 3

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from zturbo import batches
-from zturbo.dataset import Captions, Encoded
+from zturbo.captions import Captions
+from zturbo.dataset import Encoded
 from zturbo.recipe import Recipe
 
 

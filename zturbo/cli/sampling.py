@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .. import lorafile
+from .. import lorafile, loraforms
 from ..errors import ZTurboError
 from ..recipe import Compute, Inputs, Previews, Recipe, Turbo
 from . import hosts
@@ -63,7 +63,7 @@ def run_sample(args) -> int:
     state = {}
     if file is not None:
         lorafile.check_fit(file.factors, host.drawable, args.lora.name)
-        scaled = {name: lorafile.scaled(one, args.strength) for name, one in file.factors.items()}
+        scaled = {name: loraforms.scaled(one, args.strength) for name, one in file.factors.items()}
         state = lorafile.state_dict(scaled, lorafile.DTYPES["fp32"])
     host.encode_prompts()
     first, files = next_number(args.out), []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
+from .. import buckets, dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
 from ..errors import ZTurboError
 from ..lowrank import Target
 from ..recipe import Recipe
@@ -68,7 +68,7 @@ def pictures_of(given: Recipe) -> dataset.Dataset:
     inputs = given.inputs
     if not inputs.pictures:
         raise ZTurboError(NO_PICTURES)
-    sides = dataset.read_sides(inputs.resolutions)
+    sides = buckets.read_sides(inputs.resolutions)
     if not sides:
         raise ZTurboError(_no_resolutions(inputs.resolutions))
     apart = inputs.regularisation or None

@@ -19,7 +19,8 @@ import torch.utils.checkpoint
 
 from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
-from ..dataset import Captions, Dataset, Encoded
+from ..captions import Captions
+from ..dataset import Dataset, Encoded
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target

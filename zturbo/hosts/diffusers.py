@@ -14,7 +14,8 @@ import torch
 
 from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
-from ..dataset import Captions, Dataset, Encoded
+from ..captions import Captions
+from ..dataset import Dataset, Encoded
 from ..errors import LoraFileError, ModelError
 from ..family import Z_IMAGE
 from ..lorafile import LoraFile
