@@ -169,7 +169,7 @@ def _first_hash(names: set[str]) -> bytes:
 class Encoded:
     """What a host makes of a dataset, on the CPU.
 
-    latents: one a picture, [V, 16, h, w] fp32 in model space: as it is and, where flips are asked for, mirrored.
+    latents: one a picture, [V, C, h, w] fp32 in model space: as it is and, where flips are asked for, mirrored.
     """
 
     latents: list[torch.Tensor]

@@ -33,6 +33,10 @@ class Family:
     blocks: tuple[str, ...] = ("layers.",)
     groups: Mapping[str, str] = field(default_factory=dict)
 
+    def latent(self, batch: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """The shape of latents of pictures of so many pixels."""
+        return batch, self.channels, height // self.reduction, width // self.reduction
+
     @property
     def grain(self) -> int:
         """Pixels: a picture's sides are multiples of it."""

@@ -223,7 +223,7 @@ def read_start(path, targets: list[Target]) -> dict[str, Difference]:
     """A LoRA file to go on from, of any dialect. Raises LoraFileError unless all of it is understood and fits."""
     file = lorafile.read(path)
     lorafile.need_all(file.factors, list(file.leftover), path.name)
-    outside = [name for name in file.factors if not name.startswith("layers.")]
+    outside = [name for name in file.factors if not name.startswith(Z_IMAGE.trained)]
     if outside:
         raise LoraFileError(
             f"{path.name} also has {len(outside)} parts outside the 30 layers (for example {outside[0]}), "

@@ -376,6 +376,7 @@ def lycoris_file(scene, path, settings):
     except ImportError:
         missing("needs lycoris-lora: `python dev.py test` installs it")
     with torch.inference_mode(False):
+        torch.manual_seed(0)  # LyCORIS draws its first numbers from the global state
         net = copy.deepcopy(scene[1])
         LycorisNetwork.apply_preset({"target_module": ["ZImageTransformerBlock"]})
         lycoris = create_lycoris(net, 1.0, **settings)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from .. import buckets, dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
 from ..errors import ZTurboError
+from ..family import Z_IMAGE
 from ..lowrank import Target
 from ..recipe import Recipe
 from ..runs import AUTO, NEW, Runs
@@ -136,7 +138,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         file = lorafile.read(adapter)
         lorafile.need_all(file.factors, list(file.leftover), adapter.name)
         lorafile.check_fit(file.factors, linears, adapter.name)
-    layers = [target for target in linears if target.module.startswith("layers.")]
+    layers = [target for target in linears if target.module.startswith(Z_IMAGE.trained)]
     start = network.read_start(network.start_file(given.network.start), layers) if given.network.start else None
     lora = network.create(layers, given.network, given.seed, start=start, norms=ones)
     parameters = lowrank.count(lora)
@@ -147,7 +149,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
             groups[item.size] = groups.get(item.size, 0) + item.repeats
     per_epoch = sum(-(-count // given.batch_size) for count in groups.values())
     shown = 2 if given.data.flip else 1
-    latents = sum(16 * (item.size[0] // 8) * (item.size[1] // 8) * 4 * shown for item in pictures.items)
+    latents = sum(math.prod(Z_IMAGE.latent(shown, *item.size)) * 4 for item in pictures.items)
     rounds = -(-given.steps // given.previews.every) if given.previews.every else 1  # the last step draws, too
     picture = memory.tokens(max(width * height for width, height in groups), max(pictures.captions().texts, key=len))
     width, depth = layers[0].in_features, len({target.module.split(".")[1] for target in layers})

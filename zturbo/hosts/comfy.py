@@ -350,8 +350,7 @@ def choose_way(model, wish: str) -> str:
     if wish != "auto":
         return wish
     weights = [
-        module.weight
-        for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), comfy_adapter.BLOCKS).values()
+        module.weight for module in comfy_adapter.linears(comfy_adapter.diffusion_model(model), Z_IMAGE.blocks).values()
     ]
     if any(weight.dtype not in FULL or isinstance(weight, comfy.quant_ops.QuantizedTensor) for weight in weights):
         return "branch"  # exact: quantised weights would round the adapter away

@@ -13,12 +13,12 @@ import comfy.lora
 
 from .. import lorafile
 from ..errors import LoraFileError, ModelError
+from ..family import Z_IMAGE
 from ..lorafile import LoraFile
 from ..lowrank import Factors, Target
 from . import comfy_added
 
 TAG = "zturbo_adapter"
-BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
 PREFIX = "diffusion_model."
 
 
@@ -68,7 +68,7 @@ def linears(dit, blocks: tuple[str, ...] = ("",)) -> dict[str, Any]:
     }
 
 
-def targets(dit, blocks: tuple[str, ...] = BLOCKS) -> list[Target]:
+def targets(dit, blocks: tuple[str, ...] = Z_IMAGE.blocks) -> list[Target]:
     """Every Linear of the blocks with the LoRAs that live on it."""
     return [
         lorafile.module_targets(name, module.in_features, module.out_features)

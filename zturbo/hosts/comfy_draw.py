@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..family import Z_IMAGE
+
 CFG = 1.0  # Turbo is distilled with its guidance: no negative prompt, one pass a step
 SCHEDULER = "simple"
 
@@ -45,11 +47,11 @@ def encode_prompt(clip, text: str):
 def sample(model, positive, how: Drawing, batch_size: int = 1, callback=None) -> torch.Tensor:
     """Latents [B, 16, H/8, W/8] as KSampler gives them at scheduler simple."""
     empty = torch.zeros(
-        [batch_size, 16, how.height // 8, how.width // 8],
+        Z_IMAGE.latent(batch_size, how.width, how.height),
         device=comfy.model_management.intermediate_device(),
         dtype=comfy.model_management.intermediate_dtype(),
     )
-    latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
+    latent = comfy.sample.fix_empty_latent_channels(model, empty, Z_IMAGE.reduction)
     return comfy.sample.sample(
         model=model,
         noise=comfy.sample.prepare_noise(latent, how.seed),

@@ -53,7 +53,7 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}
     lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
     changed = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
-    side = size // 8
+    side = size // Z_IMAGE.reduction
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
             paths = health.walk(host.family, velocity, tuple(range(len(prompts))), (side, side), seed, host.device)

@@ -67,10 +67,10 @@ def of_previews(host: ComfyHost, numbers: int) -> list[Need]:
 
     A card that is too small for one draws it in tiles, or none.
     """
-    previews, family = host.recipe.previews, host.family
+    previews = host.recipe.previews
     if not previews.prompts or not devices.shares_main_memory(host.device):
         return []
-    shape = (1, family.channels, previews.height // family.reduction, previews.width // family.reduction)
+    shape = host.family.latent(1, previews.width, previews.height)
     drawing = max(host.preview_model.memory_required(shape), host.vae.memory_used_decode(shape, host.vae.vae_dtype))
     return [
         memory.lora(host.recipe, numbers),

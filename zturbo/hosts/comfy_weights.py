@@ -13,6 +13,7 @@ import torch
 from .. import extract, lorafile
 from ..convert import Weights
 from ..errors import ModelError
+from ..family import Z_IMAGE
 from ..lowrank import Difference, Target
 from . import comfy_adapter, comfy_added
 from .comfy_mode import core_mode, lent
@@ -64,7 +65,7 @@ def extracted(undistilled, turbo, rank: int, node_id: str) -> extract.Extracted:
     both = (undistilled, turbo)
     for model in both:
         comfy_added.refuse(model, "an extraction")
-    targets, others = (comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("layers.",)) for model in both)
+    targets, others = (comfy_adapter.targets(comfy_adapter.diffusion_model(model), Z_IMAGE.trained) for model in both)
     if targets != others:
         raise ModelError("The two models are not of the same size. Choose two of the same family.")
     bar = comfy.utils.ProgressBar(sum(len(target.parts) for target in targets), node_id=node_id)

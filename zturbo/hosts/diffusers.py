@@ -267,9 +267,8 @@ class DiffusersHost:
         The noise is ComfyUI's of the same seed.
         """
         wish = self.recipe.previews
-        noise = torch.randn(
-            1, 16, wish.height // 8, wish.width // 8, generator=torch.Generator().manual_seed(wish.seed)
-        )
+        shape = self.family.latent(1, wish.width, wish.height)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(wish.seed))
         lora = lorafile.on_device(lorafile.parse(state)[0], self.device)
         with torch.no_grad(), moved(self.dit, self.device), lowrank.attached(fetchers(self.dit), self.drawable, [lora]):
             latents = [
