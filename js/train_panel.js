@@ -10,6 +10,7 @@ const SMOOTH = 0.95;
 const PHASES = {
   encoding: "Preparing pictures and captions",
   walking: "Walking turbo's paths",
+  validating: "Looking at the pictures held out",
   training: "Training",
   restoring: "Restoring turbo",
   drawing: "Drawing previews",
@@ -89,6 +90,7 @@ class Panel {
     this.notes = [];
     this.stopping = false;
     this.doing = "";
+    this.ended = false;
     this.previews.replaceChildren();
     this.chart.replaceChildren();
     this.stop.disabled = this.save.disabled = true; // until there is something to keep
@@ -118,11 +120,21 @@ class Panel {
   }
 
   /** What the run does now. The steps of a phase that takes steps are said by `add`, once there are some. */
-  phase({ name, done, of }) {
+  phase({ phase: name, done, of }) {
+    if (this.ended) return;
     this.doing = name;
+    if (STEPS.includes(name) && this.points.length) return this.sayStep();
     const words = PHASES[name] ?? name;
     const count = of ? ` ${Math.min(done + 1, of)} of ${of}` : "";
-    this.say(STEPS.includes(name) ? `${words}: step${count}…` : `${words}${count}…`);
+    this.say(`${this.stopping ? "Stopping. " : ""}${words}${STEPS.includes(name) ? ": step" : ""}${count}…`);
+  }
+
+  sayStep() {
+    const now = this.points.at(-1);
+    const recent = this.points.slice(-50);
+    const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
+    const step = this.doing === "restoring" ? "Restoring turbo: step" : "Step";
+    this.say(`${step} ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
   }
 
   add(steps) {
@@ -132,11 +144,8 @@ class Panel {
     this.drawCurve();
     const now = this.points.at(-1);
     if (!now) return;
-    this.stop.disabled = this.save.disabled = this.stopping;
-    const recent = this.points.slice(-50);
-    const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
-    const doing = this.doing === "restoring" ? "Restoring turbo: step" : "Step";
-    this.say(`${doing} ${now.step} of ${this.total}, loss ${smoothed(this.points).at(-1).loss.toFixed(4)}, ${clock((this.total - now.step) * pace)} left`);
+    this.stop.disabled = this.save.disabled = this.stopping || now.step >= this.total; // behind the last there is nothing to stop
+    this.sayStep();
   }
 
   drawCurve() {
@@ -172,6 +181,7 @@ class Panel {
 
   /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
   end(how, saved) {
+    this.ended = true;
     this.stopping = this.stop.disabled = this.save.disabled = true;
     const done = this.points.at(-1)?.step ?? 0;
     const words = { finished: "Finished", stopped: "Stopped, LoRA kept", cancelled: "Cancelled", failed: "Ended with an error", died: "ComfyUI went away" };
@@ -199,8 +209,9 @@ class Panel {
     const answer = await api.fetchApi(`/zturbo/run?${new URLSearchParams({ name })}`).catch(() => ({ ok: false }));
     const run = answer.ok ? await answer.json() : { run: null };
     if (!run.run || (this.run !== before && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
-    const live = this.run === run.run ? this.points : [];
+    const [live, doing] = this.run === run.run ? [this.points, this.doing] : [[], ""];
     this.begin(run);
+    this.doing = doing;
     this.note(run.notes);
     this.look(run.looks);
     this.add(run.steps);
@@ -244,6 +255,7 @@ function follow(detail, act) {
   const own = linked || detail.run.replace(/_\d+$/, "") === runName(node) || detail.run === runName(node);
   if (panel.run !== detail.run && !own) return;
   if (panel.run !== detail.run) panel.begin(detail);
+  panel.doing = detail.phase; // also of a page that was opened in mid-phase
   act(panel);
 }
 

@@ -1,8 +1,9 @@
 """Captions: the trigger word in them, the orders of their tags, every text that training may show, and what is none."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -10,11 +11,21 @@ from . import flow, words
 from .errors import DatasetError
 from .words import is_text
 
-if TYPE_CHECKING:
-    from .dataset import Item
-
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
 COMMAS = re.compile("[,，、]")  # between tags
+
+
+class Captioned(Protocol):
+    """A picture with its caption. regularisation: see `dataset.Item`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def regularisation(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def apply_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption.strip()}" if caption.strip() else trigger
 
 
-def need_words(items: "list[Item]"):
+def need_words(items: Sequence[Captioned]):
     """Raise DatasetError for captions that are none. The pictures are either all for regularisation or none of them."""
     beside = any(item.regularisation for item in items)
     if marked := [item.name for item in items if words.PLACE.search(item.caption)]:

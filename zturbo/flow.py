@@ -45,7 +45,7 @@ def sampling_sigmas(steps: int, shift: float) -> torch.Tensor:
 
 
 def sample_sigma(
-    density: str, count: int, random: torch.Generator, mean: float = 0.0, std: float = 1.0, shift: float = 3.0
+    density: str, count: int, random: torch.Generator, shift: float, mean: float = 0.0, std: float = 1.0
 ) -> torch.Tensor:
     """[count] training sigmas in (0, 1) by the reference trainer's names.
 

@@ -5,6 +5,7 @@ and acts in `on_pause`, which is called at the pauses of others, too. A further 
 in `all_hooks`.
 """
 
+import numpy as np
 import torch
 
 from . import flow, runfolder
@@ -43,7 +44,7 @@ def all_hooks() -> tuple[Hook, ...]:
 class StepLog(Hook):
     """Each step on the screen and in the log."""
 
-    def after_step(self, session, velocity, event):
+    def after_step(self, session: Session, velocity: Velocity, event: dict):
         event |= session.host.memory()
         session.run.event(**event)
         session.control.step(event)
@@ -52,12 +53,13 @@ class StepLog(Hook):
 class Validation(Hook):
     """The loss at fixed noise levels and noise, on pictures held out and on as many that are trained on."""
 
-    def on_start(self, session):
+    def on_start(self, session: Session):
         if session.state.step == 0 and session.pictures.held_out:
+            session.control.phase("validating", 0, 0)
             with session.host.training(session.state.lora) as velocity:
                 self.read(session, velocity)
 
-    def after_step(self, session, velocity, event):
+    def after_step(self, session: Session, velocity: Velocity, event: dict):
         if session.pictures.held_out and session.state.step % session.recipe.data.validation_every == 0:
             self.read(session, velocity)
 
@@ -77,7 +79,7 @@ class Gauge(Hook):
     def __init__(self):
         self.reading = 0.0
 
-    def after_step(self, session, velocity, event):
+    def after_step(self, session: Session, velocity: Velocity, event: dict):
         options, step = session.recipe.turbo, session.state.step
         if session.references.gauge is None or not (step % options.every == 0 or step == session.recipe.steps):
             return
@@ -89,10 +91,10 @@ class Gauge(Hook):
             session.save_healthy()
         session.stopped = options.stop_above > 0 and not self.reading <= options.stop_above
 
-    def wants_pause(self, session):
+    def wants_pause(self, session: Session) -> bool:
         return session.stopped
 
-    def on_pause(self, session):
+    def on_pause(self, session: Session):
         """Turbo has drifted too far: the run ends with the LoRA of the last reading within the limit."""
         if not session.stopped:
             return
@@ -105,7 +107,7 @@ class Gauge(Hook):
         ending = f"training ends with the LoRA of step {step}." if step < reached else NONE_WITHIN
         session.tell(f"The gauge read {self.reading:.2f} at step {reached}, above {limit:g}: {ending}")
 
-    def on_end(self, session):
+    def on_end(self, session: Session):
         """Is turbo worn, which LoRA was the last healthy one, and was turbo restored, where it was to be?"""
         if session.stopped:
             return
@@ -126,7 +128,7 @@ class Gauge(Hook):
 class Saving(Hook):
     """The LoRA and a checkpoint, every so many steps and when someone asked to save now."""
 
-    def after_step(self, session, velocity, event):
+    def after_step(self, session: Session, velocity: Velocity, event: dict):
         if not session.writer.busy:
             session.settle()
         run = session.run
@@ -140,15 +142,15 @@ class Saving(Hook):
 class Previews(Hook):
     """Pictures drawn on the clean model, as a user's own graph would have it."""
 
-    def wants_pause(self, session):
+    def wants_pause(self, session: Session) -> bool:
         options = session.recipe.previews
         return bool(options.prompts) and options.every > 0 and session.state.step % options.every == 0
 
-    def on_pause(self, session):
+    def on_pause(self, session: Session):
         if session.recipe.previews.prompts and (self.wants_pause(session) or session.ended):
             session.images = self.draw(session) or session.images
 
-    def draw(self, session: Session):
+    def draw(self, session: Session) -> list[np.ndarray]:
         """Nothing, with a note, when drawing fails: training is worth more."""
         step = session.state.step
         try:

@@ -83,21 +83,7 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     keep_fused: leave a fused qkv whole, under its own name, where its parts cannot be told apart exactly.
     """
     path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise LoraFileError(f"{path.name} is not a file. Choose a LoRA file.")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
-    try:
-        modelfile.check(path, raw)
-    except ModelError as error:
-        raise LoraFileError(str(error)) from error
-    try:
-        plain = _plain(raw)
-        tensors = load(plain)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise LoraFileError(_not_whole(path.name, error)) from error
+    raw, plain, tensors = _opened(path)
     metadata, names = tensorfile.header(plain).get("__metadata__") or {}, loranames.dialect(tensors)
     peft = loranames.is_peft(tensors)
     config = peft_config.find(path, metadata, peft)
@@ -110,6 +96,25 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     notes += _doubts(tensors, factors, leftover, metadata)
     digest, beside = hashlib.sha256(raw).hexdigest(), _beside(tensors, leftover, path.name)
     return LoraFile(factors, metadata, tuple(leftover), digest, names, tuple(notes), beside)
+
+
+def _opened(path: Path) -> tuple[bytes, bytes, dict[str, torch.Tensor]]:
+    """(content, the same as the library reads it, tensors) of a file. Raises LoraFileError where it is not whole."""
+    try:
+        if path.exists() and not path.is_file():
+            raise LoraFileError(f"{path.name} is not a file. Choose a LoRA file.")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
+    try:
+        modelfile.check(path, raw)
+    except ModelError as error:
+        raise LoraFileError(str(error)) from error
+    try:
+        plain = _plain(raw)
+        return raw, plain, load(plain)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise LoraFileError(_not_whole(path.name, error)) from error
 
 
 def _plain(raw: bytes) -> bytes:
@@ -341,19 +346,18 @@ def from_state(state: Mapping[str, torch.Tensor], file: str = "the LoRA") -> dic
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         kind, stem = loranames.kind(key)
-        found.setdefault(stem.removeprefix("diffusion_model."), {})[kind] = tensor
+        if kind:
+            found.setdefault(stem.removeprefix("diffusion_model."), {})[kind] = tensor
     return {name: loraforms.difference(name, parts, file) for name, parts in found.items()}
 
 
 def read_own(path: Path) -> dict[str, Difference]:
-    """The LoRA in a file that this pack wrote, of any model family. Raises LoraFileError."""
-    try:
-        tensors = load(path.read_bytes())
-    except OSError as error:
-        raise LoraFileError(f"The LoRA file {path.name} cannot be opened: {error.strerror}.") from error
-    except (SafetensorError, ValueError) as error:
-        raise LoraFileError(f"{path.name} is not a whole safetensors file ({error}).") from error
-    return from_state(tensors, path.name)
+    """The LoRA in a file that this pack wrote, of any model family. Raises LoraFileError for one that holds none."""
+    tensors = _opened(path)[2]
+    found = from_state(tensors, path.name)
+    if not found:
+        raise LoraFileError(_no_lora(path.name, tensors))
+    return found
 
 
 # What is said of a file

@@ -58,7 +58,7 @@ class FlowMatching:
         batch, options = self.pictures.at(recipe.seed, index), recipe.timesteps
         random = flow.generator(recipe.seed, "step", index)
         size, shift = len(batch.captions), self.host.family.shift
-        sigma = flow.sample_sigma(options.density, size, random, options.mean, options.std, shift)
+        sigma = flow.sample_sigma(options.density, size, random, shift, options.mean, options.std)
         sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
         eps = torch.randn(batch.x0.shape, generator=random)
         adapter = adapter_factor(recipe, index // recipe.optimizer.accumulation)

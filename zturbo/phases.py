@@ -4,22 +4,15 @@ Most runs have one, learning the pictures. With keep_turbo at restore a second o
 further phase is another function here that returns its `Phase`, and a line in `plan`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 
 from . import health, lorafile, optimizers, turbo
 from .batches import spread
-from .objectives import Anchors, FlowMatching, Objective, Penalty, TrajectoryMatching
+from .objectives import Anchors, FlowMatching, Penalty, TrajectoryMatching
+from .plan import Phase, Plan, PlannedPhase
 from .recipe import Recipe
 from .roles import Lora, counter
-
-if TYPE_CHECKING:
-    from .session import Session
+from .session import Session
 
 # Share of the named prompts in the loss of restoring. At a half the LoRA loses more of what it learnt, and no more of
 # turbo comes back (tried on the tiny turbo).
@@ -31,40 +24,10 @@ RESTORING = (
 )
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of steps with one objective.
-
-    learning_rate: of a step, counted from 0 over the whole run. number: its place in the plan, which the session knows.
-    """
-
-    objective: Objective
-    learning_rate: Callable[[int], float]
-    penalties: tuple[Penalty, ...] = ()
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class PlannedPhase:
-    """A phase before it is begun. name: as the screen says it; until: how many steps of the run are done at its end."""
-
-    name: str
-    until: int
-    begin: Callable[[Session], Phase]
-
-
-Plan = tuple[PlannedPhase, ...]
-
-
 def plan(recipe: Recipe) -> Plan:
     """The phases of a run, in their order."""
     first = PlannedPhase("training", recipe.learning_steps, learning)
     return (first, PlannedPhase("restoring", recipe.steps, restoring)) if recipe.turbo.restores else (first,)
-
-
-def number_at(plan: Plan, step: int) -> int:
-    """The number of the phase that step `step` (from 0) belongs to; behind the last step, the last phase's."""
-    return next((number for number, stretch in enumerate(plan) if step < stretch.until), len(plan) - 1)
 
 
 def learning(session: Session) -> Phase:
@@ -118,7 +81,7 @@ def learnt(session: Session) -> Lora:
     """
     run, state, device = session.run, session.state, session.host.device
     if session.goes_on_with_phase:
-        return run.learnt_lora(device)
+        return run.learnt_lora(device, state.lora)
     exported = state.exported(torch.float32)
     if refused := run.save_learnt(exported):
         session.tell(f"{refused} Restoring goes on, but it cannot be taken up again if it is cut off.")

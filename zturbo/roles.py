@@ -125,7 +125,7 @@ class Control(Protocol):
 
 
 # What a run says that it does. Training and restoring are its phases (see `phases`), the others lie around those
-PHASES = ("encoding", "walking", "training", "restoring", "drawing", "saving")
+PHASES = ("encoding", "walking", "validating", "training", "restoring", "drawing", "saving")
 
 
 class Unattended:

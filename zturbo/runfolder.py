@@ -289,10 +289,16 @@ class RunFolder:
         except LoraFileError as error:
             return str(error)
 
-    def learnt_lora(self, device) -> dict[str, Difference]:
-        """The LoRA that `save_learnt` wrote. Raises LoraFileError when it is not there any more."""
+    def learnt_lora(self, device, like: dict[str, Difference]) -> dict[str, Difference]:
+        """The LoRA that `save_learnt` wrote. like: the run's own, for its names.
+
+        Raises LoraFileError when it is not there any more, or is another.
+        """
         try:
-            return lorafile.on_device(lorafile.read_own(self.learnt), device)
+            found = lorafile.read_own(self.learnt)
+            if found.keys() != like.keys():
+                raise LoraFileError(f"{self.learnt.name} is the LoRA of another run.")
+            return lorafile.on_device(found, device)
         except LoraFileError as error:
             raise LoraFileError(
                 f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. "

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from . import lorafile, lowrank, network, optimizers, phases, turbo
+from . import lorafile, lowrank, network, optimizers, turbo
 from .batches import Pictures, pictures_of
 from .dataset import Dataset
 from .errors import LossError
 from .objectives import Split
-from .phases import Phase, Plan
+from .plan import Phase, Plan, number_at
 from .recipe import Recipe
 from .roles import Control, Host, Progress, counter
 from .runfolder import RunFolder
@@ -57,7 +57,7 @@ class Session:
     def ended(self) -> bool:
         """Stopping waits for the first step: before that there is nothing to keep."""
         asked = self.state.step > 0 and self.control.stop_requested
-        return self.stopped or asked or self.state.step >= self.plan[-1].until
+        return self.stopped or asked or self.state.step >= self.recipe.steps
 
     # what a run is made of
 
@@ -77,13 +77,14 @@ class Session:
         if self.phase is None or self.phase.number != number:
             self.phase = None  # what it kept goes before the next one needs memory
             self.phase = replace(self.plan[number].begin(self), number=number)
-        self.control.phase(self.plan[number].name, self.state.step, self.plan[-1].until)
+        if not self.ended:
+            self.control.phase(self.plan[number].name, self.state.step, self.recipe.steps)
         return self.phase
 
     @property
     def phase_number(self) -> int:
         """The place in the plan of the phase that the next step belongs to."""
-        return phases.number_at(self.plan, self.state.step)
+        return number_at(self.plan, self.state.step)
 
     @property
     def goes_on_with_phase(self) -> bool:
@@ -106,7 +107,7 @@ class Session:
         self.control.look(event)
 
     def progress(self, name: str) -> Progress:
-        """Says how far a phase of `roles.PHASES` is, and notices a cancel."""
+        """See `progress_of`."""
         return progress_of(self.control, name)
 
     # what is saved
@@ -209,6 +210,7 @@ def open_session(
 
     Raises ZTurboError for what is wrong with a recipe, before pictures are encoded.
     """
+    assert plan[-1].until == recipe.steps, "a plan has all steps of the recipe"
     turbo.refuse(recipe, host.turbo)
     state = begin(recipe, host, run)
     if state.step == 0:
@@ -249,7 +251,7 @@ def only_restores(recipe: Recipe, state: State) -> bool:
 
 
 def progress_of(control: Control, name: str) -> Progress:
-    """See `Session.progress`."""
+    """Says how far a phase of `roles.PHASES` is, and notices a cancel."""
 
     def said(done: int, total: int):
         control.check()

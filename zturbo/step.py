@@ -9,7 +9,7 @@ import torch
 from . import lowrank
 from .errors import LossError
 from .objectives import Loss, Split
-from .phases import Phase
+from .plan import Phase
 from .recipe import Optimizer
 from .roles import Velocity
 from .state import State

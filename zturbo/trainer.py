@@ -17,7 +17,7 @@ from . import phases
 from .dataset import Dataset
 from .errors import LossError
 from .hooks import Hook, Previews, all_hooks
-from .phases import Phase, Plan
+from .plan import Phase, Plan
 from .recipe import Recipe
 from .roles import Control, Host, Velocity
 from .runfolder import RunFolder

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def recipes() -> dict:
         ),
         "out of memory at 4": replace(base, turbo=replace(health, keep="guard", interval=1)),
         "not a number at 8": base,
+        "stopped at 10, taken up": replace(base, turbo=replace(health, keep="restore", restore_steps=4)),
         "stopped at 5, taken up": replace(base, turbo=replace(health, keep="restore", restore_steps=4)),
     }
 
@@ -262,7 +264,8 @@ def recorded(name: str, recipe, make, folder: Path) -> dict[str, str]:
     host = Faulty(make(recipe), bad_at=8 if "number" in name else 0, full_at=95 if "memory" in name else 0)
     run = RunFolder.new(folder, recipe)
     told = []
-    for stop_after in (5, None) if "taken up" in name else (None,):
+    stops = [int(word) for word in re.findall("stopped at ([0-9]+)", name)]
+    for stop_after in (*stops, None):
         screen = Screen(run, stop_after)
         result = trainer.train(recipe, given, host, run, screen, {"a": "b"})
         told += screen.told

@@ -135,3 +135,11 @@ def test_only_hosts_import_them():
             assert not found or (path.parent.name == "hosts" and path.name.startswith(host)), (
                 f"{path.name} imports {found}"
             )
+
+
+def test_the_panel_has_a_word_for_each_phase():
+    from zturbo.roles import PHASES
+
+    script = (ROOT / "js" / "train_panel.js").read_text(encoding="utf-8")
+    table = re.search(r"^const PHASES = \{(.*?)^\};", script, re.MULTILINE | re.DOTALL)[1]
+    assert tuple(re.findall(r"^  (\w+): \"", table, re.MULTILINE)) == PHASES

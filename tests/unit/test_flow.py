@@ -40,19 +40,19 @@ def test_loss_weights_each_picture():
 )
 def test_densities_have_the_mean_of_their_formula(density, mean):
     """E[1-u^3] = 3/4, E[u^3] = 1/4, E[3u/(1+2u)] = 3/2 - 3/4 ln 3."""
-    sigma = flow.sample_sigma(density, 200_000, flow.generator(0))
+    sigma = flow.sample_sigma(density, 200_000, flow.generator(0), 3.0)
     assert sigma.mean().item() == pytest.approx(mean, abs=4e-3)
     assert sigma.min() > 0 and sigma.max() < 1.0001
 
 
 def test_logit_normal_has_its_mean_and_spread():
-    logits = torch.logit(flow.sample_sigma("logit_normal", 200_000, flow.generator(0), 0.7, 0.5))
+    logits = torch.logit(flow.sample_sigma("logit_normal", 200_000, flow.generator(0), 3.0, 0.7, 0.5))
     assert abs(logits.mean().item() - 0.7) < 0.01 and abs(logits.std().item() - 0.5) < 0.01
 
 
 def test_unknown_density_is_named():
     with pytest.raises(ValueError, match="'gauss'.*weighted"):
-        flow.sample_sigma("gauss", 1, flow.generator(0))
+        flow.sample_sigma("gauss", 1, flow.generator(0), 3.0)
 
 
 def test_weighted_curve_goes_through_the_reference_points_and_has_mean_one():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parent))
 from test_trainer import PICTURES, LinearHost, Nobody, go, notes, recipe, until
@@ -349,11 +349,20 @@ def test_what_is_probably_not_meant_with_restore_is_said(tmp_path):
     assert len(notes(run, "there is no trigger word")) == 1
 
 
-def test_a_lost_taught_lora_says_where_to_go_on(tmp_path):
+@pytest.mark.parametrize("content", ["gone", "empty", "cut off", "of another run"])
+def test_a_lost_or_damaged_learnt_lora_says_where_to_go_on(tmp_path, content):
     run = RunFolder.new(tmp_path, restoring())
     with pytest.raises(KeyboardInterrupt):
         trainer.train(restoring(), PICTURES, LinearHost(), run, Nobody(cancel_after=47), {})
+    other = {key.replace("w1", "w2"): tensor for key, tensor in load_file(run.learnt).items()}
+    whole = run.learnt.read_bytes()
     run.learnt.unlink()
+    if content == "empty":
+        save_file({}, run.learnt)
+    elif content == "cut off":
+        run.learnt.write_bytes(whole[:-8])
+    elif content == "of another run":
+        save_file(other, run.learnt)
     with pytest.raises(ZTurboError, match="Set resume to a checkpoint from before"):
         trainer.train(restoring(), PICTURES, LinearHost(), RunFolder(run.path), Nobody(), {})
 

@@ -15,7 +15,7 @@ from test_trainer import PICTURES, LinearHost, Nobody, go, recipe
 from zturbo import phases, runlog, trainer
 from zturbo.batches import pictures_of
 from zturbo.objectives import FlowMatching, Penalty, Split
-from zturbo.phases import Phase, PlannedPhase
+from zturbo.plan import Phase, PlannedPhase
 from zturbo.recipe import Data, Previews, Turbo
 from zturbo.roles import PHASES
 from zturbo.runfolder import RunFolder

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from ..runfolder import RunFolder, request_stop
 
 STEPS = ("training", "restoring")  # phases whose progress the bar itself shows
+PAUSE = 1.0  # seconds between two words on how far the others are
 
 
 def unread():
@@ -27,7 +29,8 @@ class Screen:
         self.bar: Any = None
         self.board: Any = None
         self.asked = False
-        self.doing = ""
+        self.doing: tuple[str, int] = ("", 0)
+        self.said = 0.0
 
     def print(self, **values):
         if not self.as_json:
@@ -78,9 +81,10 @@ class Screen:
     def check(self): ...
 
     def phase(self, name: str, done: int, total: int):
-        if name != self.doing:
-            self.print(event="phase", name=name)
-        self.doing = name
+        if (name, total) == self.doing and time.monotonic() - self.said < PAUSE:
+            return
+        self.doing, self.said = (name, total), time.monotonic()
+        self.print(event="phase", name=name, done=done, of=total)
         if self.bar is not None:
             self.bar.set_description(f"{name} {done}/{total}" if total and name not in STEPS else name)
 

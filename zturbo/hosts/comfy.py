@@ -136,12 +136,10 @@ class ComfyHost:
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
         """See `roles.Host.encode`."""
         texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
-        told = counter(progress, len(texts) + len(dataset.items))
-        self.encode_texts(texts, told)
+        self.encode_texts(texts, counter(progress, len(texts)))
         self.encode_prompts()
         autoencoder, latents = comfy_cache.of_vae(self.vae), []
-        for item in dataset.items:
-            told()
+        for item in watched(dataset.items, progress):
             latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())

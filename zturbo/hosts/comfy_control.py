@@ -41,14 +41,17 @@ class ComfyControl:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def push(self, kind: str, **data):
-        self.send("zturbo." + kind, {"node": self.node_id, "run": self.run.path.name, "total": self.total, **data})
+        """phase: what the run does now; a page that is opened in the middle of it learns it from any event."""
+        about = {"node": self.node_id, "run": self.run.path.name, "total": self.total, "phase": self.named[0]}
+        self.send("zturbo." + kind, {**about, **data})
 
     def phase(self, name: str, done: int, total: int):
         """Pushed when it is another one, and else as often as steps are."""
-        if (name, total) != self.named or time.monotonic() - self.sent > PAUSE:
+        other = (name, total) != self.named
+        if other or time.monotonic() - self.sent > PAUSE:
             self.flush()
-            self.push("phase", name=name, done=done, of=total)
-        self.named = name, total
+            self.named = name, total
+            self.push("phase", done=done, of=total)
 
     def step(self, event: dict):
         self.pending.append({"step": event["step"], "loss": event["loss"], "seconds": event["seconds"]})

@@ -125,14 +125,12 @@ class DiffusersHost:
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
         """See `roles.Host.encode`."""
         texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
-        told = counter(progress, len(texts) + len(dataset.items))
         with moved(self.loaded.text_encoder.module, self.device):
-            self.encode_texts(texts, told)
+            self.encode_texts(texts, counter(progress, len(texts)))
             self.encode_prompts()
         latents = []
         with moved(self.loaded.autoencoder.module, self.device):
-            for item in dataset.items:
-                told()
+            for item in watched(dataset.items, progress):
                 latents.append(self._views(item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
