@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import lorafile, lowrank, optimizers
+from . import lorafile, lowrank, optimizers, tensorfile
 from .checkpoint import FORMAT, Copy
 from .errors import CheckpointError
 from .lowrank import Difference
@@ -172,11 +172,9 @@ def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], f
         rollbacks, phase, phase_start = (int(facts[name]) for name in ("setbacks", "restoring", "since"))
     except ValueError as error:
         raise CheckpointError(f"The checkpoint is no run's: {error}.") from error
-    whole = losses.ndim == 1 and losses.dtype == torch.float64 and losses.isfinite().all()
-    counts = (
-        0 <= seconds < float("inf") and rollbacks >= 0 and 0 <= phase < MOST_PHASES and 0 <= phase_start <= len(losses)
-    )
-    if not (whole and counts):
+    whole = losses.ndim == 1 and losses.dtype == torch.float64 and bool(losses.isfinite().all())
+    counts = 0 <= seconds < float("inf") and rollbacks >= 0 and 0 <= phase < MOST_PHASES
+    if not (whole and counts and 0 <= phase_start <= len(losses)):
         raise CheckpointError("The checkpoint is no run's: its losses, seconds, setbacks or phase are no such numbers.")
     return losses.tolist(), seconds, rollbacks, phase, phase_start
 
@@ -192,6 +190,9 @@ def _need_alike(saved, mine: dict):
     known = {number for group in mine["param_groups"] for number in group["params"]}
     if not saved["state"].keys() <= known or not all(isinstance(state, dict) for state in saved["state"].values()):
         raise ValueError("it has the state of other parameters")
+    kept = (value for state in saved["state"].values() for value in state.values() if isinstance(value, torch.Tensor))
+    if odd := next((value.dtype for value in kept if value.dtype not in tensorfile.DTYPES), None):
+        raise ValueError(f"it holds {odd} numbers")
 
 
 def _same_kind(a, b) -> bool:

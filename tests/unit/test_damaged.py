@@ -296,6 +296,28 @@ def state(rank=2):
     return State(lora, torch.optim.AdamW(lowrank.parameters(lora)), losses=[1.0])
 
 
+@pytest.mark.parametrize("losses", [torch.tensor(1.0).double(), torch.ones(1), torch.ones(1, 1).double()])
+def test_losses_that_are_no_list_of_numbers_are_refused(tmp_path, losses):
+    checkpoint.write(tmp_path / "c", state().copied())
+    tensors, facts = checkpoint.read(tmp_path / "c")
+    mine = state()
+    with pytest.raises(CheckpointError, match="no such numbers"):
+        mine.take(tensors | {"losses": losses}, facts)
+    assert mine.losses == [1.0]
+
+
+def test_an_optimizers_numbers_that_no_checkpoint_can_hold_are_refused(tmp_path):
+    moved = state()
+    for parameter in lowrank.parameters(moved.lora):
+        parameter.grad = torch.ones_like(parameter)
+    moved.optimizer.step()
+    checkpoint.write(tmp_path / "c", moved.copied())
+    tensors, facts = checkpoint.read(tmp_path / "c")
+    key = next(key for key in tensors if key.endswith(".step"))
+    with pytest.raises(CheckpointError, match="another optimizer .*complex64"):
+        state().take(tensors | {key: tensors[key].to(torch.complex64)}, facts)
+
+
 @pytest.mark.parametrize(
     "facts",
     [
