@@ -122,7 +122,6 @@ class Panel {
   /** What the run does now. The steps of a phase that takes steps are said by `add`, once there are some. */
   phase({ phase: name, done, of }) {
     if (this.ended) return;
-    this.doing = name;
     if (STEPS.includes(name) && this.points.length) return this.sayStep();
     const words = PHASES[name] ?? name;
     const count = of ? ` ${Math.min(done + 1, of)} of ${of}` : "";

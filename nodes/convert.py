@@ -4,9 +4,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo import convert, lorafile
-from ..zturbo.hosts import comfy_load, comfy_paths, comfy_weights
+from ..zturbo.hosts import comfy_paths, comfy_weights
 from .save import save
-from .types import CATEGORY, LoraModel
+from .types import CATEGORY, LoraModel, fingerprint_of
 
 
 class ZTurboConvertLoRA(io.ComfyNode):
@@ -93,4 +93,4 @@ class ZTurboConvertLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **_):
-        return "" if file is None else comfy_load.fingerprint(folder_paths.get_full_path("loras", file))
+        return fingerprint_of(file)

@@ -4,9 +4,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo.health import PROMPTS, WATCHED
-from ..zturbo.hosts import comfy_health, comfy_load, comfy_paths
+from ..zturbo.hosts import comfy_health, comfy_paths
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, need_one, one_way
+from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, fingerprint_of, need_one, one_way
 
 
 class ZTurboHealth(io.ComfyNode):
@@ -89,4 +89,4 @@ class ZTurboHealth(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **_):
-        return "" if file in (None, CONNECTED) else comfy_load.fingerprint(folder_paths.get_full_path("loras", file))
+        return fingerprint_of(file, CONNECTED)

@@ -4,12 +4,13 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..zturbo import lorafile, pictureset, plots
-from ..zturbo.hosts import comfy_check, comfy_generate, comfy_load, comfy_paths, comfy_weights
+from ..zturbo.family import Z_IMAGE
+from ..zturbo.hosts import comfy_check, comfy_generate, comfy_paths, comfy_weights
 from ..zturbo.hosts.comfy_paths import TINY
 from .model import read_adapter
-from .save import save
+from .save import file_inputs, save
 from .screen import lines, say
-from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, need_one, one_way
+from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, fingerprint_of, need_one, one_way
 
 PROMPTS = (
     "a photo of a {red|green|blue|white} {car|house|boat|chair}, {morning|evening} light\na portrait of {a woman|a "
@@ -144,23 +145,7 @@ class ZTurboExtractAdapter(io.ComfyNode):
                         "Usual: 16 to 128."
                     ),
                 ),
-                io.String.Input(
-                    "name",
-                    default="my_adapter",
-                    tooltip=(
-                        "File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, "
-                        "_3 … is added."
-                    ),
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(lorafile.DTYPES),
-                    default="bf16",
-                    tooltip="Of the numbers in the file. bf16: half the size of fp32.",
-                ),
-                io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."
-                ),
+                *file_inputs("my_adapter", "Of the numbers in the file. bf16: half the size of fp32."),
             ],
             outputs=[
                 LoraModel.Output(display_name="adapter"),
@@ -178,7 +163,7 @@ class ZTurboExtractAdapter(io.ComfyNode):
         made = comfy_weights.extracted(undistilled, turbo, rank, cls.hidden.unique_id)
         state = lorafile.LoraState(
             lorafile.state_dict(made.factors, lorafile.DTYPES[dtype]),
-            {"modelspec.title": name, "modelspec.architecture": "z-image-turbo/lora"},
+            {"modelspec.title": name, "modelspec.architecture": Z_IMAGE.architecture},
         )
         path, text = save(cls, state, state.metadata, name, overwrite, made.report(rank))
         return io.NodeOutput(state, path, text, ui={"text": (text,)})
@@ -251,16 +236,8 @@ class ZTurboCheckAdapter(io.ComfyNode):
         need_one(adapter, lora, "an adapter")
         read = read_adapter(adapter) if lora is None else lorafile.of_state(lora, "the connected adapter")
         file = "the adapter" if lora is not None else adapter
-        size, seed, steps, cfg = (given[name] for name in ("size", "seed", "steps", "cfg"))
-        found = comfy_check.check(
-            model,
-            clip,
-            vae,
-            read,
-            file,
-            comfy_check.Trial(lines(prompts), size, seed, steps, cfg),
-            cls.hidden.unique_id,
-        )
+        trial = comfy_check.Trial(lines(prompts), **given)
+        found = comfy_check.check(model, clip, vae, read, file, trial, cls.hidden.unique_id)
         say(cls, found.text)
         return io.NodeOutput(
             found.done,
@@ -275,8 +252,4 @@ class ZTurboCheckAdapter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, adapter, **_):
-        return (
-            ""
-            if adapter in (None, CONNECTED, TINY)
-            else comfy_load.fingerprint(folder_paths.get_full_path("loras", adapter))
-        )
+        return fingerprint_of(adapter, CONNECTED, TINY)

@@ -3,7 +3,6 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ..zturbo.hosts import comfy_load
 from ..zturbo.recipe import AdapterCourse, Loss, Network, Optimizer, Saving, Timesteps, Turbo
 from . import inputs
 from .types import (
@@ -14,6 +13,7 @@ from .types import (
     NetworkOptions,
     OptimizerOptions,
     SavingOptions,
+    fingerprint_of,
 )
 
 NOTHING = "nothing"
@@ -56,11 +56,7 @@ class ZTurboNetworkOptions(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, start_from, **_):
-        return (
-            ""
-            if start_from in (None, NOTHING)
-            else comfy_load.fingerprint(folder_paths.get_full_path("loras", start_from))
-        )
+        return fingerprint_of(start_from, NOTHING)
 
 
 class ZTurboAdapterSchedule(io.ComfyNode):

@@ -33,21 +33,16 @@ class ZTurboSampler(io.ComfyNode):
                 io.String.Input(
                     "prompt", multiline=True, default="", tooltip="What to draw. Turbo takes no negative prompt."
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=16,
-                    tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=16,
-                    tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
+                *(
+                    io.Int.Input(
+                        side,
+                        default=1024,
+                        min=64,
+                        max=4096,
+                        step=16,
+                        tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
+                    )
+                    for side in ("width", "height")
                 ),
                 io.Int.Input(
                     "steps",

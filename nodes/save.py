@@ -18,6 +18,19 @@ def save(node, state: dict, metadata: dict[str, str], name: str, overwrite: bool
     return str(path), text
 
 
+def file_inputs(name: str, dtype_tip: str) -> list[io.Input]:
+    """Of a node that writes a LoRA file. name: what it is called until somebody says otherwise."""
+    where = (
+        "File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, _3 … is added."
+    )
+    again = "Replace a file of the same name instead of counting up."
+    return [
+        io.String.Input("name", default=name, tooltip=where),
+        io.Combo.Input("dtype", options=list(lorafile.DTYPES), default="bf16", tooltip=dtype_tip),
+        io.Boolean.Input("overwrite", default=False, tooltip=again),
+    ]
+
+
 class ZTurboSaveLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -35,22 +48,8 @@ class ZTurboSaveLoRA(io.ComfyNode):
                 LoraModel.Input(
                     "lora", tooltip="From Train LoRA, or from any node that gives a LORA_MODEL for Z-Image."
                 ),
-                io.String.Input(
-                    "name",
-                    default="my_lora",
-                    tooltip=(
-                        "File name in models/loras, without .safetensors; a / makes a sub-folder. When it exists, _2, "
-                        "_3 … is added."
-                    ),
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(lorafile.DTYPES),
-                    default="bf16",
-                    tooltip="Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on.",
-                ),
-                io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Replace a file of the same name instead of counting up."
+                *file_inputs(
+                    "my_lora", "Of the numbers in the file. bf16: half the size of fp32, and what the trainer hands on."
                 ),
             ],
             outputs=[io.String.Output(display_name="path")],

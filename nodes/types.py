@@ -4,6 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..zturbo.errors import ZTurboError
+from ..zturbo.hosts import comfy_load
 
 CATEGORY = "Z-Image Turbo"
 CONNECTED = "the one connected"  # of a file list: what comes in by a wire
@@ -25,6 +26,14 @@ def need_one(file: str, lora: dict | None, what: str):
         raise ZTurboError(
             f"Choose {what}: connect one to lora and set the file to '{CONNECTED}', or choose a file and connect none."
         )
+
+
+def fingerprint_of(file: str | None, *others: str) -> str:
+    """Of a LoRA in models/loras, for a node's fingerprint_inputs. others: choices that are no file.
+
+    file: None where it comes from another node.
+    """
+    return "" if file in (None, *others) else comfy_load.fingerprint(folder_paths.get_full_path("loras", file))
 
 
 def one_way(file: str | None, lora, what: str, bundled: tuple[str, ...] = ()) -> bool | str:

@@ -190,6 +190,12 @@ class Turbo:
             )
 
 
+def _side(name: str):
+    """A side of a preview."""
+    tip = "Pixels. The tiny model: 128."
+    return setting(1024, tip, low=16, high=8192, multiple=16, unit="pixels", name=name, widget=(64, 2048), step=16)
+
+
 @dataclass(frozen=True)
 class Previews:
     """Pictures drawn while training, on the clean turbo model."""
@@ -206,28 +212,8 @@ class Previews:
         input="preview_every",
         widget=STEPS,
     )
-    width: int = setting(
-        1024,
-        "Pixels. The tiny model: 128.",
-        low=16,
-        high=8192,
-        multiple=16,
-        unit="pixels",
-        name="preview_width",
-        widget=(64, 2048),
-        step=16,
-    )
-    height: int = setting(
-        1024,
-        "Pixels. The tiny model: 128.",
-        low=16,
-        high=8192,
-        multiple=16,
-        unit="pixels",
-        name="preview_height",
-        widget=(64, 2048),
-        step=16,
-    )
+    width: int = _side("preview_width")
+    height: int = _side("preview_height")
     steps: int = setting(8, "Sampler steps.", low=1, high=1000, unit="steps", name="preview_steps")
     seed: int = setting(
         0, "Picks the previews' noise, the same in every preview.", low=0, name="preview_seed", widget=SEEDS

@@ -63,22 +63,23 @@ class Session:
 
     def walk_references(self):
         """The trajectories that gauge and guard compare with, where they are asked for and can be had."""
-        if not turbo.wanted(self.recipe, self.host.turbo):
+        total = turbo.forwards(self.recipe, self.host)
+        if not total:
             return
         first, short = len(self.pictures.captions.texts), self.pictures.shortest
-        total = turbo.forwards(self.recipe, self.host)
         with self.host.training({}) as velocity:
             told = turbo.telling(velocity, counter(self.progress("walking"), total))
             self.references = turbo.references(self.recipe, self.host, first, short, told)
 
     def enter_phase(self) -> Phase:
         """The phase of the steps to come. It is begun here, where it is another one than before, and announced."""
-        number = self.phase_number
-        if self.phase is None or self.phase.number != number:
+        planned = self.plan[self.phase_number]
+        if self.phase_is_over:
             self.phase = None  # what it kept goes before the next one needs memory
-            self.phase = replace(self.plan[number].begin(self), number=number)
+            self.phase = replace(planned.begin(self), number=self.phase_number)
         if not self.ended:
-            self.control.phase(self.plan[number].name, self.state.step, self.recipe.steps)
+            self.control.phase(planned.name, self.state.step, self.recipe.steps)
+        assert self.phase is not None
         return self.phase
 
     @property
@@ -217,8 +218,8 @@ def open_session(
         tell(run, control, 0, network.describe(state.lora))
     pictures = pictures_of(recipe, dataset, host, progress_of(control, "encoding"))
     session = Session(recipe, dataset, host, run, control, metadata, plan, state, pictures)
-    for note in filter(None, (session.pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))):
-        if state.step == 0:
+    if state.step == 0:
+        for note in filter(None, (pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))):
             session.tell(note)
     if not session.ended:
         if only_restores(recipe, state):

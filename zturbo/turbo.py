@@ -59,11 +59,6 @@ def telling(velocity: Velocity, told: Callable[[], None]) -> Velocity:
     return called
 
 
-def wanted(recipe: Recipe, is_turbo: bool) -> bool:
-    """Does the recipe ask for references that can be had? is_turbo: see `Host.turbo`."""
-    return bool(recipe.turbo.prompts) and (recipe.turbo.guarded or (recipe.turbo.every > 0 and is_turbo))
-
-
 def references(recipe: Recipe, host: Host, first: int, short: int, velocity: Velocity) -> References:
     """Walk the trajectories that the recipe needs. velocity: without the LoRA.
 
@@ -85,7 +80,7 @@ def references(recipe: Recipe, host: Host, first: int, short: int, velocity: Vel
 
 
 def forwards(recipe: Recipe, host: Host) -> int:
-    """How many forward passes `references` takes."""
+    """How many forward passes `references` takes. 0: the recipe asks for none, or for none that can be had."""
     watched = min(health.WATCHED, len(recipe.turbo.prompts))
     gauge = watched * health.HIGH if recipe.turbo.every and host.turbo else 0
     guard = 2 * (len(recipe.turbo.prompts) - watched) * host.family.steps if recipe.turbo.guarded else 0

@@ -127,11 +127,9 @@ class ComfyHost:
 
     def adapter_facts(self) -> dict[str, str]:
         """See `runs.Host.adapter_facts`."""
-        return (
-            {}
-            if self.tag is None
-            else {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
-        )
+        if self.tag is None:
+            return {}
+        return {"zturbo.adapter_sha256": self.tag.sha256, "zturbo.adapter_strength": f"{self.tag.net:g}"}
 
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress = quiet) -> Encoded:
         """See `roles.Host.encode`."""
@@ -143,10 +141,9 @@ class ComfyHost:
             latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        pixels = max(views.shape[2] * views.shape[3] for views in latents)
-        self.image_tokens = (
-            max((self.recipe.turbo.size // self.family.reduction) ** 2, pixels) // self.dit.patch_size**2
-        )
+        watched_area = (self.recipe.turbo.size // self.family.reduction) ** 2
+        area = max(watched_area, *(views.shape[2] * views.shape[3] for views in latents))
+        self.image_tokens = area // self.dit.patch_size**2
         return Encoded(latents)
 
     def encode_prompts(self):

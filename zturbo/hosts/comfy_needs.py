@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def foresee(host: ComfyHost, dataset: Dataset):
     """See `runs.Host.foresee`."""
-    sizes, grain = dataset.buckets(), host.family.reduction
+    sizes, reduction = dataset.buckets(), host.family.reduction
     pixels, least = max(width * height for width, height in sizes), min(min(size) for size in sizes)
     picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
-    watched = turbo.side(host.recipe, host, least // grain) * grain
+    watched = turbo.side(host.recipe, host, least // reduction) * reduction
     guarded = memory.tokens(watched**2, max(host.recipe.turbo.prompts, key=len, default=""))
     # on a card memory that runs out is an error, which is answered
     one_by_one = not devices.shares_main_memory(host.device)
