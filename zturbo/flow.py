@@ -7,6 +7,7 @@ is a function of (seed, step) and of nothing that ran before it.
 
 import hashlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -81,12 +82,8 @@ def loss_weight(density: str, sigma: torch.Tensor, weighting: str = "auto") -> t
         return sigma**2
     if weighting == "none" or (weighting == "auto" and density != "weighted"):
         return torch.ones_like(sigma)
-    index = torch.tensor(_WEIGHT_INDEX, dtype=sigma.dtype, device=sigma.device)
-    value = torch.tensor(_WEIGHT_VALUE, dtype=sigma.dtype, device=sigma.device)
-    position = ((1 - sigma) * 1000).clamp(0, 999)
-    right = torch.searchsorted(index, position).clamp(1, len(index) - 1)
-    fraction = (position - index[right - 1]) / (index[right] - index[right - 1])
-    return torch.lerp(value[right - 1], value[right], fraction)
+    found = np.interp((1 - sigma.cpu().numpy()) * 1000, _WEIGHT_INDEX, _WEIGHT_VALUE)
+    return torch.from_numpy(found).to(sigma)
 
 
 def add_noise(x0: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .recipe import Optimizer
 
 # name -> (module, class, options beside learning rate and weight decay)
 KNOWN: dict[str, tuple[str, str, dict]] = {
-    "adamw": ("torch.optim", "AdamW", {}),
+    "adamw": ("torch.optim", "AdamW", {"fused": True}),
     "muon": ("torch.optim", "Muon", {"adjust_lr_fn": "match_rms_adamw"}),  # AdamW's learning rates fit
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
     # else B, which begins at 0, hardly moves

@@ -21,6 +21,7 @@ from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..captions import Captions
 from ..dataset import Dataset, Encoded
+from ..block import Keep
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
@@ -29,6 +30,7 @@ from ..roles import Progress, counter, quiet, watched
 from . import (
     comfy_adapter,
     comfy_added,
+    comfy_blocks,
     comfy_cache,
     comfy_draw,
     comfy_forward,
@@ -236,12 +238,14 @@ class ComfyHost:
             branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(comfy_lend.normal_norms(self.dit))
+            forward = self._forward(linears, lora)
 
             def velocity(
                 x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
             ) -> torch.Tensor:
                 branches[0] = strengths(factor)
-                return self._velocity(x, sigma, numbers, self._captions(numbers, factor))
+                forward.carry(branches[0])
+                return self._velocity(forward, x, sigma, numbers, self._captions(numbers, factor))
 
             yield velocity
 
@@ -298,23 +302,31 @@ class ComfyHost:
     def _refined(self, number: int) -> torch.Tensor:
         return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
 
+    def _forward(self, linears, lora: dict[str, Difference]) -> comfy_blocks.Fast | comfy_forward.Plain:
+        """The fast way where it can be gone."""
+        run_layer = checkpointed if self.checkpointing else None
+        plain = comfy_forward.Plain(self.dit, run_layer)
+        if why := comfy_blocks.usable(self.dit, lora):
+            log.info("Through the model's own modules: %s.", why)
+            return plain
+        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        fast = comfy_blocks.Fast(self.dit, linears, comfy_adapter.targets(self.dit), lora, like)
+        for block in fast.layers:
+            block.keep = Keep.INPUT if self.checkpointing else Keep.ALL
+        return fast
+
     def _velocity(
-        self, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]
+        self, forward, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]
     ) -> torch.Tensor:
         """Captions of other lengths go through apart: NextDiT has no caption mask."""
         by_length: dict[int, list[int]] = {}
         for row, number in enumerate(numbers):
             by_length.setdefault(captions[number].shape[1], []).append(row)
-        run_layer = checkpointed if self.checkpointing else None
         outputs, order = [], []
         for rows in by_length.values():
             caption = torch.cat([captions[numbers[row]] for row in rows]).to(self.device)
             some = slice(None) if len(by_length) == 1 else rows
-            outputs.append(
-                comfy_forward.velocity(
-                    self.dit, x[some].to(self.dtype), sigma[some].float(), caption, run_layer
-                ).float()
-            )
+            outputs.append(forward.velocity(x[some].to(self.dtype), sigma[some].float(), caption).float())
             order += rows
         return (
             outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]

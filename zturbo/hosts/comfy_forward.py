@@ -4,7 +4,10 @@ Nothing in front of `layers.0` carries a LoRA, so it needs no gradient; and the 
 depend on the noise, so it is computed once. Both halves call NextDiT's own methods.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.ldm.modules.attention
 import torch
@@ -47,6 +50,20 @@ def velocity(
         tokens = run_layer(layer, tokens, None, rope, t, transformer_options=OPTIONS)
     out = dit.final_layer(tokens, t)
     return -dit.unpatchify(out, [(height, width)] * batch, [caption.shape[1]] * batch, return_tensor=True)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The velocity through NextDiT's own modules, with what is attached to them."""
+
+    dit: Any
+    run_layer: Callable | None
+
+    def carry(self, adapter):
+        """The modules' own forwards see the branches as they are."""
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+        return velocity(self.dit, x, sigma, caption, self.run_layer)
 
 
 def before_layers(

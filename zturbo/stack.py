@@ -1,0 +1,185 @@
+"""Linears that read the same input, with every low-rank difference on them: the LoRA and the adapter's branch.
+
+All A's are one matrix, so the input is read once for them, and kept once; B's of the same shape are one batch. The
+backward is written out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .lowrank import Factors, Fetch, Target
+
+
+@dataclass
+class Low:
+    """A low-rank difference in a stack. rows: of the stack's output; columns: of its hidden numbers A x."""
+
+    factors: Factors
+    rows: slice
+    columns: slice
+    trained: bool
+
+
+class Group:
+    """Differences of one shape and scale that lie beside each other."""
+
+    def __init__(self, lows: list[Low], dtype: torch.dtype):
+        self.lows, self.scale, self.trained, self.count = lows, lows[0].factors.scale, lows[0].trained, len(lows)
+        self.rows = slice(lows[0].rows.start, lows[-1].rows.stop)
+        self.columns = slice(lows[0].columns.start, lows[-1].columns.stop)
+        found = [low.factors.B.detach().to(dtype) for low in lows]
+        self.B = found[0] if self.count == 1 else torch.stack(found)  # [out, rank] or [count, out, rank]
+
+    def split(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[N, count * size] -> [count, N, size]"""
+        return tensor.unflatten(1, (self.count, -1)).transpose(0, 1)
+
+    def add(self, hidden: torch.Tensor, output: torch.Tensor):
+        """output += scale B hidden."""
+        hidden, output = hidden[:, self.columns], output[:, self.rows]
+        if self.count == 1:
+            output.addmm_(hidden, self.B.T, alpha=self.scale)
+        else:
+            self.split(output).baddbmm_(self.split(hidden), self.B.transpose(1, 2), alpha=self.scale)
+
+    def down(self, grad: torch.Tensor, hidden: torch.Tensor):
+        """hidden = scale B^T grad."""
+        grad, hidden = grad[:, self.rows], hidden[:, self.columns]
+        if self.count == 1:
+            torch.addmm(hidden, grad, self.B, beta=0, alpha=self.scale, out=hidden)
+        else:
+            self.split(hidden).baddbmm_(self.split(grad), self.B, beta=0, alpha=self.scale)
+
+    def gradient(self, grad: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """To each B."""
+        grad, hidden = grad[:, self.rows], hidden[:, self.columns]
+        if self.count == 1:
+            found = grad.T @ hidden
+        else:
+            found = self.split(grad).transpose(1, 2) @ self.split(hidden)
+        found = found if self.scale == 1 else found.mul_(self.scale)
+        return [found] if self.count == 1 else list(found.unbind())
+
+
+class Stack:
+    """See above. N rows of input at once; `parameters` are the trained A's and then the B's, fp32."""
+
+    def __init__(self, linears: list[tuple[Target, Fetch]], lora: Mapping[str, Factors], dtype: torch.dtype):
+        """lora: what is trained, by the parts' names. dtype: that the input has."""
+        self.linears, self.dtype = linears, dtype
+        self.trained = self._place(lora, start=0, trained=True)
+        self.rank = self.trained[-1].columns.stop if self.trained else 0
+        self.parameters = [low.factors.A for low in self.trained] + [low.factors.B for low in self.trained]
+        self.adapter: Mapping[str, Factors] = {}
+        self._take(self.trained)
+
+    def _place(self, factors: Mapping[str, Factors], start: int, trained: bool) -> list[Low]:
+        lows, above = [], 0
+        for target, _ in self.linears:
+            for part in target.parts:
+                if part.name in factors:
+                    one = factors[part.name]
+                    rows = slice(above + part.start, above + part.start + part.size)
+                    lows.append(Low(one, rows, slice(start, start + one.rank), trained))
+                    start += one.rank
+            above += target.out_features
+        return lows
+
+    def carry(self, adapter: Mapping[str, Factors]) -> bool:
+        """Take these frozen differences too, in place of those before. True: the matrices lie elsewhere now."""
+        if adapter is self.adapter:
+            return False
+        before = self.lows[len(self.trained) :]
+        lows = self._place(adapter, self.rank, trained=False)
+        self.adapter = adapter
+        if len(before) == len(lows) and all(a.factors.A is b.factors.A for a, b in zip(before, lows)):
+            for group in self.groups:  # the same at another strength
+                group.scale = group.scale if group.trained else lows[0].factors.scale
+            return False
+        self._take(self.trained + lows)
+        return True
+
+    @torch.no_grad()
+    def _take(self, lows: list[Low]):
+        self.lows = lows
+        grouped: list[list[Low]] = []
+        for low in lows:
+            if grouped and beside(grouped[-1], low):
+                grouped[-1].append(low)
+            else:
+                grouped.append([low])
+        self.groups = [Group(one, self.dtype) for one in grouped]
+        self.A = None
+        if len(lows) == 1:
+            self.A = lows[0].factors.A.detach().to(self.dtype)
+        elif lows:
+            self.A = torch.cat([low.factors.A.to(self.dtype) for low in lows])
+
+    def stale(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(to, from) of the trained numbers that are not read where they lie: to be copied when they have changed."""
+        pairs = [(self.A[low.columns], low.factors.A.detach()) for low in self.trained]
+        for group in self.groups:
+            places = [group.B] if len(group.lows) == 1 else group.B
+            pairs += [(to, low.factors.B.detach()) for to, low in zip(places, group.lows) if group.trained]
+        return [(to, source) for to, source in pairs if to.data_ptr() != source.data_ptr()]
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x: [N, in]. Gives the outputs beside each other [N, out] and A x [N, ranks]."""
+        output = self._linears(x)
+        if not self.lows:
+            return output, None
+        hidden = x @ self.A.T
+        for group in self.groups:
+            group.add(hidden, output)
+        return output, hidden
+
+    def _linears(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.linears) == 1:
+            with self.linears[0][1](x) as (weight, bias):
+                return F.linear(x, weight, bias)
+        output = x.new_empty(len(x), sum(target.out_features for target, _ in self.linears))
+        places = output.split([target.out_features for target, _ in self.linears], dim=1)
+        for (_, fetch), place in zip(self.linears, places):
+            with fetch(x) as (weight, bias):
+                torch.mm(x, weight.T, out=place)
+                if bias is not None:
+                    place += bias
+        return output
+
+    def backward(
+        self, grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor | None, wanted: bool = True
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Gradients to x [N, in], where wanted, and to `parameters`. grad: to the output [N, out]."""
+        dx = self._through(grad) if wanted else None
+        if hidden is None:
+            return dx, []
+        down = torch.empty_like(hidden)
+        for group in self.groups:
+            group.down(grad, down)
+        if dx is not None:
+            dx.addmm_(down, self.A)
+        if not self.trained:
+            return dx, []
+        dA = down[:, : self.rank].T @ x
+        dB = [one for group in self.groups if group.trained for one in group.gradient(grad, hidden)]
+        return dx, [dA[low.columns] for low in self.trained] + dB
+
+    def _through(self, grad: torch.Tensor) -> torch.Tensor | None:
+        """To x by way of the frozen weights."""
+        dx = None
+        parts = grad.split([target.out_features for target, _ in self.linears], dim=1)
+        for (_, fetch), part in zip(self.linears, parts):
+            with fetch(part) as (weight, _):
+                dx = part @ weight if dx is None else dx.addmm_(part, weight)
+        return dx
+
+
+def beside(group: list[Low], low: Low) -> bool:
+    """Can it be in a batch with these: of one shape, scale and kind, and next to the last of them?"""
+    last = group[-1]
+    alike = low.factors.B.shape == last.factors.B.shape and low.factors.scale == last.factors.scale
+    next_to = low.rows.start == last.rows.stop and low.columns.start == last.columns.stop
+    return alike and next_to and low.trained == last.trained
