@@ -100,7 +100,8 @@ def stepping(way: str, dtype: str, checkpointing: bool):
         )
         pictures = dataset.from_folder(comfy_paths.dataset_folder(comfy_paths.BUNDLED), (128,), "zsmile")
         adapter = lorafile.read(comfy_tiny.ADAPTER)
-        model = comfy_adapter.apply(comfy_tiny.load_model(comfy_tiny.MODEL), adapter, "tiny", 1.0)
+        model = comfy_tiny.load_model(comfy_tiny.MODEL, devices.COMPUTE[dtype])
+        model = comfy_adapter.apply(model, adapter, "tiny", 1.0)
         host = ComfyHost(model, comfy_tiny.load_clip(), comfy_load.load_vae(comfy_tiny.VAE), recipe)
         host.dtype = devices.COMPUTE[dtype]  # also where the processor has no bf16
         phase = Phase(FlowMatching(recipe, pictures_of(recipe, pictures, host), host), lambda step: 1e-4)

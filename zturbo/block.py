@@ -185,8 +185,10 @@ class Pass:
         self.o = self.apply("out", self.seen())
 
     def middle(self) -> torch.Tensor:
-        """x1 [B, T, D]"""
-        return torch.addcmul(self.x, self.norm("2", self.o.view_as(self.x)), self.m(1))
+        """x1 [B, T, D]. On the way back o has served its turn then."""
+        x1 = torch.addcmul(self.x, self.norm("2", self.o.view_as(self.x)), self.m(1))
+        self.o = None if self.way_back else self.o
+        return x1
 
     def second(self, x1: torch.Tensor) -> torch.Tensor:
         """[B, T, D], what the feed-forward is given."""
@@ -238,21 +240,23 @@ class Pass:
 
     def attend_backward(self, dx1: torch.Tensor, found: dict, dm: list) -> torch.Tensor:
         """To x by way of attention."""
-        self.o = None
         do = self.norm_back("2", dx1, 1, dm)
         da = self.back("out", do, self.seen(), found)
-        dqkv = self.heads_backward(da.view(*self.x.shape[:2], self.block.shape.heads, -1).transpose(1, 2))
-        self.qkv = self.attended = do = da = None
+        do = da.view(*self.x.shape[:2], self.block.shape.heads, -1).transpose(1, 2)
+        del da
+        dqkv = self.heads_backward(do)
+        self.qkv = do = None
         dh = self.back("qkv", dqkv, self.first(), found).view_as(dx1)
         return self.norm_back("1", dh, 0, dm)
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:
         """[N, 3 D]: to queries, keys and values as the Linear gave them."""
-        q, k, v = self.turned()
-        dq, dk, dv = (one.transpose(1, 2) for one in attention.attend_backward(da, q, k, v, self.attended))
-        both = kernels.turned_backward(
-            torch.cat((dq, dk), dim=2), self.n.pop("heads"), self.inv["heads"], self.block.head_norms, self.rope[1]
-        )
+        d = [one.transpose(1, 2) for one in attention.attend_backward(da, *self.turned(), self.attended)]
+        self.attended = None
+        both, dv = torch.cat(d[:2], dim=2), d[2]
+        del d, da
+        n, inv = self.n.pop("heads"), self.inv["heads"]
+        both = kernels.turned_backward(both, n, inv, self.block.head_norms, self.rope[1])
         return torch.cat((both, dv), dim=2).view_as(self.qkv)
 
     def time_backward(self, dm: list[torch.Tensor], found: dict):

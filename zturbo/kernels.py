@@ -63,10 +63,10 @@ def gated(u: torch.Tensor) -> torch.Tensor:
 
 
 def gated_backward(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Gradient of gated(u)."""
+    """Gradient of gated(u). g is overwritten."""
     a, b = u.chunk(2, dim=-1)
     du = torch.empty_like(u)
     da, db = du.chunk(2, dim=-1)
-    torch.mul(F.silu(a), g, out=db)
-    torch.ops.aten.silu_backward.grad_input(g * b, a, grad_input=da)
+    torch.ops.aten.silu.out(a, out=db).mul_(g)
+    torch.ops.aten.silu_backward.grad_input(g.mul_(b), a, grad_input=da)
     return du
