@@ -33,11 +33,9 @@ def ours(place: Place, dtype: str, way: str, checkpointing: bool, number: int = 
     host = place.host(place.recipe(way, checkpointing), dtype, number)
     host.features = [torch.randn(1, TOKENS, place.config()["cap_feat_dim"])]
     host.image_tokens = (place.sides[-1] // 16) ** 2
-    lora = network.create(host.targets, host.recipe.network, 0)
+    lora = network.create(host.targets, host.recipe.network, 0, place.device)
     with host.training(lora) as velocity:
         parameters = lowrank.parameters(lora)
-        for parameter in parameters:
-            parameter.data = parameter.data.to(place.device)
 
         def step(side: int):
             x, sigma = torch.randn(1, 16, side // 8, side // 8, device=place.device), torch.rand(1, device=place.device)

@@ -99,7 +99,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                         "instance with more steps."
                     ),
                 ),
-                *inputs.of(Compute, "repeat"),
+                *inputs.of(Compute, "repeat", "keep_layers"),
                 io.Model.Input(
                     "preview_model",
                     optional=True,

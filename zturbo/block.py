@@ -14,6 +14,7 @@ A scale or gate and the weight of its norm are one factor m; u is w1 h beside w3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 
@@ -92,7 +93,12 @@ class Pass:
         self.hidden: dict[str, torch.Tensor | None] = {}  # A x of each stack
         self.n: dict[str, torch.Tensor] = {}  # of each norm, on the way back
         self.inv: dict[str, torch.Tensor] = {}  # of each norm
-        self.qkv = self.attended = self.o = self.u = self.d = None
+        # Any: not there before they are computed, and behind their last use
+        self.qkv: Any = None  # [N, 3 D]
+        self.attended: Any = None  # attention.Attended
+        self.o: Any = None  # [N, D], what is normed into x1
+        self.u: Any = None  # [N, 2 F]
+        self.d: Any = None  # [N, D], what is normed into y
 
     def forward(self) -> torch.Tensor:
         self.modulate()
@@ -110,8 +116,8 @@ class Pass:
         if keep == Keep.ATTENTION and not self.attended.light:
             self.attended = None
 
-    def fill(self):
-        """Compute again what was dropped."""
+    def fill(self) -> torch.Tensor:
+        """Compute again what was dropped. Gives x1."""
         if self.qkv is None:
             self.look()
         elif self.attended is None:
@@ -175,7 +181,8 @@ class Pass:
         return tuple(part.transpose(1, 2) for part in parts)
 
     def attend(self):
-        self.attended = attention.attend(*self.turned(), backward=self.train)
+        q, k, v = self.turned()
+        self.attended = attention.attend(q, k, v, backward=self.train)
 
     def seen(self) -> torch.Tensor:
         """[N, D], what attention gave."""
@@ -216,7 +223,7 @@ class Pass:
         self.time_backward(dm, found)
         return dx, together([one for name in self.block.stacks for one in found[name]], self.block.parameters)
 
-    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor, found: dict) -> torch.Tensor:
+    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor, found: dict) -> Any:
         """To the input of a stack; its parameters' go into `found`."""
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         dx, found[name] = self.block.stacks[name].backward(grad, x, self.hidden.pop(name), wanted=name != "time")
@@ -251,7 +258,9 @@ class Pass:
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:
         """[N, 3 D]: to queries, keys and values as the Linear gave them."""
-        d = [one.transpose(1, 2) for one in attention.attend_backward(da, *self.turned(), self.attended)]
+        q, k, v = self.turned()
+        d = [one.transpose(1, 2) for one in attention.attend_backward(da, q, k, v, self.attended)]
+        del q, k, v
         self.attended = None
         both, dv = torch.cat(d[:2], dim=2), d[2]
         del d, da

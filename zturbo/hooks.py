@@ -42,12 +42,14 @@ def all_hooks() -> tuple[Hook, ...]:
 
 
 class StepLog(Hook):
-    """Each step on the screen and in the log."""
+    """Each step on the screen and in the log, and what the host has to say."""
 
     def after_step(self, session: Session, velocity: Velocity, event: dict):
         event |= session.host.memory()
         session.run.event(**event)
         session.control.step(event)
+        for sentence in session.host.told():
+            session.tell(sentence)
 
 
 class Validation(Hook):

@@ -11,6 +11,7 @@ from .memory import GB, Need
 
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
+HEIGHT = {Keep.INPUT: 13, Keep.ATTENTION: 11, Keep.ALL: 9}  # widths in a backward, beside what the feed-forward holds
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Sizes:
 
     def moment(self, keep: Keep, tokens: int) -> float:
         """Bytes of a block's backward at its height, the middle of the feed-forward's, beside what it kept."""
-        height = (9 if keep == Keep.ALL else 12) * self.width + 5 * self.inner
+        height = HEIGHT[keep] * self.width + 5 * self.inner
         return tokens * self.itemsize * (height - self._numbers(keep))
 
     def _numbers(self, keep: Keep) -> int:

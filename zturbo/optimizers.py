@@ -12,7 +12,7 @@ from .recipe import Optimizer
 
 # name -> (module, class, options beside learning rate and weight decay)
 KNOWN: dict[str, tuple[str, str, dict]] = {
-    "adamw": ("torch.optim", "AdamW", {"fused": True}),
+    "adamw": ("torch.optim", "AdamW", {}),
     "muon": ("torch.optim", "Muon", {"adjust_lr_fn": "match_rms_adamw"}),  # AdamW's learning rates fit
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
     # else B, which begins at 0, hardly moves
@@ -22,6 +22,7 @@ KNOWN: dict[str, tuple[str, str, dict]] = {
     "lion": ("pytorch_optimizer", "Lion", {}),
     "came": ("pytorch_optimizer", "CAME", {}),
 }
+FUSED = ("adamw",)  # where PyTorch has one kernel for all tensors
 PACKAGES = {"pytorch_optimizer": "pytorch-optimizer", "bitsandbytes.optim": "bitsandbytes"}
 
 
@@ -41,6 +42,8 @@ def build(options: Optimizer, parameters: list[torch.Tensor]) -> torch.optim.Opt
             f"The optimizer {options.name} needs the package {package} ({error}). "
             f"Install it into ComfyUI's Python (pip install {package}), or choose adamw."
         ) from error
+    if options.name in FUSED and parameters[0].device.type in ("cpu", "cuda"):
+        more = more | {"fused": True}
     return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, **more)
 
 

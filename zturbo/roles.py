@@ -81,8 +81,17 @@ class Host(Protocol):
         """Is this error a device whose memory ran out?"""
         ...
 
+    @property
+    def frugal(self) -> bool:
+        """Does it keep as little for the backward as it can?"""
+        ...
+
     def save_memory(self) -> None:
-        """From now on recompute instead of keep (gradient checkpointing), whatever the recipe says."""
+        """From now on be frugal: recompute instead of keep (gradient checkpointing), whatever the recipe says."""
+        ...
+
+    def told(self) -> list[str]:
+        """Sentences on how it computes, for the person at the screen: those that were not given out yet."""
         ...
 
     def memory(self) -> dict[str, float]:

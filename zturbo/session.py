@@ -191,8 +191,8 @@ class Session:
     def can_save_memory(self, error: Exception) -> bool:
         """Is this memory that ran out, in the middle of no change, and is there something to give up for it?"""
         recipe = self.recipe
-        alone = recipe.batch_size == 1 and recipe.compute.checkpointing and recipe.turbo.keep == "off"
-        return self.state.whole and self.host.out_of_memory(error) and not (alone or self.split.micro_batch == 1)
+        alone = recipe.batch_size == 1 and recipe.turbo.keep == "off" or self.split.micro_batch == 1
+        return self.state.whole and self.host.out_of_memory(error) and not (alone and self.host.frugal)
 
     def save_memory(self):
         """Memory ran out: from now on micro-batches of one picture, and gradient checkpointing.

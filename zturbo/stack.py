@@ -56,10 +56,7 @@ class Group:
     def gradient(self, grad: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """To each B."""
         grad, hidden = grad[:, self.rows], hidden[:, self.columns]
-        if self.count == 1:
-            found = grad.T @ hidden
-        else:
-            found = self.split(grad).transpose(1, 2) @ self.split(hidden)
+        found = grad.T @ hidden if self.count == 1 else self.split(grad).transpose(1, 2) @ self.split(hidden)
         found = found if self.scale == 1 else found.mul_(self.scale)
         return [found] if self.count == 1 else list(found.unbind())
 

@@ -35,7 +35,8 @@ from zturbo.hosts import (
     room,
 )
 from zturbo.hosts import tiny as tiny_model
-from zturbo.hosts.comfy import ComfyHost, checkpointed
+from zturbo.hosts.comfy import ComfyHost
+from zturbo.hosts.comfy_forward import checkpointed
 from zturbo.hosts.comfy_lend import fetchers, normal_norms
 from zturbo.memory import Need
 from zturbo.recipe import OPTIMIZERS, Compute, Network, Optimizer, Recipe, Turbo

@@ -101,6 +101,11 @@ class AuraHost:
     def out_of_memory(self, error):
         return False
 
+    frugal = True
+
+    def told(self):
+        return []
+
     def save_memory(self): ...
 
     def memory(self):

@@ -51,6 +51,11 @@ class LinearHost:
     def out_of_memory(self, error):
         return isinstance(error, MemoryError)
 
+    frugal = True
+
+    def told(self):
+        return []
+
     def save_memory(self):
         self.saves_memory = True
 

@@ -15,13 +15,11 @@ import comfy.ops
 import comfy.quant_ops
 import numpy as np
 import torch
-import torch.utils.checkpoint
 
 from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache
 from ..captions import Captions
 from ..dataset import Dataset, Encoded
-from ..block import Keep
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
@@ -30,13 +28,13 @@ from ..roles import Progress, counter, quiet, watched
 from . import (
     comfy_adapter,
     comfy_added,
-    comfy_blocks,
     comfy_cache,
     comfy_draw,
     comfy_forward,
     comfy_lend,
     comfy_memory,
     comfy_needs,
+    comfy_steps,
     devices,
 )
 from .comfy_mode import core_mode
@@ -91,7 +89,11 @@ class ComfyHost:
         self.captions: dict[tuple[int, float], torch.Tensor] = {}
         self.image_tokens = 0  # of the largest picture
         self.cache = Cache(cache if recipe.data.cache else None)
-        self.checkpointing = recipe.compute.checkpointing
+        # layers that keep everything for their backward; None: as many as fit
+        self.whole = None if recipe.compute.keep_layers < 0 else recipe.compute.keep_layers
+        if not recipe.compute.checkpointing:
+            self.whole = len(self.dit.layers)
+        self.steps = comfy_steps.Steps(self)
         self.prompts: list = []
         devices.begin_counting(self.device)
 
@@ -211,9 +213,18 @@ class ComfyHost:
         """See `roles.Host.out_of_memory`."""
         return comfy.model_management.is_oom(error)
 
+    @property
+    def frugal(self) -> bool:
+        """See `roles.Host.frugal`."""
+        return self.whole == 0
+
+    def told(self) -> list[str]:
+        """See `roles.Host.told`."""
+        return self.steps.told()
+
     def save_memory(self):
         """See `roles.Host.save_memory`."""
-        self.checkpointing = True
+        self.whole = 0
         comfy.model_management.soft_empty_cache()
 
     def memory(self) -> dict[str, float]:
@@ -230,22 +241,20 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            needs = comfy_needs.of_step(self, lowrank.count(lora), self._tokens(), self.checkpointing)
-            linears = stack.enter_context(self._loaded(int(memory.total(needs))))
+            linears = stack.enter_context(self._loaded(self.steps.room(lora, self._tokens())))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
             branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(comfy_lend.normal_norms(self.dit))
-            forward = self._forward(linears, lora)
+            self.steps.begin(linears, lora, self._tokens())
 
             def velocity(
                 x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
             ) -> torch.Tensor:
                 branches[0] = strengths(factor)
-                forward.carry(branches[0])
-                return self._velocity(forward, x, sigma, numbers, self._captions(numbers, factor))
+                return self._velocity(x, sigma, numbers, branches[0], self._captions(numbers, factor))
 
             yield velocity
 
@@ -302,21 +311,13 @@ class ComfyHost:
     def _refined(self, number: int) -> torch.Tensor:
         return comfy_forward.refine_caption(self.dit, self.features[number].to(self.device, self.dtype)).cpu()
 
-    def _forward(self, linears, lora: dict[str, Difference]) -> comfy_blocks.Fast | comfy_forward.Plain:
-        """The fast way where it can be gone."""
-        run_layer = checkpointed if self.checkpointing else None
-        plain = comfy_forward.Plain(self.dit, run_layer)
-        if why := comfy_blocks.usable(self.dit, lora):
-            log.info("Through the model's own modules: %s.", why)
-            return plain
-        like = torch.empty(0, device=self.device, dtype=self.dtype)
-        fast = comfy_blocks.Fast(self.dit, linears, comfy_adapter.targets(self.dit), lora, like)
-        for block in fast.layers:
-            block.keep = Keep.INPUT if self.checkpointing else Keep.ALL
-        return fast
-
     def _velocity(
-        self, forward, x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], captions: dict[int, torch.Tensor]
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        numbers: tuple[int, ...],
+        adapter: dict[str, Factors],
+        captions: dict[int, torch.Tensor],
     ) -> torch.Tensor:
         """Captions of other lengths go through apart: NextDiT has no caption mask."""
         by_length: dict[int, list[int]] = {}
@@ -326,7 +327,8 @@ class ComfyHost:
         for rows in by_length.values():
             caption = torch.cat([captions[numbers[row]] for row in rows]).to(self.device)
             some = slice(None) if len(by_length) == 1 else rows
-            outputs.append(forward.velocity(x[some].to(self.dtype), sigma[some].float(), caption).float())
+            some_x = x[some].to(self.dtype)
+            outputs.append(self.steps.velocity(some_x, sigma[some].float(), caption, adapter).float())
             order += rows
         return (
             outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.tensor(order)).to(self.device)]
@@ -373,11 +375,6 @@ def scaled(factors: dict[str, Factors], strength: float, device, dtype) -> dict[
         name: Factors(f.A.to(device, dtype, copy=True), f.B.to(device, dtype, copy=True), f.scale * strength)
         for name, f in factors.items()
     }
-
-
-def checkpointed(layer, *args, **options):
-    """Run a layer, keep only its input, and run it again in backward."""
-    return torch.utils.checkpoint.checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def release(model):

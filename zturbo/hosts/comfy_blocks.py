@@ -155,7 +155,9 @@ def blocks(
         }
         attention = layer.attention
         norms = torch.stack([weight(getattr(layer, norm), like) for norm in NORMS])
-        heads = [weight(norm, like).expand(attention.n_local_heads, -1) for norm in (attention.q_norm, attention.k_norm)]
+        heads = [
+            weight(norm, like).expand(attention.n_local_heads, -1) for norm in (attention.q_norm, attention.k_norm)
+        ]
         shape = Shape(attention.n_local_heads, eps(layer.attention_norm1), eps(attention.q_norm))
         found[name] = Block(shape, stacks, norms, torch.cat(heads).float())
     return found

@@ -4,13 +4,11 @@ Nothing in front of `layers.0` carries a LoRA, so it needs no gradient; and the 
 depend on the noise, so it is computed once. Both halves call NextDiT's own methods.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import comfy.ldm.modules.attention
 import torch
+import torch.utils.checkpoint
 
 from .comfy_mode import core_mode, lent
 
@@ -52,18 +50,9 @@ def velocity(
     return -dit.unpatchify(out, [(height, width)] * batch, [caption.shape[1]] * batch, return_tensor=True)
 
 
-@dataclass(frozen=True)
-class Plain:
-    """The velocity through NextDiT's own modules, with what is attached to them."""
-
-    dit: Any
-    run_layer: Callable | None
-
-    def carry(self, adapter):
-        """The modules' own forwards see the branches as they are."""
-
-    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
-        return velocity(self.dit, x, sigma, caption, self.run_layer)
+def checkpointed(layer, *args, **options):
+    """Run a layer, keep only its input, and run it again in backward."""
+    return torch.utils.checkpoint.checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def before_layers(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .. import memory, network, turbo
+import comfy.model_management
+
+from .. import keeping, memory, network, turbo
 from ..dataset import Dataset
+from ..keeping import Sizes
+from ..lowrank import Difference
 from ..memory import Need
 from . import comfy_adapter, devices, room
 
@@ -24,15 +29,40 @@ def foresee(host: ComfyHost, dataset: Dataset):
     one_by_one = not devices.shares_main_memory(host.device)
     tokens = memory.together(host.recipe, picture, guarded, one_by_one)
     numbers = network.count(host.targets, host.recipe.network)
-    step = of_step(host, numbers, tokens, one_by_one or host.checkpointing)
+    whole = host.whole if host.whole and not one_by_one else 0
+    activations = keeping.plan(sizes(host, None), tokens, 0, whole).bytes
+    step = of_step(host, numbers, tokens, activations)
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
 
 
-def of_step(host: ComfyHost, numbers: int, tokens: int, checkpointing: bool) -> list[Need]:
-    """Beside the weights. numbers: how many are trained; tokens: that go through the model at once."""
+def sizes(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
+    """lora: None: one that is not there yet, of the recipe's rank on every Linear."""
+    dit = host.dit
+    layer, inner = dit.layers[0], dit.layers[0].feed_forward.w1.out_features
+    beside = {} if host.tag is None or host.way == "merged" else host.tag.factors
+    ranks = sum(one.rank for name, one in beside.items() if name.startswith("layers.0."))
+    if lora is None:
+        ranks += 7 * host.recipe.network.rank
+    else:
+        ranks += sum(one.rank for one in lora.values()) // len(dit.layers)
+    return Sizes(len(dit.layers), dit.dim, inner, layer.attention.n_local_heads, ranks, host.dtype.itemsize)
+
+
+def free(host: ComfyHost) -> float:
+    """Bytes that are free where the model computes, once all of its weights are there."""
+    model = host.model
+    coming = 0 if devices.shares_main_memory(host.device) else max(0, model.model_size() - model.loaded_size())
+    return comfy.model_management.get_free_memory(host.device) - coming
+
+
+def of_step(host: ComfyHost, numbers: int, tokens: int, activations: float) -> list[Need]:
+    """Beside the weights.
+
+    numbers: how many are trained; tokens: that go through the model at once; activations: bytes that it keeps.
+    """
     recipe, width, depth, size = host.recipe, host.dit.dim, len(host.dit.layers), host.dtype.itemsize
     merged, main = host.way == "merged", devices.shares_main_memory(host.device)
-    moment = memory.activations(tokens, width, depth, size, checkpointing)
+    moment = Need("a step's activations", activations)
     if main:  # a checkpoint is written while the next step goes forward, and is gone before that one's backward
         copy, forward = memory.copy(recipe, numbers), tokens * width * size * depth
         moment = max(moment, Need(copy.what, copy.size + forward), key=lambda need: need.size)

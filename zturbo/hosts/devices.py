@@ -110,6 +110,19 @@ def begin_counting(device: torch.device):
         getattr(torch, device.type).reset_peak_memory_stats(device)
 
 
+def begin_peak(device: torch.device) -> float | None:
+    """Bytes that are allocated now, on a device whose allocator counts its peak from here."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    begin_counting(device)
+    return getattr(torch, device.type).memory_allocated(device)
+
+
+def peak(device: torch.device) -> float:
+    """Bytes allocated at once since `begin_peak`."""
+    return getattr(torch, device.type).max_memory_allocated(device)
+
+
 def memory_facts(device: torch.device) -> dict[str, float]:
     """GB in use where the model runs.
 

@@ -202,6 +202,15 @@ class DiffusersHost:
         """See `roles.Host.out_of_memory`."""
         return isinstance(error, torch.OutOfMemoryError)
 
+    @property
+    def frugal(self) -> bool:
+        """See `roles.Host.frugal`."""
+        return self.dit.is_gradient_checkpointing
+
+    def told(self) -> list[str]:
+        """See `roles.Host.told`."""
+        return []
+
     def save_memory(self):
         """See `roles.Host.save_memory`."""
         self.recompute(True)
