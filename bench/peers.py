@@ -17,6 +17,7 @@ import platform
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def one_core():
     from comfy.cli_args import args
 
     args.cpu, args.use_pytorch_cross_attention = True, True  # the attention that core takes on a card; it is the faster
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "In CPU autocast")  # core's trainer asks for one in fp32
     torch.set_num_threads(1)
     import comfy.utils
 
@@ -314,14 +316,16 @@ class Peft:
         from peft import LoraConfig
 
         self.velocity, self.dtype = diffusers_twin.velocity, DTYPES[work.dtype]
-        self.twin = diffusers_twin.build(work.model.model.diffusion_model, CONFIG).to(self.dtype)
-        self.twin.add_adapter(LoraConfig(r=work.rank, lora_alpha=work.rank, target_modules=PEFT_TARGETS))
-        self.parameters = [one for one in self.twin.parameters() if one.requires_grad]
+        twin = self.twin = diffusers_twin.build(work.model.model.diffusion_model, CONFIG)
+        for parameter in twin.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        twin.add_adapter(LoraConfig(r=work.rank, lora_alpha=work.rank, target_modules=PEFT_TARGETS))
+        self.parameters = [one for one in twin.parameters() if one.requires_grad]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
-        self.twin.train()
+        twin.train()
         if checkpointing:
-            self.twin.enable_gradient_checkpointing()
+            twin.enable_gradient_checkpointing()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
         self.x0, self.caption = work.latents(3), work.features[0].to(self.dtype)
         self.trained = sum(one.numel() for one in self.parameters)

@@ -94,6 +94,7 @@ def compare_losses(work: Work) -> dict[str, float]:
     Raises AssertionError where they are further apart than ALIKE.
     """
     ours, peft = Loop(work), Peft(work)
+    assert ours.trained == peft.trained, (ours.trained, peft.trained)
     x0, eps, sigma = work.latents(5), work.latents(6), torch.tensor([0.6])
     untrained = our_loss(ours, x0, eps, sigma)
     found = {"core": apart(untrained, core_loss(work, x0, eps, sigma))}
