@@ -26,6 +26,7 @@ from bench.peers import Core, Node, Peft, Turn, Work
 from lab.setup import ROOT
 
 MB = 1e6
+SMALL = 2**16  # bytes; every tensor with a row for each token is larger
 
 
 def peft(work: Work, checkpointing: bool = False) -> Turn:
@@ -91,7 +92,7 @@ def main(argv: list[str]):
     args = parser.parse_args(argv)
     if args.contender or args.setting is not None:
         peers.one_core()
-        give_back_at_once()
+        give_back_at_once(SMALL)
         facts = contender(args.contender, args.dtype) if args.contender else forecast(args.setting, args.dtype)
         print(json.dumps(facts))
         return

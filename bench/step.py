@@ -55,13 +55,13 @@ def said(values: list[float], unit: str = "") -> str:
 
 
 def race(opened: dict[str, peers.Turn], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of a step, the mean of a turn, by contender and round. logged: those of ours on the wall."""
+    """Processor seconds of a step, the mean of a turn, by contender and round; and what our log says on the wall."""
     times: dict[str, list[float]] = {}
     for number in range(rounds):
         for name, turn in opened.items():
             times.setdefault(name, []).append(statistics.mean(turn()))
             if name == "ours":
-                times.setdefault("logged", []).append(statistics.mean(turn.logged))
+                times.setdefault("log, on the wall", []).append(statistics.mean(turn.logged))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return times
 
