@@ -161,6 +161,11 @@ def forecast(number: int, dtype: str) -> dict[str, float]:
     from zturbo.roles import Unattended
     from zturbo.runfolder import RunFolder
 
+    class Control(Unattended):
+        def phase(self, name, done, total):
+            if name == "training":  # before that pictures are encoded, which is no part of a step
+                peak.most = resident()
+
     setting = SETTINGS[number]
     work = furnished(Work(dtype, setting.width, setting.height, setting.rank))
     recipe = work.recipe(setting.checkpointing, setting.batch, setting.adapter or "auto", steps=2, save_every=1)
@@ -169,7 +174,7 @@ def forecast(number: int, dtype: str) -> dict[str, float]:
     gc.collect()
     weights = resident()
     with tempfile.TemporaryDirectory() as folder, Peak() as peak:
-        trainer.train(recipe, pictures, host, RunFolder.new(Path(folder), recipe), Unattended(), {})
+        trainer.train(recipe, pictures, host, RunFolder.new(Path(folder), recipe), Control(), {})
     numbers = network.count(host.targets, recipe.network)
     foretold = memory.total(comfy_needs.of_step(host, numbers, host._tokens(), host.checkpointing))
     measured = peak.most - weights
