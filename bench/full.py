@@ -50,14 +50,14 @@ def main(argv: list[str]):
         print(json.dumps(facts))
 
 
-def give_back_at_once():
-    """Have glibc give back what is freed, so that the peak is of what is used.
+def give_back_at_once(least: int = 2**20):
+    """Have glibc give back what is freed, so that the peak is of what is used. least: bytes of what counts.
 
     What it would keep for later does not count (mallopt's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD).
     """
     if platform.system() == "Linux":
         for option in (-3, -1):
-            ctypes.CDLL(None).mallopt(option, 2**20)
+            ctypes.CDLL(None).mallopt(option, least)
 
 
 def model_of(dtype: torch.dtype):
