@@ -144,7 +144,7 @@ class Many(World):
         others = [(rank, *one[1:]) for rank, one in enumerate(found) if one[1] and rank != self.rank]
         if bad := next((one for one in others if not one[2]), None):
             self.over = True
-            raise Elsewhere(f"Process {bad[0]} of {self.size} (counted from 0) ended: {bad[1]}")
+            raise Elsewhere(f"Process {bad[0]} of {self.size} (counted from 0) ended: {bad[1].strip()}")
         if others and not failed:
             raise Elsewhere(others[0][1], memory=True)
         return [one[0] for one in found]
