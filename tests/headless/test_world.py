@@ -3,6 +3,7 @@
 Most processes here are forks of this one, which need not load PyTorch again; the last tests start the real launchers.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,14 +83,16 @@ TOLERANCE = 5e-5
 
 
 @pytest.fixture(scope="module")
-def encoded(tmp_path_factory) -> Path:
-    """Pictures and texts in the cache, and the packages loaded, once for all forks."""
+def encoded(tmp_path_factory) -> Iterator[Path]:
+    """Pictures and texts in the cache, the packages and the tiny model loaded, once for all forks."""
     place = tmp_path_factory.mktemp("encoded")
     (place / "recipe.toml").write_text(RECIPE.replace("PICTURES", diffusers_tiny.PICTURES.as_posix()))
     words = ["train", str(place / "recipe.toml"), "--host", "diffusers", "--runs", str(place / "runs")]
-    assert cli.main([*words, *settings("steps=1", "data.flip=true", 'turbo.keep="guard"')]) == 0
     importlib.import_module("accelerate")
-    return place / "runs" / ".cache"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(diffusers_tiny, "load", functools.cache(diffusers_tiny.load))
+        assert cli.main([*words, *settings("steps=1", "data.flip=true", 'turbo.keep="guard"')]) == 0
+        yield place / "runs" / ".cache"
 
 
 @pytest.fixture
