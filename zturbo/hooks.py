@@ -93,7 +93,8 @@ class Gauge(Hook):
         if session.references.gauge is None or not (step % options.every == 0 or step == session.recipe.steps):
             return
         with session.state.as_exported():
-            reading = session.world.agree(session.references.read(velocity, step, session.host.device))
+            reading = session.references.read(velocity, step, session.host.device)
+        reading = session.world.agree("gauge", reading)
         session.log_reading(reading)
         self.reading = reading["gauge"]
         if self.reading <= options.healthy:
@@ -110,7 +111,7 @@ class Gauge(Hook):
         session.settle()
         run, reached = session.run, session.state.step
         kept = run.healthy_step in map(runfolder.step_of, run.checkpoint_files())
-        if session.world.agree(kept):
+        if session.world.agree("kept", kept):
             session.go_back(run.healthy_step)
         run.request_stop()
         step, limit = session.state.step, session.recipe.turbo.stop_above

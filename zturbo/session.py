@@ -219,6 +219,8 @@ class Session:
         The LoRA is the same but for rounding.
         """
         self.split = replace(self.split, micro_batch=1)
+        if self.world.size > 1:
+            self.phase = None  # all begin it again: one of them may have failed while it began
         self.host.save_memory()
         self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1))
 

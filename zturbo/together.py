@@ -49,7 +49,7 @@ class Together:
 
     def __init__(self, control: Control, world: World):
         self.control, self.world = control, world
-        self.stop_requested: bool = world.agree(control.stop_requested)
+        self.stop_requested: bool = world.agree("stop", control.stop_requested)
 
     def check(self):
         self.control.check()
@@ -59,7 +59,7 @@ class Together:
 
     def step(self, event: dict):
         self.control.step(event)
-        self.stop_requested = self.world.agree(self.control.stop_requested)
+        self.stop_requested = self.world.agree("stop", self.control.stop_requested)
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
         self.control.preview(step, images, paths)
@@ -78,7 +78,7 @@ def meet(world: World, teaches: dict, inputs: str, way: str) -> str:
     same.
     """
     given = hashlib.sha256(repr((sorted(teaches.items()), inputs)).encode()).hexdigest()
-    every = world.exchange([given, way])
+    every = world.exchange("meet", [given, way])
     others = [rank for rank, (theirs, _) in enumerate(every) if theirs != every[0][0]]
     if others:
         raise ZTurboError(

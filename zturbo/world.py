@@ -71,13 +71,13 @@ class World:
         """Add up the parameters' gradients over all processes, in place, and the numbers (of one element)."""
         return numbers
 
-    def exchange(self, value: Any = None) -> list:
-        """What each process says, by rank. Raises Elsewhere or Lost."""
+    def exchange(self, what: str, value: Any = None) -> list:
+        """What each process says, by rank. what: the occasion, in a word. Raises Elsewhere or Lost."""
         return [value]
 
-    def agree(self, value: Any) -> Any:
+    def agree(self, what: str, value: Any) -> Any:
         """The first process's value."""
-        return self.exchange(value)[0]
+        return self.exchange(what, value)[0]
 
     def from_main(self, make: Callable[[], Made | None]) -> Made | None:
         """What `make` gives in the first process, in all of them. So only that one needs the file that it reads."""
@@ -110,7 +110,7 @@ class Many(World):
     def __init__(self, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
         self.speaks = self.main
-        self.over = False  # nothing more is exchanged
+        self.over = self.lost = False  # nothing more is exchanged; because someone is gone
         self.ended = threading.Event()
         self.store = torch.distributed.distributed_c10d._get_default_store()
         threading.Thread(target=self._beat, name="zturbo-alive", daemon=True).start()
@@ -119,7 +119,7 @@ class Many(World):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C
 
     def sum(self, parameters: list[torch.Tensor], numbers: list[torch.Tensor]) -> list[torch.Tensor]:
-        self.exchange()  # nobody begins to add up before everybody has something to add
+        self.exchange("sum")  # nobody begins to add up before everybody has something to add
         gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
         pieces = [*gradients, *numbers]
         flat = torch.cat([piece.reshape(-1).to(self.device, torch.float32) for piece in pieces])
@@ -130,29 +130,34 @@ class Many(World):
             parameter.grad = gradient.copy_(total.view_as(gradient))
         return [total.reshape(()).to(one.device) for one, total in zip(numbers, summed[len(parameters) :])]
 
-    def exchange(self, value: Any = None) -> list:
-        return self._exchange(value)
+    def exchange(self, what: str, value: Any = None) -> list:
+        found = self._exchange(what, value)
+        if any(one[0] != what for one in found):
+            self.over = True
+            raise Elsewhere(OUT_OF_STEP.format(found=", ".join(one[0] for one in found)))
+        return [one[1] for one in found]
 
-    def _exchange(self, value: Any, failed: str = "", memory: bool = False) -> list:
-        said = json.dumps([value, readable(failed)[:LONGEST], memory]).encode()
+    def _exchange(self, what: str, value: Any = None, failed: str = "", memory: bool = False) -> list:
+        """[what, value, failed, memory] of each process. failed: why this one did, if so."""
+        said = json.dumps([what, value, readable(failed)[:LONGEST], memory]).encode()
         assert len(said) <= ROOM, "what is said is short"
         mine = torch.frombuffer(bytearray(said.ljust(ROOM)), dtype=torch.uint8)
         every = [torch.empty_like(mine) for _ in range(self.size)]
         with self._connection():
             torch.distributed.all_gather(every, mine)
         found = [json.loads(one.numpy().tobytes()) for one in every]
-        others = [(rank, *one[1:]) for rank, one in enumerate(found) if one[1] and rank != self.rank]
+        others = [(rank, *one[2:]) for rank, one in enumerate(found) if one[2] and rank != self.rank]
         if bad := next((one for one in others if not one[2]), None):
             self.over = True
             raise Elsewhere(f"Process {bad[0]} of {self.size} (counted from 0) ended: {bad[1].strip()}")
         if others and not failed:
             raise Elsewhere(others[0][1], memory=True)
-        return [one[0] for one in found]
+        return found
 
     def from_main(self, make: Callable[[], Made | None]) -> Made | None:
         made = make() if self.main else None
         content = bytearray().join(tensorfile.pieces(*made)) if made is not None else bytearray()
-        size = self.agree(len(content))
+        size = self.agree("size", len(content))
         if not size:
             return None
         buffer = torch.frombuffer(content if self.main else bytearray(size), dtype=torch.uint8)
@@ -166,37 +171,38 @@ class Many(World):
     @contextmanager
     def main_first(self, progress: Callable[[int, int], None]) -> Iterator[Callable[[int, int], None]]:
         if not self.main:
-            while not self.agree(None):
+            while not self.agree("turn", None):
                 pass
             yield progress
             return
 
         def at_it(done: int, total: int):
             progress(done, total)
-            self.exchange(False)  # so that the others' patience begins anew
+            self.exchange("turn", False)  # so that the others' patience begins anew
 
         yield at_it
-        self.exchange(True)
+        self.exchange("turn", True)
 
     @contextmanager
     def one_fate(self) -> Iterator[None]:
         try:
             yield
-            self.exchange()
+            self.exchange("end")
         except BaseException as error:
             self.tell(str(error) or type(error).__name__)
             raise
         finally:
             self.over = True
             self.ended.set()
-            torch.distributed.destroy_process_group()
+            if not self.lost:
+                torch.distributed.destroy_process_group()
 
     def tell(self, failed: str, memory: bool = False):
         if self.over:
             return
         self.over = not memory
         with contextlib.nullcontext() if memory else contextlib.suppress(Elsewhere, Lost):
-            self._exchange(None, failed, memory)
+            self._exchange("failure", failed=failed, memory=memory)
 
     def describe(self, rows: int) -> str:
         idle = "" if rows >= self.size else IDLE.format(size=self.size)
@@ -218,7 +224,7 @@ class Many(World):
             raise self._lose("this process was told to end, by SIGTERM")
 
     def _lose(self, why: str) -> Lost:
-        self.over = True
+        self.over = self.lost = True
         gone = self._gone()
         self.speaks = self.rank == min(set(range(self.size)) - set(gone), default=self.rank)
         if gone:
@@ -279,6 +285,10 @@ def open_world(device: str = "auto", minutes: float = PATIENCE) -> World:
 
 
 GO_ON = "Start the same command again: it goes on from the newest checkpoint."
+OUT_OF_STEP = (
+    "The processes do not do the same any more ({found}). This is a fault of the program: please report it. "
+    "The same command goes on from the newest checkpoint."
+)
 IDLE = (
     " There are fewer of them than processes, so some have nothing to do: "
     "let batch_size, or batch_size times accumulation, be at least {size}."
