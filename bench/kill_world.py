@@ -2,14 +2,15 @@
 
 torchrun starts `python -m zturbo train` on the bundled tiny model and diffusers' code. At a random moment one of its
 processes, or several, or all get SIGKILL; the others must end by themselves. The same command goes on, until the run is
-done. `hung`: times that a process was still there a while after; `unsaid`: times that nobody said which one was gone,
-though somebody was left who had begun to train.
+done. `hung`: times that a process was still there a while after; `unsaid`: times that whoever was left did not say
+which ones were gone, and only those.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -61,9 +62,7 @@ def main(argv: list[str]):
             continue  # it came to its end before
         killed += 1
         hung += running.hangs()
-        unsaid += len(victims) < args.processes and not any(
-            f"Process {gone} of {args.processes}" in running.said or f"{gone}, " in running.said for gone in victims
-        )
+        unsaid += len(victims) < args.processes and running.named_gone() != sorted(victims)
         print(f"killed {sorted(victims)} at step {last_step(base)}", flush=True)
     Started(base, "cut", args).process.wait()
     identical = same(base)
@@ -109,6 +108,11 @@ class Started:
     @property
     def said(self) -> str:
         return self.file.read_text()
+
+    def named_gone(self) -> list[int]:
+        """Who is gone, as the one who is left says it."""
+        found = re.search(r"Process ([0-9, ]+) of [0-9]+ \(counted from 0\) is gone", self.said)
+        return [int(number) for number in found[1].split(", ")] if found else []
 
     def workers(self) -> dict[int, int]:
         """Process ids by rank."""

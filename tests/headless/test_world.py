@@ -76,7 +76,7 @@ EVERYTHING = (
     "steps=4",
 )
 IDLE = ("batch_size=1", "steps=3")
-RESTORED = ("steps=6", "optimizer.ema=0.9", 'turbo.keep="restore"', "turbo.restore_steps=3", "turbo.every=3")
+RESTORED = ("steps=6", "optimizer.ema=0.9", 'turbo.keep="restore"', "turbo.restore_steps=3")
 # Of weights up to 0.09. The sums are the same in another order, and AdamW divides by the gradients' own size: one
 # process that takes one picture at a time is as far from one that takes all at once (2e-5)
 TOLERANCE = 5e-5
