@@ -12,7 +12,7 @@ from .memory import GB, Need
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
 # widths that are there in the middle of a backward, beside what the feed-forward holds
-HEIGHT = {Keep.INPUT: 12.7, Keep.ATTENTION: 10.7, Keep.ALL: 8.7}
+HEIGHT = {Keep.INPUT: 12.5, Keep.ATTENTION: 10.5, Keep.ALL: 8.5}
 
 
 @dataclass(frozen=True)

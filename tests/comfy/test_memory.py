@@ -116,7 +116,8 @@ def test_a_plan_is_what_a_step_takes(keep):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             step()
         planned = keeping.needed(Sizes(layers, 768, 2048, 6, 7 * 16, 4), 576, (keep,) * layers)
-        assert highest(seen) - 4 * lowrank.count(lora) == pytest.approx(planned, rel=0.04)
+        gradients = 4 * lowrank.count(lora) / layers  # of the last block, at the height
+        assert highest(seen) - gradients == pytest.approx(planned, rel=0.05)
 
 
 def highest(seen) -> int:
