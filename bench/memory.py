@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import peers
 from bench.full import Peak, give_back_at_once, resident
-from bench.peers import Core, Node, Peft, Turn, Work
+from bench.peers import Core, Loop, Peft, Turn, Work
 from lab.setup import ROOT
 
 MB = 1e6
@@ -37,8 +37,8 @@ def peft(work: Work, checkpointing: bool = False) -> Turn:
 
 
 CONTENDERS: dict[str, Callable[[Work], Turn]] = {
-    "ours": Node,
-    "ours_checkpointed": lambda work: Node(work, checkpointing=True),
+    "ours": Loop,
+    "ours_checkpointed": lambda work: Loop(work, checkpointing=True),
     "core_default": Core,
     "peft": peft,
     "peft_checkpointed": lambda work: peft(work, checkpointing=True),

@@ -241,9 +241,10 @@ class Pass:
         self.d = None
         dd = self.norm_back("4", g, 3, dm)
         ds = self.back("down", dd, kernels.gated(self.u), found)
+        del dd
         du = kernels.gated_backward(ds, self.u)
         self.u = None
-        del ds, dd
+        del ds
         dh = self.back("up", du, self.second(x1), found).view_as(g)
         return self.norm_back("3", dh, 2, dm)
 
