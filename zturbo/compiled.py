@@ -36,6 +36,10 @@ OPTIONS: dict[str, Any] = {  # inductor's, as far as this PyTorch knows them
     "triton.autotune_pointwise": False,
     "triton.multi_kernel": 0,
     "triton.mix_order_reduction": False,  # is chosen by the number of tokens
+    # a second look at the inputs is cheaper than numbers in between that go through memory, in fp32
+    "realize_reads_threshold": 64,
+    "realize_opcount_threshold": 1000,
+    "realize_acc_reads_threshold": 64,
 }
 
 
