@@ -116,9 +116,9 @@ class Place:
     def host(self, recipe: Recipe, dtype: str = "bf16", number: int = 0, cache: Path | None = None) -> ComfyHost:
         return ComfyHost(self.adapted(dtype, number), self.clip(), self.vae(), recipe, cache=cache)
 
-    def recipe(self, way: str, checkpointing: bool, **other) -> Recipe:
+    def recipe(self, way: str, checkpointing: bool, keep_layers: int = 0, **other) -> Recipe:
         """Rank 16, batch 1."""
-        compute = Compute(self.compute, checkpointing, way)
+        compute = Compute(self.compute, checkpointing, way, keep_layers=keep_layers)
         return Recipe(network=Network(gpu_files.RANK, float(gpu_files.RANK)), compute=compute, **other)
 
     def config(self) -> dict:

@@ -28,9 +28,14 @@ TWIN = (
 
 
 @contextmanager
-def ours(place: Place, dtype: str, way: str, checkpointing: bool, number: int = 0) -> Iterator[Step]:
-    """A step of the pack. Features are set by hand, so that speed does not hang on the text encoder."""
-    host = place.host(place.recipe(way, checkpointing), dtype, number)
+def ours(
+    place: Place, dtype: str, way: str, checkpointing: bool, number: int = 0, keep_layers: int = 0
+) -> Iterator[Step]:
+    """A step of the pack. Features are set by hand, so that speed does not hang on the text encoder.
+
+    keep_layers: with checkpointing, as in the recipe; -1 is what people have.
+    """
+    host = place.host(place.recipe(way, checkpointing, keep_layers), dtype, number)
     host.features = [torch.randn(1, TOKENS, place.config()["cap_feat_dim"])]
     host.image_tokens = (place.sides[-1] // 16) ** 2
     lora = network.create(host.targets, host.recipe.network, 0, place.device)
@@ -43,15 +48,15 @@ def ours(place: Place, dtype: str, way: str, checkpointing: bool, number: int = 
             for parameter in parameters:
                 parameter.grad = None
 
-        step.room = room(host, lora)
+        step.room = room(host)
         step.parameters = parameters
         yield step
 
 
-def room(host, lora) -> dict[str, float]:
-    """What the host asks the memory manager to keep free beside the weights, where it says so."""
-    guess = getattr(host, "_room", None)
-    return {} if guess is None or not host.features else {"room_asked_gb": round(guess(lora) / GB, 2)}
+def room(host) -> dict[str, float]:
+    """What the host plans for the activations of a step, which is more for the largest picture."""
+    steps = getattr(host, "steps", None)
+    return {} if steps is None or steps.keeping is None else {"planned_gb": round(steps.keeping.bytes / GB, 2)}
 
 
 @contextmanager
@@ -214,11 +219,16 @@ def race(place: Place, dtype: str, peer: bool):
 
 
 def contend(place: Place, dtype: str, checkpointing: bool, peer: bool) -> dict[str, Callable]:
-    """Ways to open a step, by name. Each of ours has a model of its own, since merging changes the weights."""
+    """Ways to open a step, by name. Each of ours has a model of its own, since merging changes the weights.
+
+    planned: each layer keeps what there is room for; the others with checkpointing keep nothing.
+    """
     found: dict[str, Callable] = {
         "merged": partial(ours, place, dtype, "merged", checkpointing, 0),
         "branch": partial(ours, place, dtype, "branch", checkpointing, 1),
     }
+    if checkpointing:
+        found["planned"] = partial(ours, place, dtype, "merged", True, 2, -1)
     return {**found, "diffusers_peft": partial(peft, place, checkpointing)} if peer else found
 
 

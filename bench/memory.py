@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench import peers
 from bench.full import Peak, give_back_at_once, resident
-from bench.peers import Core, Node, Peft, Turn, Work
+from bench.peers import Core, Loop, Peft, Turn, Work
 from lab.setup import ROOT
 
 MB = 1e6
@@ -37,8 +37,8 @@ def peft(work: Work, checkpointing: bool = False) -> Turn:
 
 
 CONTENDERS: dict[str, Callable[[Work], Turn]] = {
-    "ours": Node,
-    "ours_checkpointed": lambda work: Node(work, checkpointing=True),
+    "ours": Loop,
+    "ours_checkpointed": lambda work: Loop(work, checkpointing=True),
     "core_default": Core,
     "peft": peft,
     "peft_checkpointed": lambda work: peft(work, checkpointing=True),
@@ -176,6 +176,7 @@ def forecast(number: int, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, Peak() as peak:
         trainer.train(recipe, pictures, host, RunFolder.new(Path(folder), recipe), Control(), {})
     numbers = network.count(host.targets, recipe.network)
-    foretold = memory.total(comfy_needs.of_step(host, numbers, host._tokens(), host.checkpointing))
+    needs = comfy_needs.of_step(host, numbers, host._tokens(), host.steps.keeping.bytes)
+    foretold = memory.total(needs) - memory.OWN  # all code is there already
     measured = peak.most - weights
     return {"foretold": foretold, "measured": measured, "error": round(foretold / measured - 1, 4)}

@@ -233,9 +233,10 @@ class Pass:
         self.norms[3].x, self.d = self.d.view_as(g), None
         dd = self.norm_back(3, g, dm)
         ds = self.back("down", dd, self.ops.gated(self.u), found)
+        del dd
         du = self.ops.gated_backward(ds, self.u)
         self.u = None
-        del ds, dd
+        del ds
         dh = self.back("up", du, self.second(x1), found).view_as(g)
         return self.norm_back(2, dh, dm)
 

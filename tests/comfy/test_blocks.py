@@ -124,9 +124,12 @@ def test_a_layer_that_computes_something_else_is_noticed(tiny, monkeypatch):
 
 def test_other_forms_go_through_the_modules(tiny):
     model, clip, vae = tiny
-    wish = replace(recipe(), network=replace(recipe().network, kind="dora"))
+    wish = replace(recipe("branch"), network=replace(recipe().network, kind="dora"))
     host = ComfyHost(de_distilled(model), clip, vae, wish)
-    assert "kind" in comfy_blocks.usable(host.dit, network.create(host.targets, wish.network, 0, norms=host.norms))
+    lora = network.create(host.targets, wish.network, 0, norms=host.norms)
+    assert "kind" in comfy_blocks.usable(host.dit, lora, host.device)
+    assert "mps" in comfy_blocks.usable(host.dit, {}, torch.device("mps"))
+    assert not comfy_blocks.usable(host.dit, {}, host.device)
 
 
 def broken(body):

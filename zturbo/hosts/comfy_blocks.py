@@ -25,6 +25,7 @@ STACKS = {
     "down": ("feed_forward.w2",),
 }
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of the norm of what NextDiT's own modules give
+DEVICES = ("cpu", "cuda", "xpu")
 SHAPES = 64  # whose positions are remembered
 GROUPS = ("noise_refiner", "layers")  # that the picture's tokens go through
 NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
@@ -115,8 +116,10 @@ class OtherModel(Exception):
     """The fast way does not compute this model."""
 
 
-def usable(dit, lora: Mapping[str, Difference]) -> str:
+def usable(dit, lora: Mapping[str, Difference], device: torch.device) -> str:
     """Why the fast way cannot be gone, or nothing."""
+    if device.type not in DEVICES:
+        return f"the fast way was never tried on a device of the kind {device.type}"
     if not all(isinstance(one, Factors) and one.magnitude is None for one in lora.values()):
         return "the LoRA is of another kind than lora"
     if not all(fits(layer) for group in GROUPS for layer in getattr(dit, group)):

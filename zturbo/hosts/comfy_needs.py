@@ -29,9 +29,8 @@ def foresee(host: ComfyHost, dataset: Dataset):
     one_by_one = not devices.shares_main_memory(host.device)
     tokens = memory.together(host.recipe, picture, guarded, one_by_one)
     numbers = network.count(host.targets, host.recipe.network)
-    whole = host.whole if host.whole and not one_by_one else 0
-    activations = keeping.plan(sizes_of(host, None), tokens, 0, whole).bytes
-    step = of_step(host, numbers, tokens, activations)
+    fast = host.recipe.network.kind == "lora"
+    step = of_step(host, numbers, tokens, activations(host, None, tokens, 0 if one_by_one else host.whole, fast))
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
 
 
@@ -46,6 +45,16 @@ def sizes_of(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
     else:
         ranks += sum(one.rank for one in lora.values()) // len(dit.layers)
     return Sizes(len(dit.layers), dit.dim, inner, layer.attention.n_local_heads, ranks, host.dtype.itemsize)
+
+
+def activations(
+    host: ComfyHost, lora: Mapping[str, Difference] | None, tokens: int, whole: int | None, fast: bool
+) -> float:
+    """Bytes that a step keeps where so many layers keep everything; None: the least. fast: by `comfy_blocks`."""
+    if fast:
+        return keeping.plan(sizes_of(host, lora), tokens, 0, whole).bytes
+    depth = len(host.dit.layers)
+    return memory.activations(tokens, host.dit.dim, depth, host.dtype.itemsize, whole != depth).size
 
 
 def free(host: ComfyHost) -> float:

@@ -57,13 +57,16 @@ class Steps:
 
         Where layers are to be kept, all that they take.
         """
-        plan = keeping.plan(comfy_needs.sizes_of(self.host, lora), tokens, 0, self.host.whole)
-        return int(memory.total(comfy_needs.of_step(self.host, lowrank.count(lora), tokens, plan.bytes)))
+        host = self.host
+        activations = comfy_needs.activations(
+            host, lora, tokens, host.whole, fast=not comfy_blocks.usable(host.dit, lora, host.device)
+        )
+        return int(memory.total(comfy_needs.of_step(host, lowrank.count(lora), tokens, activations)))
 
     def begin(self, linears, lora: dict[str, Difference], tokens: int):
         """The model is loaded with these Linears."""
         host, self.fast = self.host, None
-        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora)
+        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
         if self.why_not:
             log.info("Through the model's own modules: %s.", self.why_not)
             return
@@ -88,11 +91,12 @@ class Steps:
         return compiled.shared().sentence()
 
     def plan(self, lora: dict[str, Difference], tokens: int):
-        """How much the blocks keep, out of what is free now."""
+        """How much the blocks keep, out of what is free now. As before, where that still fits."""
         host, numbers, before = self.host, lowrank.count(lora), self.keeping
         beside = memory.total(comfy_needs.of_step(host, numbers, tokens, 0.0))
         free = (comfy_needs.free(host) - beside) / self.error
-        self.keeping = keeping.plan(comfy_needs.sizes_of(host, lora), tokens, free, host.whole)
+        if before is None or host.whole is not None or before.bytes > keeping.SHARE * free:
+            self.keeping = keeping.plan(comfy_needs.sizes_of(host, lora), tokens, free, host.whole)
         for block, keep in zip(self.fast.layers, self.keeping.blocks):
             block.keep = keep
         if before is None or before.blocks != self.keeping.blocks:
@@ -107,7 +111,7 @@ class Steps:
             return
         needed = devices.peak(self.host.device) - self.measuring - self.gradients
         self.measuring = None
-        self.tell(f"Measured: {needed / GB:.1f} GB.")
+        self.tell(f"The first step needed {needed / GB:.2f} GB beside them.")
         if needed > UNLIKE * self.keeping.bytes and self.host.whole is None:
             self.error *= needed / self.keeping.bytes
             self.again()
