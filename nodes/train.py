@@ -99,7 +99,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                         "instance with more steps."
                     ),
                 ),
-                *inputs.of(Compute, "repeat", "keep_layers"),
+                *inputs.of(Compute, "repeat", "keep_layers", "compile"),
                 io.Model.Input(
                     "preview_model",
                     optional=True,

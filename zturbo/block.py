@@ -2,8 +2,8 @@
 
 What autograd would do in some hundred small operations and with everything kept is here one autograd function: the
 frozen weights are borrowed (`lowrank.Fetch`), all A's that read the same input are one matrix, the elementwise parts
-are those of `kernels`, and what is kept for the backward is chosen (`Keep`). The block is NextDiT's (arXiv 2406.18583)
-with Z-Image's modulation by the time:
+are those of `kernels` or `compiled`, and what is kept for the backward is chosen (`Keep`). The block is NextDiT's
+(arXiv 2406.18583) with Z-Image's modulation by the time:
 
     x1 = x  + tanh(gate 1) norm2(attention((1 + scale 1) norm1(x)))
     y  = x1 + tanh(gate 2) norm4(w2(silu(w1 h) w3 h)),  h = (1 + scale 2) norm3(x1)
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import attention, kernels
+from .kernels import Norm
 from .stack import Stack
 
 SCALES, GATES = slice(0, None, 2), slice(1, None, 2)  # of the four factors
@@ -58,6 +59,7 @@ class Block:
         self.shape, self.norms, self.head_norms, self.stacks = shape, norms, head_norms, stacks
         self.parameters = [one for stack in stacks.values() for one in stack.parameters]
         self.keep = Keep.ALL
+        self.ops: Any = kernels  # or a Compiled
 
     def __call__(self, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> torch.Tensor:
         """x: [B, T, D]; time: [B, E], embedded; rope: as in `kernels.turned`, and its conjugate. Gives [B, T, D]."""
@@ -88,12 +90,12 @@ class Pass:
     """Once through a block, and back."""
 
     def __init__(self, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, backward: bool = True):
-        self.block, self.x, self.time, self.rope = block, x, time, rope
+        self.block, self.x, self.time, self.rope, self.ops = block, x.detach(), time, rope, block.ops
         self.train, self.way_back = backward, False
         self.rows, self.width = x.shape[0] * x.shape[1], x.shape[2]
         self.hidden: dict[str, torch.Tensor | None] = {}  # A x of each stack
-        self.n: dict[str, torch.Tensor] = {}  # of each norm, on the way back
-        self.inv: dict[str, torch.Tensor] = {}  # of each norm
+        self.norms = [Norm(block.shape.eps) for _ in range(4)]
+        self.head_norm = Norm(block.shape.head_eps)
         # Any: not there before they are computed, and behind their last use
         self.qkv: Any = None  # [N, 3 D]
         self.attended: Any = None  # attention.Attended
@@ -108,7 +110,7 @@ class Pass:
         x1 = self.middle()
         self.widen(x1)
         self.narrow()
-        return torch.addcmul(x1, self.norm("4", self.d.view_as(x1)), self.m(3))
+        return self.ops.added(x1, self.d.view_as(x1), self.m(3), self.norms[3])
 
     def forget(self, keep: Keep):
         """Drop what this choice does not keep. Attention that runs under autograd is dropped with q, k and v."""
@@ -143,16 +145,6 @@ class Pass:
         """[B, 1, D]"""
         return self.factors[:, number : number + 1]
 
-    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """x normed. On the way back that is kept for the norm's own backward."""
-        if name in self.n:
-            return self.n[name]
-        eps = self.block.shape.head_eps if name == "heads" else self.block.shape.eps
-        n, self.inv[name] = kernels.normed(x, eps, self.inv.get(name))
-        if self.way_back:
-            self.n[name] = n
-        return n
-
     def modulate(self):
         self.opening = self.apply("time", self.time).view(-1, 4, self.width)
         self.opening[:, SCALES].add_(1)
@@ -161,7 +153,7 @@ class Pass:
 
     def first(self) -> torch.Tensor:
         """[B, T, D], what queries, keys and values are made of."""
-        return self.norm("1", self.x) * self.m(0)
+        return self.ops.scaled(self.x, self.m(0), self.norms[0])
 
     def look(self):
         """[N, 3 D]: queries, keys and values; and attention, where it is not kept."""
@@ -176,8 +168,7 @@ class Pass:
     def turned(self) -> tuple[torch.Tensor, ...]:
         """q, k, v [B, heads, T, d] as attention takes them."""
         heads, count = self.heads(), self.block.shape.heads
-        n = self.norm("heads", heads[:, :, : 2 * count])
-        both = kernels.turned(n, self.block.head_norms, self.rope[0])
+        both = self.ops.turned(heads, self.block.head_norms, self.rope[0], self.head_norm)
         parts = both[:, :, :count], both[:, :, count:], heads[:, :, 2 * count :]
         return tuple(part.transpose(1, 2) for part in parts)
 
@@ -194,25 +185,27 @@ class Pass:
 
     def middle(self) -> torch.Tensor:
         """x1 [B, T, D]. On the way back o has served its turn then."""
-        x1 = torch.addcmul(self.x, self.norm("2", self.o.view_as(self.x)), self.m(1))
+        x1 = self.ops.added(self.x, self.o.view_as(self.x), self.m(1), self.norms[1])
         self.o = None if self.way_back else self.o
         return x1
 
     def second(self, x1: torch.Tensor) -> torch.Tensor:
         """[B, T, D], what the feed-forward is given."""
-        return self.norm("3", x1) * self.m(2)
+        return self.ops.scaled(x1, self.m(2), self.norms[2])
 
     def widen(self, x1: torch.Tensor):
         self.u = self.apply("up", self.second(x1))
 
     def narrow(self):
-        self.d = self.apply("down", kernels.gated(self.u))
+        self.d = self.apply("down", self.ops.gated(self.u))
 
     # backward
 
     def backward(self, g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Gradients to x, and to the block's parameters. g: to y."""
         self.way_back = True
+        for norm in (*self.norms, self.head_norm):
+            norm.way_back = True
         x1 = self.fill()
         found: dict[str, list[torch.Tensor]] = {}
         dm: list[torch.Tensor] = [g] * 4
@@ -230,27 +223,26 @@ class Pass:
         dx, found[name] = self.block.stacks[name].backward(grad, x, self.hidden.pop(name), wanted=name != "time")
         return dx
 
-    def norm_back(self, name: str, grad: torch.Tensor, number: int, dm: list) -> torch.Tensor:
+    def norm_back(self, number: int, grad: torch.Tensor, dm: list) -> torch.Tensor:
         """To the input of a norm; to its m goes into `dm`."""
-        dx, dm[number] = kernels.scaled_backward(grad, self.n.pop(name), self.inv[name], self.m(number))
+        dx, dm[number] = self.ops.scaled_backward(grad, self.m(number), self.norms[number])
         return dx
 
     def feed_backward(self, g: torch.Tensor, x1: torch.Tensor, found: dict, dm: list) -> torch.Tensor:
         """To x1 by way of the feed-forward."""
-        self.norm("4", self.d.view_as(g))
-        self.d = None
-        dd = self.norm_back("4", g, 3, dm)
-        ds = self.back("down", dd, kernels.gated(self.u), found)
+        self.norms[3].x, self.d = self.d.view_as(g), None
+        dd = self.norm_back(3, g, dm)
+        ds = self.back("down", dd, self.ops.gated(self.u), found)
         del dd
-        du = kernels.gated_backward(ds, self.u)
+        du = self.ops.gated_backward(ds, self.u)
         self.u = None
         del ds
         dh = self.back("up", du, self.second(x1), found).view_as(g)
-        return self.norm_back("3", dh, 2, dm)
+        return self.norm_back(2, dh, dm)
 
     def attend_backward(self, dx1: torch.Tensor, found: dict, dm: list) -> torch.Tensor:
         """To x by way of attention."""
-        do = self.norm_back("2", dx1, 1, dm)
+        do = self.norm_back(1, dx1, dm)
         da = self.back("out", do, self.seen(), found)
         do = da.view(*self.x.shape[:2], self.block.shape.heads, -1).transpose(1, 2)
         del da
@@ -258,7 +250,7 @@ class Pass:
         self.qkv = None
         del do
         dh = self.back("qkv", dqkv, self.first(), found).view_as(dx1)
-        return self.norm_back("1", dh, 0, dm)
+        return self.norm_back(0, dh, dm)
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:
         """[N, 3 D]: to queries, keys and values as the Linear gave them."""
@@ -266,11 +258,9 @@ class Pass:
         d = [one.transpose(1, 2) for one in attention.attend_backward(da, q, k, v, self.attended)]
         del q, k, v
         self.attended = None
-        both, dv = torch.cat(d[:2], dim=2), d[2]
-        del d, da
-        n, inv = self.n.pop("heads"), self.inv["heads"]
-        both = kernels.turned_backward(both, n, inv, self.block.head_norms, self.rope[1])
-        return torch.cat((both, dv), dim=2).view_as(self.qkv)
+        del da
+        grads = self.ops.turned_backward(d, self.heads(), self.block.head_norms, self.rope[1], self.head_norm)
+        return grads.view_as(self.qkv)
 
     def time_backward(self, dm: list[torch.Tensor], found: dict):
         grad = torch.cat(dm, dim=1).mul_(self.block.norms)

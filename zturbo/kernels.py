@@ -1,18 +1,48 @@
 """The elementwise parts of a transformer block with their backward passes, each in as few passes as PyTorch allows.
 
-x, n, g (a gradient): [B, T, D]; m: [B, 1, D], what a normed x is multiplied by. Reductions are in fp32, whatever the
-dtype.
+`compiled` has the same functions, fused; a Block computes with either. x, y, g (a gradient): [B, T, D]; m: [B, 1, D],
+what a normed x is multiplied by; heads: [B, T, 3 H, d], queries, keys and values beside each other. Reductions are in
+fp32, whatever the dtype.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def normed(x: torch.Tensor, eps: float, inv: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n = x inv in x's dtype, inv), inv = 1 / sqrt(mean of squares + eps): RMSNorm (arXiv 1910.07467) unweighted.
+class Norm:
+    """RMSNorm (arXiv 1910.07467) unweighted, once through a block and back: n = x inv, inv = 1 / sqrt(mean of squares +
+    eps).
 
-    inv: [..., 1] fp32, where it is known already.
+    inv: [..., 1] fp32, from the forward on. n: in x's dtype, kept on the way back alone. x: what is normed, on the way
+    back and where n is not there.
     """
+
+    def __init__(self, eps: float):
+        self.eps, self.way_back = eps, False
+        # Any: not there before they are computed, and behind their last use
+        self.inv: Any = None
+        self.n: Any = None
+        self.x: Any = None
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """n"""
+        if self.n is not None:
+            return self.n
+        n, self.inv = normed(x, self.eps, self.inv)
+        if self.way_back:
+            self.n, self.x = n, None
+        return n
+
+    def last(self) -> torch.Tensor:
+        """n, for the last time."""
+        n, self.n = self.of(self.x), None
+        return n
+
+
+def normed(x: torch.Tensor, eps: float, inv: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, inv) as in `Norm`. inv: where it is known already."""
     if inv is not None and x.dtype == torch.float32:
         return x * inv, inv
     if hasattr(torch.ops.aten, "_fused_rms_norm"):
@@ -21,36 +51,52 @@ def normed(x: torch.Tensor, eps: float, inv: torch.Tensor | None = None) -> tupl
     return (x * inv).to(x.dtype), inv
 
 
-def scaled_backward(
-    g: torch.Tensor, n: torch.Tensor, inv: torch.Tensor, m: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of n m by way of n = normed(x): (to x, to m [B, 1, D])."""
+def scaled(x: torch.Tensor, m: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """n m, n of x."""
+    return norm.of(x) * m
+
+
+def added(x: torch.Tensor, y: torch.Tensor, m: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """x + n m, n of y."""
+    return torch.addcmul(x, norm.of(y), m)
+
+
+def scaled_backward(g: torch.Tensor, m: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of n m: (to what is normed, to m [B, 1, D])."""
+    n = norm.last()
     product = g * n
     along = product @ m.transpose(1, 2)
     dx = torch.mul(g, m).addcmul_(n, along, value=-1 / n.shape[-1])
-    return dx.mul_(inv.to(dx.dtype)), product.sum(1, keepdim=True)
+    return dx.mul_(norm.inv.to(dx.dtype)), product.sum(1, keepdim=True)
 
 
-def turned(n: torch.Tensor, weight: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """Queries and keys: normed heads, weighted and turned (rotary embedding, arXiv 2104.09864).
+def turned(heads: torch.Tensor, weight: torch.Tensor, rope: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Queries and keys [B, T, 2 H, d]: normed, weighted and turned (rotary embedding, arXiv 2104.09864).
 
-    A pair that turns lies beside each other.
-    n: [B, T, heads, d]; weight: [heads, d] fp32; rope: complex [T, 1, d / 2].
+    A pair that turns lies beside each other. weight: [2 H, d] fp32; rope: complex [T, 1, d / 2].
     """
+    n = norm.of(heads[:, :, : len(weight)])
     y = torch.mul(n, weight)
     _pairs(y).mul_(rope)
     return y.to(n.dtype)
 
 
 def turned_backward(
-    g: torch.Tensor, n: torch.Tensor, inv: torch.Tensor, weight: torch.Tensor, back: torch.Tensor
+    d: list[torch.Tensor], heads: torch.Tensor, weight: torch.Tensor, back: torch.Tensor, norm: Norm
 ) -> torch.Tensor:
-    """Gradient of turned(n) by way of n = normed(x), to x. g: may be overwritten; back: the conjugate of rope."""
+    """To heads. d: to queries and keys as `turned` gave them and to values, each [B, T, H, d]; this empties it.
+
+    back: the conjugate of rope.
+    """
+    g, dv = torch.cat(d[:2], dim=2), d[2]
+    d.clear()
+    n = norm.last()
     g, wide = g.float(), n.float()
     _pairs(g).mul_(back)
     g.mul_(weight)
     along = torch.mul(g, wide).sum(-1, keepdim=True)
-    return g.addcmul_(wide, along, value=-1 / n.shape[-1]).mul_(inv).to(n.dtype)
+    g = g.addcmul_(wide, along, value=-1 / n.shape[-1]).mul_(norm.inv).to(n.dtype)
+    return torch.cat((g, dv), dim=2)
 
 
 def _pairs(x: torch.Tensor) -> torch.Tensor:

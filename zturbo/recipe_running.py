@@ -46,6 +46,13 @@ class Compute:
         high=1000,
         unit="layers",
     )
+    compile: str = setting(
+        "auto",
+        "Are norms, gates and rotations compiled, which fuses them? The first steps take longer then, and each one "
+        "after them is quicker. auto: on NVIDIA, AMD and Intel cards where Triton is installed. Where it fails, "
+        "training goes on without, and says so.",
+        choices=("auto", "on", "off"),
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 from test_host import de_distilled, pictures, recipe
 
 from bench import launches
-from zturbo import lowrank, memory, network
+from zturbo import compiled, lowrank, memory, network
 from zturbo.block import Keep
 from zturbo.hosts import comfy_blocks, comfy_needs
 from zturbo.hosts.comfy import ComfyHost
@@ -130,3 +130,26 @@ def test_other_forms_go_through_the_modules(tiny):
     assert "kind" in comfy_blocks.usable(host.dit, lora, host.device)
     assert "mps" in comfy_blocks.usable(host.dit, {}, torch.device("mps"))
     assert not comfy_blocks.usable(host.dit, {}, host.device)
+
+
+def broken(body):
+    def run(*args):
+        raise RuntimeError("no compiler")
+
+    return run
+
+
+@pytest.mark.parametrize("compiler, said", [(lambda body: body, "Compiled"), (broken, "(RuntimeError: no compiler)")])
+def test_compiling_is_said_and_changes_nothing_but_rounding(tiny, monkeypatch, compiler, said):
+    """The bodies as they are handed to the compiler; tests/unit/test_compiled.py compiles them."""
+    ours = compiled.Compiled(compiler)
+    monkeypatch.setattr(compiled, "shared", lambda: ours)
+    wish = replace(recipe(), compute=Compute("fp32", True, "merged", compile="off"))
+    eager, eager_grads, host = velocity(tiny, wish)
+    assert not any("ompil" in sentence for sentence in host.told()) and not ours.bodies
+    v, grads, host = velocity(tiny, replace(wish, compute=replace(wish.compute, compile="on")))
+    assert [said in sentence for sentence in host.told()].count(True) == 1 and host.told() == []
+    assert ours.bodies
+    torch.testing.assert_close(v, eager, rtol=1e-4, atol=1e-4)
+    for a, b in zip(grads, eager_grads):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import keeping, lowrank, memory
+from .. import compiled, keeping, kernels, lowrank, memory
 from ..keeping import FP32, Keeping
 from ..lowrank import Difference, Factors
 from ..memory import GB
@@ -33,6 +33,7 @@ class Steps:
         self.why_not = ""
         self.keeping: Keeping | None = None
         self.notes: list[str] = []
+        self.said = ""  # of compiling
         self.error = 1.0  # what a step needed, as a multiple of the plan
         self.measuring: float | None = None  # bytes allocated before a step that is to be measured
         self.gradients = 0  # bytes
@@ -41,6 +42,10 @@ class Steps:
     def told(self) -> list[str]:
         """See `roles.Host.told`. A step is over: where the device counts, its peak is held against the plan."""
         self.measure()
+        sentence = self.compiling()
+        if sentence != self.said:
+            self.tell(sentence)
+            self.said = sentence
         notes, self.notes = self.notes, []
         return notes
 
@@ -67,7 +72,23 @@ class Steps:
             return
         like = torch.empty(0, device=host.device, dtype=host.dtype)
         self.fast = comfy_blocks.Fast(host.dit, linears, comfy_adapter.targets(host.dit), lora, like)
+        ops: Any = kernels if self.not_compiled() else compiled.shared()
+        for block in self.fast.blocks.values():
+            block.ops = ops
         self.plan(lora, tokens)
+
+    def not_compiled(self) -> str:
+        """Why compiling is not tried, or nothing."""
+        compute = self.host.recipe.compute
+        return compiled.why_not(self.host.device, compute.compile, compute.repeat)
+
+    def compiling(self) -> str:
+        """What is said of it: nothing where nobody would expect it."""
+        if self.fast is None or self.host.recipe.compute.compile == "off":
+            return self.said
+        if why := self.not_compiled():
+            return self.said if self.host.device.type not in compiled.DEVICES else f"Not compiled: {why}."
+        return compiled.shared().sentence()
 
     def plan(self, lora: dict[str, Difference], tokens: int):
         """How much the blocks keep, out of what is free now. As before, where that still fits."""
