@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from . import attention, kernels
 from .kernels import Norm
@@ -25,6 +26,7 @@ from .stack import Stack
 
 SCALES, GATES = slice(0, None, 2), slice(1, None, 2)  # of the four factors
 Rope = tuple[torch.Tensor, torch.Tensor]
+Place = tuple[torch.Tensor, torch.Tensor, int]  # rope, and where the tokens begin that are read
 
 
 class Keep(IntEnum):
@@ -61,20 +63,23 @@ class Block:
         self.keep = Keep.ALL
         self.ops: Any = kernels  # or a Compiled
 
-    def __call__(self, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """x: [B, T, D]; time: [B, E], embedded; rope: as in `kernels.turned`, and its conjugate. Gives [B, T, D]."""
+    def __call__(self, x: torch.Tensor, time: torch.Tensor, rope: Rope, start: int = 0) -> torch.Tensor:
+        """x: [B, T, D]; time: [B, E], embedded; rope: as in `kernels.turned`, and its conjugate. Gives [B, T, D].
+
+        start: tokens at the beginning whose output nobody reads, and which is not computed.
+        """
         if torch.is_grad_enabled() and (x.requires_grad or self.parameters):
-            return BlockFunction.apply(self, x, time, rope, *self.parameters)
+            return BlockFunction.apply(self, x, time, rope, start, *self.parameters)
         with torch.no_grad():
-            return Pass(self, x, time, rope, backward=False).forward()
+            return Pass(self, x, time, (*rope, start), backward=False).forward()
 
 
 class BlockFunction(torch.autograd.Function):
     """A block as autograd sees it. Its backward runs once."""
 
     @staticmethod
-    def forward(ctx, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, *parameters: torch.Tensor):
-        ctx.run = Pass(block, x, time, rope)
+    def forward(ctx, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, start: int, *parameters):
+        ctx.run = Pass(block, x, time, (*rope, start))
         y = ctx.run.forward()
         ctx.run.forget(block.keep)
         return y
@@ -83,16 +88,17 @@ class BlockFunction(torch.autograd.Function):
     def backward(ctx, g: torch.Tensor):
         run, ctx.run = ctx.run, None
         dx, found = run.backward(g.contiguous())
-        return None, dx if ctx.needs_input_grad[1] else None, None, None, *found
+        return None, dx if ctx.needs_input_grad[1] else None, None, None, None, *found
 
 
 class Pass:
     """Once through a block, and back."""
 
-    def __init__(self, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, backward: bool = True):
-        self.block, self.x, self.time, self.rope, self.ops = block, x.detach(), time, rope, block.ops
+    def __init__(self, block: Block, x: torch.Tensor, time: torch.Tensor, place: Place, backward: bool = True):
+        self.block, self.x, self.time, self.ops = block, x.detach(), time, block.ops
+        *self.rope, self.start = place
         self.train, self.way_back = backward, False
-        self.rows, self.width = x.shape[0] * x.shape[1], x.shape[2]
+        self.width = x.shape[2]
         self.hidden: dict[str, torch.Tensor | None] = {}  # A x of each stack
         self.norms = [Norm(block.shape.eps) for _ in range(4)]
         self.head_norm = Norm(block.shape.head_eps)
@@ -177,15 +183,16 @@ class Pass:
         self.attended = attention.attend(q, k, v, backward=self.train)
 
     def seen(self) -> torch.Tensor:
-        """[N, D], what attention gave."""
-        return self.attended.out.transpose(1, 2).reshape(self.rows, self.width)
+        """[N, D], what attention gave, of the tokens that are read."""
+        return self.attended.out.transpose(1, 2)[:, self.start :].reshape(-1, self.width)
 
     def give(self):
         self.o = self.apply("out", self.seen())
 
     def middle(self) -> torch.Tensor:
         """x1 [B, T, D]. On the way back o has served its turn then."""
-        x1 = self.ops.added(self.x, self.o.view_as(self.x), self.m(1), self.norms[1])
+        x = self.x[:, self.start :]
+        x1 = self.ops.added(x, self.o.view(x.shape), self.m(1), self.norms[1])
         self.o = None if self.way_back else self.o
         return x1
 
@@ -213,7 +220,7 @@ class Pass:
         del x1
         dx1 += g
         dx = self.attend_backward(dx1, found, dm)
-        dx += dx1
+        dx[:, self.start :] += dx1
         self.time_backward(dm, found)
         return dx, together([one for name in self.block.stacks for one in found[name]], self.block.parameters)
 
@@ -244,12 +251,14 @@ class Pass:
         """To x by way of attention."""
         do = self.norm_back(1, dx1, dm)
         da = self.back("out", do, self.seen(), found)
-        do = da.view(*self.x.shape[:2], self.block.shape.heads, -1).transpose(1, 2)
+        do = da.view(len(self.x), -1, self.block.shape.heads, self.width // self.block.shape.heads)
+        if self.start:
+            do = F.pad(do, (0, 0, 0, 0, self.start, 0))
         del da
-        dqkv = self.heads_backward(do)
+        dqkv = self.heads_backward(do.transpose(1, 2))
         self.qkv = None
         del do
-        dh = self.back("qkv", dqkv, self.first(), found).view_as(dx1)
+        dh = self.back("qkv", dqkv, self.first(), found).view_as(self.x)
         return self.norm_back(0, dh, dm)
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:

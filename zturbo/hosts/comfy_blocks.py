@@ -67,9 +67,9 @@ class Fast:
             for block in self.refiners:
                 image = block(image, t, behind_it)
         tokens = torch.cat((caption, image), dim=1)
-        for block in self.layers:
+        for block in self.layers[:-1]:
             tokens = block(tokens, t, rope)
-        out = self.dit.final_layer(tokens[:, behind:], t)
+        out = self.dit.final_layer(self.layers[-1](tokens, t, rope, start=behind), t)
         return -self.dit.unpatchify(out, [tuple(size)] * len(x), [0] * len(x), return_tensor=True)
 
     def embedded(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
