@@ -32,10 +32,15 @@ class Sizes:
         sums = 0 if keep == Keep.INPUT else FP32 * self.heads  # of attention's rows
         return tokens * (small + sums + self.itemsize * self._numbers(keep))
 
-    def moment(self, keep: Keep, tokens: int) -> float:
-        """Bytes of a block's backward at its height, the middle of the feed-forward's, beside what it kept."""
-        height = HEIGHT[keep] * self.width + 5 * self.inner
-        return tokens * self.itemsize * (height - self._numbers(keep))
+    def height(self, keep: Keep, tokens: int) -> float:
+        """Bytes of a block's backward at its height, the middle of the feed-forward's, with what it kept."""
+        return tokens * self.itemsize * (HEIGHT[keep] * self.width + 5 * self.inner)
+
+    def spared(self, keep: Keep, tokens: int) -> float:
+        """Multiplications for a token that need not be done again."""
+        some = self.width * (self.inner + 2 * tokens)
+        rest = self.width * (4 * self.width + 2 * self.inner)
+        return {Keep.INPUT: 0.0, Keep.ATTENTION: some, Keep.ALL: some + rest}[keep]
 
     def _numbers(self, keep: Keep) -> int:
         """Kept for each token: x; attention and d; q, k, v, o and u."""
@@ -72,31 +77,37 @@ class Keeping:
 
 
 def needed(sizes: Sizes, tokens: int, blocks: tuple[Keep, ...]) -> float:
-    """Bytes of a step at its height: all that is kept when the last block's backward begins, and that backward."""
-    kept = sum(sizes.kept(keep, tokens) for keep in blocks)
-    return kept + max(sizes.moment(keep, tokens) for keep in set(blocks))
+    """Bytes of a step at its height: a block's backward, beside what is kept by those before it."""
+    most, before = 0.0, 0.0
+    for keep in blocks:
+        most = max(most, before + sizes.height(keep, tokens))
+        before += sizes.kept(keep, tokens)
+    return most
 
 
 def plan(sizes: Sizes, tokens: int, free: float, whole: int | None = None) -> Keeping:
-    """What the blocks keep in `free` bytes: attention first, which costs the least for what it saves; then everything.
+    """What the blocks keep in `free` bytes, so that the least is computed again.
 
-    whole: how many keep everything, the last ones, whatever is free; None: as many as fit. With nothing left to give
-    up they keep their input, whatever is free.
+    The last blocks keep more than the first: what they keep is gone when the others' turn comes, so some of it costs
+    nothing. whole: how many keep everything, whatever is free, and then the others what costs nothing beside those;
+    None: as many as fit. With nothing left to give up blocks keep their input, whatever is free.
     """
-
-    def made(*counts: tuple[Keep, int]) -> Keeping:
-        blocks = tuple(keep for keep, count in counts for _ in range(count))
-        return Keeping(blocks, needed(sizes, tokens, blocks))
-
     count = sizes.blocks
-    if whole is not None:
-        whole = min(whole, count)
-        return made((Keep.INPUT, count - whole), (Keep.ALL, whole))
-    found = made((Keep.INPUT, count))
-    for low, high in ((Keep.INPUT, Keep.ATTENTION), (Keep.ATTENTION, Keep.ALL)):
-        for number in range(1, count + 1):
-            better = made((low, count - number), (high, number))
-            if better.bytes > SHARE * free:
-                return found
-            found = better
-    return found
+    whole = whole if whole is None else min(whole, count)
+    limit = needed(sizes, tokens, mixed(count, 0, whole or 0))
+    if whole is None:
+        limit = max(limit, SHARE * free)
+    best, most = mixed(count, 0, whole or 0), -1.0
+    for every in range(whole or 0, count + 1):
+        for some in range(count - every, -1, -1):
+            blocks = mixed(count, some, every)
+            if needed(sizes, tokens, blocks) <= limit:
+                spared = sum(sizes.spared(keep, tokens) for keep in blocks)
+                best, most = (blocks, spared) if spared > most else (best, most)
+                break
+    return Keeping(best, needed(sizes, tokens, best))
+
+
+def mixed(count: int, some: int, every: int) -> tuple[Keep, ...]:
+    """So many blocks, of which the last keep everything and some before them attention."""
+    return (Keep.INPUT,) * (count - some - every) + (Keep.ATTENTION,) * some + (Keep.ALL,) * every

@@ -57,10 +57,9 @@ class Group:
     def gradient(self, grad: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """To each B."""
         grad, hidden = grad[:, self.rows], hidden[:, self.columns]
-        # the thin factor in front: twice as fast as the other way round
-        found = hidden.T @ grad if self.count == 1 else self.split(hidden).transpose(1, 2) @ self.split(grad)
+        found = grad.T @ hidden if self.count == 1 else self.split(grad).transpose(1, 2) @ self.split(hidden)
         found = found if self.scale == 1 else found.mul_(self.scale)
-        return [found.T] if self.count == 1 else [one.T for one in found]
+        return [found] if self.count == 1 else list(found.unbind())
 
 
 class Stack:

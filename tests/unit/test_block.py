@@ -215,17 +215,26 @@ SIZES = Sizes(blocks=30, width=3840, inner=10240, heads=30, ranks=112, itemsize=
 
 
 def test_a_plan_keeps_as_much_as_fits():
-    seen = []
-    for free in (0, 2e9, 4e9, 8e9, 12e9, 40e9):
+    least = keeping.plan(SIZES, 4224, 0)
+    assert least.bytes <= keeping.needed(SIZES, 4224, (Keep.INPUT,) * 30)
+    spared = []
+    for free in (0, 3e9, 4e9, 8e9, 12e9, 40e9):
         plan = keeping.plan(SIZES, 4224, free)
-        assert plan.bytes <= free or set(plan.blocks) == {Keep.INPUT}
+        assert plan.bytes <= max(free, least.bytes) and plan.blocks == tuple(sorted(plan.blocks))
         assert plan.bytes == keeping.needed(SIZES, 4224, plan.blocks)
-        seen.append(sum(plan.blocks))
-    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 30 * Keep.ALL and len(set(seen)) > 3
+        spared.append(sum(SIZES.spared(keep, 4224) for keep in plan.blocks))
+    assert spared == sorted(spared) and spared[-1] > 5 * spared[0] and set(plan.blocks) == {Keep.ALL}
+
+
+def test_the_last_block_keeps_everything_at_no_cost():
+    """Its backward comes first, when all of it is there anyway."""
+    assert keeping.plan(SIZES, 4224, 0).blocks[-1] == Keep.ALL
+    assert keeping.plan(SIZES, 4224, 1e12, 0).blocks == keeping.plan(SIZES, 4224, 0).blocks
 
 
 def test_a_plan_by_hand():
-    assert keeping.plan(SIZES, 4224, 0, 4).blocks == (Keep.INPUT,) * 26 + (Keep.ALL,) * 4
-    assert keeping.plan(SIZES, 4224, 1e12, 0).blocks == (Keep.INPUT,) * 30
+    four = keeping.plan(SIZES, 4224, 0, 4)
+    assert four.blocks[-4:] == (Keep.ALL,) * 4 and four.blocks[:20] == (Keep.INPUT,) * 20
+    assert four.bytes <= keeping.needed(SIZES, 4224, (Keep.INPUT,) * 26 + (Keep.ALL,) * 4)
     assert keeping.plan(SIZES, 4224, 0, 99).blocks == (Keep.ALL,) * 30
-    assert "4 keep what their backward needs" in keeping.plan(SIZES, 4224, 0, 4).spelled()
+    assert "layers" in four.spelled() and "keep nothing" in four.spelled()
