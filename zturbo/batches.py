@@ -1,8 +1,11 @@
 """Which pictures a step sees, in which shape, order and wording: functions of (seed, index) alone."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 
 from . import flow
@@ -23,9 +26,14 @@ class Batches:
     size: int
     seed: int
 
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """[groups + 1] number of the first batch of each group, before they are mixed, and how many there are."""
+        return np.cumsum([0, *(math.ceil(len(group) / self.size) for group in self.groups)])
+
     @property
     def per_epoch(self) -> int:
-        return sum(math.ceil(len(group) / self.size) for group in self.groups)
+        return int(self.firsts[-1])
 
     def note(self) -> str:
         """A sentence where shapes keep batches from being full, or nothing."""
@@ -40,12 +48,23 @@ class Batches:
     def at(self, index: int) -> tuple[int, ...]:
         """Picture numbers of batch `index`, counted from 0 over the whole run."""
         epoch, place = divmod(index, self.per_epoch)
-        random = flow.generator(self.seed, "order", epoch)
-        batches = []
-        for group in self.groups:
-            order = [group[i] for i in torch.randperm(len(group), generator=random).tolist()]
-            batches += [tuple(order[i : i + self.size]) for i in range(0, len(order), self.size)]
-        return batches[int(torch.randperm(len(batches), generator=random)[place])]
+        groups, mixed = self._order(epoch)
+        number = mixed[place]
+        group = np.searchsorted(self.firsts, number, side="right") - 1
+        start = (number - self.firsts[group]) * self.size
+        return tuple(groups[group][start : start + self.size].tolist())
+
+    @cached_property
+    def _order(self) -> Callable[[int], tuple[list[np.ndarray], np.ndarray]]:
+        """Of an epoch: the pictures of each group, mixed, and the order of all batches. The newest is remembered."""
+        groups = [np.array(group, np.int32) for group in self.groups]
+
+        def of(epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+            random = flow.generator(self.seed, "order", epoch)
+            mixed = [group[torch.randperm(len(group), generator=random).numpy()] for group in groups]
+            return mixed, torch.randperm(self.per_epoch, generator=random).numpy()
+
+        return lru_cache(1)(of)
 
 
 @dataclass(frozen=True)
