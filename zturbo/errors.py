@@ -26,6 +26,10 @@ class DatasetError(ZTurboError):
     """The pictures or captions cannot be trained on."""
 
 
+class CacheError(ZTurboError):
+    """An encoded picture or caption that was there is not any more."""
+
+
 class LoraFileError(ZTurboError):
     """A LoRA or adapter file cannot be read, or does not fit the model."""
 

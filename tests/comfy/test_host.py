@@ -131,7 +131,10 @@ def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny
         first, second = (ComfyHost(model, clip, vae, recipe(), cache=tmp_path) for _ in range(2))
         a, b = encode(first), encode(second)
         assert first.cache.made > 0 and (second.cache.made, second.cache.found) == (0, first.cache.made)
-        assert all(torch.equal(x, y) for x, y in zip(a.latents + first.features, b.latents + second.features))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip([*a.latents, *first.features], [*b.latents, *second.features], strict=True)
+        )
         comfy.model_management.load_models_gpu([clip.patcher, vae.patcher])
         with second.training({}):
             loaded = [one.model for one in comfy.model_management.current_loaded_models]
@@ -244,13 +247,12 @@ def test_flips_are_the_mirrored_pictures_latents(tiny):
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(model, clip, vae, recipe())
         both = encode(host, dataset.from_folder(folder, (128,), "zsmile", Data(flip=True))).latents[0]
-        item = pictures().items[0]
-        mirrored = np.ascontiguousarray(item.pixels()[:, ::-1])
-        assert (
-            both.shape[0] == 2
-            and torch.equal(both[:1], host._views("x", item.pixels(), False))
-            and torch.equal(both[1:], host._views("x", mirrored, False))
+        pixels = pictures().items[0].pixels()
+        given = dataset.from_arrays(
+            [(view * 255).round().astype(np.uint8) for view in (pixels, pixels[:, ::-1])], [], (128,), "zsmile"
         )
+        plain = encode(host, given).latents
+        assert both.shape[0] == 2 and torch.equal(both[:1], plain[0]) and torch.equal(both[1:], plain[1])
         assert not torch.equal(both[0], both[1])
 
 

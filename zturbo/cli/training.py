@@ -66,7 +66,7 @@ def recipe_of(args) -> Recipe:
     return replace(found, inputs=hosts.given(found.inputs, args))
 
 
-def pictures_of(given: Recipe) -> dataset.Dataset:
+def pictures_of(given: Recipe, runs: Runs | None = None) -> dataset.Dataset:
     inputs = given.inputs
     if not inputs.pictures:
         raise ZTurboError(NO_PICTURES)
@@ -74,7 +74,9 @@ def pictures_of(given: Recipe) -> dataset.Dataset:
     if not sides:
         raise ZTurboError(_no_resolutions(inputs.resolutions))
     apart = inputs.regularisation or None
-    return dataset.from_folder(inputs.pictures, sides, inputs.trigger, given.data, apart)
+    return dataset.from_folder(
+        inputs.pictures, sides, inputs.trigger, given.data, apart, cache=None if runs is None else runs.cache
+    )
 
 
 def run_train(args) -> int:
@@ -101,7 +103,7 @@ def is_run(folder: Path) -> bool:
 
 def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
     hosts.need(given.inputs)
-    pictures = pictures_of(given)
+    pictures = pictures_of(given, place)
     if not args.json:
         print(pictures.report(), file=sys.stderr)
     given = runs.filled(given, pictures.trigger)
