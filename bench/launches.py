@@ -14,57 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from lab.setup import use_comfy
 
 VIEWS = set(
-    [
-        "view",
-        "as_strided",
-        "transpose",
-        "t",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "detach",
-        "permute",
-        "alias",
-        "split",
-        "chunk",
-        "narrow",
-        "unbind",
-        "unflatten",
-        "flatten",
-        "set_",
-        "to",
-        "reshape",
-        "_reshape_alias",
-        "contiguous",
-        "resolve_conj",
-        "resolve_neg",
-        "numpy_T",
-        "view_as",
-        "_conj",
-        "conj",
-        "view_as_complex",
-        "movedim",
-        "expand_as",
-        "type_as",
-        "unfold",
-        "matmul",
-        "linear",
-        "_unsafe_view",
-        "split_with_sizes",
-        "detach_",
-        "lift_fresh",
-        "is_pinned",
-        "result_type",
-        "item",
-        "_local_scalar_dense",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "resize_",
-    ]
+    """
+    view as_strided transpose t slice select unsqueeze squeeze expand detach permute alias split chunk narrow unbind
+    unflatten flatten set_ to reshape _reshape_alias contiguous resolve_conj resolve_neg numpy_T view_as _conj conj
+    view_as_complex movedim expand_as type_as unfold matmul linear _unsafe_view split_with_sizes detach_ lift_fresh
+    is_pinned result_type item _local_scalar_dense empty empty_like empty_strided new_empty resize_
+    """.split()  # noqa: SIM905
 )
 WHOLE = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "_fused_rms_norm"}  # whatever they do inside
 WARM = 30  # steps

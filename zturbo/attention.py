@@ -44,8 +44,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool = T
         out, *rest = aten._scaled_dot_product_flash_attention(q, k, v)
         return Attended(out, rest[:-1])
     with torch.enable_grad():
-        inputs = tuple(one.detach().requires_grad_() for one in (q, k, v))
-        out = F.scaled_dot_product_attention(*inputs)
+        q, k, v = inputs = tuple(one.detach().requires_grad_() for one in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
     return Attended(out.detach(), Graph(inputs, out))
 
 

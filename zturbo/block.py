@@ -8,7 +8,8 @@ with Z-Image's modulation by the time:
     x1 = x  + tanh(gate 1) norm2(attention((1 + scale 1) norm1(x)))
     y  = x1 + tanh(gate 2) norm4(w2(silu(w1 h) w3 h)),  h = (1 + scale 2) norm3(x1)
 
-A scale or gate and the weight of its norm are one factor m; u is w1 h beside w3 h. B: batch, T: tokens, D: width, N: B T rows.
+A scale or gate and the weight of its norm are one factor m; u is w1 h beside w3 h. B: batch, T: tokens, D: width,
+N: B T rows, F: inner width.
 """
 
 from collections.abc import Mapping
@@ -241,7 +242,8 @@ class Pass:
         dd = self.norm_back("4", g, 3, dm)
         ds = self.back("down", dd, kernels.gated(self.u), found)
         du = kernels.gated_backward(ds, self.u)
-        self.u = ds = dd = None
+        self.u = None
+        del ds, dd
         dh = self.back("up", du, self.second(x1), found).view_as(g)
         return self.norm_back("3", dh, 2, dm)
 
@@ -252,7 +254,8 @@ class Pass:
         do = da.view(*self.x.shape[:2], self.block.shape.heads, -1).transpose(1, 2)
         del da
         dqkv = self.heads_backward(do)
-        self.qkv = do = None
+        self.qkv = None
+        del do
         dh = self.back("qkv", dqkv, self.first(), found).view_as(dx1)
         return self.norm_back("1", dh, 0, dm)
 

@@ -32,8 +32,9 @@ def scaled_backward(
 
 
 def turned(n: torch.Tensor, weight: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """Queries and keys: normed heads, weighted and turned (rotary embedding, arXiv 2104.09864, pairs beside each other).
+    """Queries and keys: normed heads, weighted and turned (rotary embedding, arXiv 2104.09864).
 
+    A pair that turns lies beside each other.
     n: [B, T, heads, d]; weight: [heads, d] fp32; rope: complex [T, 1, d / 2].
     """
     y = torch.mul(n, weight)

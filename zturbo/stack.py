@@ -6,6 +6,7 @@ backward is written out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,7 @@ class Stack:
             else:
                 grouped.append([low])
         self.groups = [Group(one, self.dtype) for one in grouped]
-        self.A = None
+        self.A: Any = None  # [ranks, in] in the input's dtype, where there are differences
         if len(lows) == 1:
             self.A = lows[0].factors.A.detach().to(self.dtype)
         elif lows:

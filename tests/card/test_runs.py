@@ -18,10 +18,10 @@ from test_host import de_distilled, fingerprint
 
 from zturbo import dataset, lorafile
 from zturbo.hosts import (
+    comfy_blocks,
     comfy_cache,
     comfy_check,
     comfy_draw,
-    comfy_forward,
     comfy_health,
     comfy_paths,
     comfy_run,
@@ -30,6 +30,7 @@ from zturbo.hosts import (
 )
 from zturbo.recipe import Compute, Network, Previews, Recipe, Saving, Turbo
 from zturbo.runs import Runs
+from zturbo.stack import Stack
 
 PROMPT = "a large zsmile on a blue background"
 
@@ -178,9 +179,10 @@ def test_after_an_error_in_any_stage_the_next_run_is_right(train, card, tiny, pl
     [
         (torch.Tensor, "backward"),
         (torch.optim.AdamW, "step"),
-        (comfy_forward, "velocity"),
-        (torch.utils.checkpoint, "checkpoint"),
-        (comfy_forward, "before_layers"),
+        (comfy_blocks.Fast, "velocity"),
+        (comfy_blocks.Fast, "embedded"),
+        (Stack, "forward"),
+        (Stack, "backward"),
     ],
 )
 def test_weights_that_are_taken_away_at_the_worst_moment(train, card, tiny, place, name, monkeypatch):

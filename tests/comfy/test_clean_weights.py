@@ -13,10 +13,11 @@ sys.path.append(str(Path(__file__).parent))
 from test_host import de_distilled, fingerprint, pictures
 
 from zturbo import lorafile, roles, trainer
-from zturbo.hosts import comfy_adapter, comfy_draw, comfy_forward
+from zturbo.hosts import comfy_adapter, comfy_blocks, comfy_draw, comfy_forward
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Network, Previews, Recipe
 from zturbo.runfolder import RunFolder
+from zturbo.stack import Stack
 
 
 class Boom(BaseException):
@@ -59,7 +60,9 @@ STAGES = [
     (comfy_draw, "encode_prompt"),
     (comfy.model_management, "load_models_gpu"),
     (comfy_forward, "refine_caption"),
-    (comfy_forward, "velocity"),
+    (comfy_blocks.Fast, "velocity"),
+    (Stack, "forward"),
+    (Stack, "backward"),
     (torch.Tensor, "backward"),
     (torch.optim.AdamW, "step"),
     (comfy.sd, "load_lora_for_models"),

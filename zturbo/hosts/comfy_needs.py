@@ -30,12 +30,12 @@ def foresee(host: ComfyHost, dataset: Dataset):
     tokens = memory.together(host.recipe, picture, guarded, one_by_one)
     numbers = network.count(host.targets, host.recipe.network)
     whole = host.whole if host.whole and not one_by_one else 0
-    activations = keeping.plan(sizes(host, None), tokens, 0, whole).bytes
+    activations = keeping.plan(sizes_of(host, None), tokens, 0, whole).bytes
     step = of_step(host, numbers, tokens, activations)
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
 
 
-def sizes(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
+def sizes_of(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
     """lora: None: one that is not there yet, of the recipe's rank on every Linear."""
     dit = host.dit
     layer, inner = dit.layers[0], dit.layers[0].feed_forward.w1.out_features

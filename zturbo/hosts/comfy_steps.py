@@ -52,7 +52,7 @@ class Steps:
 
         Where layers are to be kept, all that they take.
         """
-        plan = keeping.plan(comfy_needs.sizes(self.host, lora), tokens, 0, self.host.whole)
+        plan = keeping.plan(comfy_needs.sizes_of(self.host, lora), tokens, 0, self.host.whole)
         return int(memory.total(comfy_needs.of_step(self.host, lowrank.count(lora), tokens, plan.bytes)))
 
     def begin(self, linears, lora: dict[str, Difference], tokens: int):
@@ -71,7 +71,7 @@ class Steps:
         host, numbers, before = self.host, lowrank.count(lora), self.keeping
         beside = memory.total(comfy_needs.of_step(host, numbers, tokens, 0.0))
         free = (comfy_needs.free(host) - beside) / self.error
-        self.keeping = keeping.plan(comfy_needs.sizes(host, lora), tokens, free, host.whole)
+        self.keeping = keeping.plan(comfy_needs.sizes_of(host, lora), tokens, free, host.whole)
         for block, keep in zip(self.fast.layers, self.keeping.blocks):
             block.keep = keep
         if before is None or before.blocks != self.keeping.blocks:
