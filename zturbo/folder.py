@@ -5,9 +5,10 @@ What is left out is told, and why.
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from . import maskfiles, rows, words
@@ -228,14 +229,14 @@ def _beside(files: list[Path], used: list[Path], found: Listing) -> dict[Path, t
     taken = {path for texts, _ in beside.values() for path in texts}
     lonely = [path for path in files if path.suffix.lower() in CAPTIONS and path not in taken]
     found.note(lonely, "captions have no picture and are not used")
-    alike: dict[str, int] = defaultdict(int)
-    for picture in used:
-        alike[str(picture.with_suffix(""))] += 1
-    twins = [path for path in used if alike[str(path.with_suffix(""))] > 1]
+    stems = [str(picture.with_suffix("")) for picture in used]
+    alike = Counter(stems)
+    twins = [path for path, stem in zip(used, stems) if alike[stem] > 1]
     found.note(twins, "pictures have the name of another with another ending, and its caption")
     return beside
 
 
+@lru_cache(1024)
 def repeats_of(folder: Path, root: Path) -> tuple[int, str]:
     """(times that the pictures of a folder are shown in an epoch, the words behind).
 
@@ -255,9 +256,14 @@ def _need_one_set(folder: Path, found: Listing):
 
     There pictures and regularisation pictures lie side by side.
     """
-    first = {fold(one.path.relative_to(folder).parts[0]) for one in found.pictures}
+    first = {fold(parts[0]) for parts in _ways(folder, found) if parts}
     if "img" in first and (beside := first & {"reg", "regularization", "regularisation"}):
         raise DatasetError(_two_sets(folder.name, next(iter(beside))))
+
+
+def _ways(folder: Path, found: Listing) -> list[tuple[str, ...]]:
+    """The folders that lead to pictures, each way once."""
+    return [parent.relative_to(folder).parts for parent in dict.fromkeys(one.path.parent for one in found.pictures)]
 
 
 def _doubts(folder: Path, found: Listing):
@@ -266,7 +272,7 @@ def _doubts(folder: Path, found: Listing):
         found.notes.append(_own_number(folder.name, named[1]))
     often = {one.path.parent.name: one.repeats for one in found.pictures if one.repeats > DOUBTED}
     found.notes += [_often(name, repeats) for name, repeats in often.items()]
-    below = {part for one in found.pictures for part in one.path.relative_to(folder).parts[:-1]}
+    below = {part for parts in _ways(folder, found) for part in parts}
     dates = [part for part in below if (named := REPEATS.match(part)) and int(named[1]) > MOST]
     found.note(sorted(dates), "folders have a number of more than four digits, which does not count as repeats")
 

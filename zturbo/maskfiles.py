@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from .words import Names, fold
@@ -92,7 +93,14 @@ def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, 
 
 
 def _parts(folder: Path, path: Path) -> tuple[str, ...]:
-    return path.relative_to(folder).with_suffix("").parts
+    return *_folders(folder, path.parent)[0], path.stem
+
+
+@lru_cache(1024)
+def _folders(folder: Path, parent: Path) -> tuple[tuple[str, ...], bool]:
+    """(the folders that lead from one to the other, is one of them called as `FOLDERS` are?)."""
+    parts = parent.relative_to(folder).parts
+    return parts, any(fold(part) in FOLDERS for part in parts)
 
 
 def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
@@ -100,6 +108,8 @@ def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
 
     Nothing for a file in no such folder.
     """
+    if not _folders(folder, path.parent)[1]:
+        return []
     *folders, last = _parts(folder, path)
     names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]
     ways = []

@@ -112,8 +112,8 @@ def _unknown_code_page(file: str) -> str:
 
 def _decode(raw: bytes) -> tuple[str, bool]:
     """(the text, is it Windows-1252)."""
-    encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), "")
-    if encoding:
+    if raw.startswith(tuple(MARKS)):
+        encoding = next(encoding for mark, encoding in MARKS.items() if raw.startswith(mark))
         return raw.decode(encoding), False
     try:
         return raw.decode(), False
