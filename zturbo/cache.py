@@ -46,19 +46,20 @@ class Cache:
         self.found = self.made = 0
         self.held: dict[str, torch.Tensor] = {}  # by key: in memory, up to ROOM bytes, and what is not on the disk
         self.room = ROOM
+        self.total: int | None = None  # bytes in the folder, when it was tidied
 
     @cached_property
     def there(self) -> dict[str, os.stat_result]:
         """Key -> facts of the files in the folder, when they were first asked for."""
-        return {path.stem: facts for path, facts in self._files() if path.suffix == SUFFIX}
+        return {name.removesuffix(SUFFIX): facts for name, facts in self._files() if name.endswith(SUFFIX)}
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """(path, facts) of what is in the folder now; another run may be at it."""
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """(name, facts) of what is in the folder now; another run may be at it."""
         try:
             with os.scandir(self.folder) if self.folder is not None else contextlib.nullcontext(()) as scanned:
                 for entry in scanned:
                     with contextlib.suppress(OSError):
-                        yield Path(entry), entry.stat()
+                        yield entry.name, entry.stat()
         except OSError:
             return
 
@@ -125,23 +126,29 @@ class Cache:
             log.warning(NOT_WRITTEN, path.parent, error.strerror)
 
     def tidy(self):
-        """Delete what no run has used for `KEPT` days, and what a crash left half written."""
-        now = time.time()
-        for path, facts in self._files():
-            if now - facts.st_mtime > DAY * (1 if path.suffix == ".part" else KEPT):
+        """Delete what no run has used for `KEPT` days, and what a crash left half written.
+
+        What remains is summed up for the report.
+        """
+        now, self.total = time.time(), 0
+        for name, facts in self._files():
+            if now - facts.st_mtime > DAY * (1 if name.endswith(".part") else KEPT):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    os.unlink(f"{self.folder}/{name}")
+            else:
+                self.total += facts.st_size
 
     def report(self) -> str:
         """What was found and made, and how much room the folder takes."""
         if self.folder is None:
             return f"No cache: {self.made} latents and texts were encoded."
-        room = f"{self.folder.name} holds {self.size() / 1e6:,.1f} MB"
+        total = self.size() if self.total is None else self.total
+        room = f"{self.folder.name} holds {total / 1e6:,.1f} MB"
         return f"Cache: {self.found} latents and texts found, {self.made} encoded; {room}."
 
     def size(self) -> int:
         """Bytes of all files in the folder."""
-        return sum(facts.st_size for path, facts in self._files() if path.suffix == SUFFIX)
+        return sum(facts.st_size for _, facts in self._files())
 
 
 class Lazy(Sequence[T]):

@@ -12,7 +12,7 @@ class ZTurboError(Exception):
 
 def readable(sentence: str) -> str:
     """One printable line of bearable length: what it quotes comes from files and may be anything."""
-    line = "".join(map(_printable, sentence))
+    line = sentence if sentence.isprintable() else "".join(map(_printable, sentence))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 400]} … {line[-390:]}"
 
 

@@ -57,6 +57,11 @@ def fold(path: Path | str) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
+def stem(path: Path) -> str:
+    """A file's whole path without its ending."""
+    return str(path).removesuffix(path.suffix) if path.suffix else str(path)
+
+
 class Names:
     """Files by name, as it is spelled and else in any letter case."""
 
