@@ -126,6 +126,10 @@ class Dataset:
 
     def captions(self) -> Captions:
         """Every caption that training may show."""
+        return self._captions
+
+    @cached_property
+    def _captions(self) -> Captions:
         shown = [self._variants(item.caption) for item in self.items]
         dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
         texts = sorted({text for variants in (*shown, dropped) for text in variants})

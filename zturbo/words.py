@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import DatasetError
 
+USUAL = 2**14  # bytes of a caption, at most
 LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -85,7 +86,9 @@ def read(path: Path, old: dict[Path, None] | None = None) -> str:
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(LONGEST + 1)
+            raw = file.read(USUAL)  # room for the longest takes longer to make than a caption to read
+            if len(raw) == USUAL:
+                raw += file.read(LONGEST + 1 - USUAL)
         if len(raw) > LONGEST:
             raise DatasetError(_too_long(path.name))
         text, is_old = _decode(raw)
