@@ -118,7 +118,7 @@ class Place:
 
     def recipe(self, way: str, checkpointing: bool, **other) -> Recipe:
         """Rank 16, batch 1."""
-        compute = Compute(self.compute, checkpointing, way)
+        compute = Compute(self.compute, checkpointing, way, keep_layers=0)
         return Recipe(network=Network(gpu_files.RANK, float(gpu_files.RANK)), compute=compute, **other)
 
     def config(self) -> dict:

@@ -43,15 +43,15 @@ def ours(place: Place, dtype: str, way: str, checkpointing: bool, number: int = 
             for parameter in parameters:
                 parameter.grad = None
 
-        step.room = room(host, lora)
+        step.room = room(host)
         step.parameters = parameters
         yield step
 
 
-def room(host, lora) -> dict[str, float]:
-    """What the host asks the memory manager to keep free beside the weights, where it says so."""
-    guess = getattr(host, "_room", None)
-    return {} if guess is None or not host.features else {"room_asked_gb": round(guess(lora) / GB, 2)}
+def room(host) -> dict[str, float]:
+    """What the host plans for the activations of a step, which is more for the largest picture."""
+    steps = getattr(host, "steps", None)
+    return {} if steps is None or steps.keeping is None else {"planned_gb": round(steps.keeping.bytes / GB, 2)}
 
 
 @contextmanager

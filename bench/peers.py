@@ -158,7 +158,8 @@ class Work:
     def recipe(self, checkpointing=False, batch=1, way="auto", steps=1000, save_every=10**5):
         from zturbo.recipe import Compute, Network, Recipe, Saving, Turbo
 
-        network, compute = Network(self.rank, float(self.rank)), Compute(self.dtype, checkpointing, way)
+        network = Network(self.rank, float(self.rank))
+        compute = Compute(self.dtype, checkpointing, way, keep_layers=0)
         beside = {"turbo": Turbo(every=0), "saving": Saving(save_every)}
         return Recipe(steps=steps, batch_size=batch, network=network, compute=compute, **beside)
 
@@ -240,7 +241,7 @@ class Node:
         values |= {"model": work.model, "clip": work.clip, "vae": work.vae}
         values |= {"dataset": work.pictures(pack_module("zturbo.dataset")), "name": "bench", "resume": "new"}
         values |= {"rank": work.rank, "alpha": float(work.rank), "steps": self.WARM + STEPS}
-        values |= {"compute_dtype": work.dtype, "gradient_checkpointing": checkpointing}
+        values |= {"compute_dtype": work.dtype, "gradient_checkpointing": checkpointing, "keep_layers": 0}
         self.values = values | {"health_options": recipe.Turbo(every=0), "saving_options": recipe.Saving(10**5)}
         hidden = {"hidden_inputs": {pack_module("nodes.train").io.Hidden.unique_id: "1"}}
         self.node = train.ZTurboTrainLoRA.PREPARE_CLASS_CLONE(hidden)

@@ -18,7 +18,12 @@ FIXED_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Hook:
-    """Does nothing. Hooks are called in the order of `all_hooks`."""
+    """Does nothing. Hooks are called in the order of `all_hooks`.
+
+    everywhere: where many processes train a run, does it act in each of them? Else in the first alone.
+    """
+
+    everywhere = False
 
     def on_start(self, session: Session):
         """Before the first step of a run, or of one that is taken up."""
@@ -43,6 +48,8 @@ def all_hooks() -> tuple[Hook, ...]:
 
 class StepLog(Hook):
     """Each step on the screen and in the log, and what the host has to say."""
+
+    everywhere = True
 
     def after_step(self, session: Session, velocity: Velocity, event: dict):
         event |= session.host.memory()
@@ -78,6 +85,8 @@ class Validation(Hook):
 class Gauge(Hook):
     """Reads how turbo the model still is, keeps the newest healthy LoRA, and ends the run above the limit."""
 
+    everywhere = True
+
     def __init__(self):
         self.reading = 0.0
 
@@ -87,6 +96,7 @@ class Gauge(Hook):
             return
         with session.state.as_exported():
             reading = session.references.read(velocity, step, session.host.device)
+        reading = session.world.agree("gauge", reading)
         session.log_reading(reading)
         self.reading = reading["gauge"]
         if self.reading <= options.healthy:
@@ -102,9 +112,10 @@ class Gauge(Hook):
             return
         session.settle()
         run, reached = session.run, session.state.step
-        if run.healthy_step in map(runfolder.step_of, run.checkpoint_files()):
+        kept = run.healthy_step in map(runfolder.step_of, run.checkpoint_files())
+        if session.world.agree("kept", kept):
             session.go_back(run.healthy_step)
-        runfolder.request_stop(run.path)
+        run.request_stop()
         step, limit = session.state.step, session.recipe.turbo.stop_above
         ending = f"training ends with the LoRA of step {step}." if step < reached else NONE_WITHIN
         session.tell(f"The gauge read {self.reading:.2f} at step {reached}, above {limit:g}: {ending}")

@@ -11,7 +11,8 @@ from .memory import GB, Need
 
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
-HEIGHT = {Keep.INPUT: 13, Keep.ATTENTION: 11, Keep.ALL: 9}  # widths in a backward, beside what the feed-forward holds
+# widths that are there in the middle of a backward, beside what the feed-forward holds
+HEIGHT = {Keep.INPUT: 12.5, Keep.ATTENTION: 10.5, Keep.ALL: 8.5}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Keeping:
             again = len(self.blocks) - whole - some
             parts = [(whole, "keep what their backward needs"), (some, "keep attention"), (again, "keep nothing")]
             how = f"Of {len(self.blocks)} layers " + ", ".join(f"{n} {what}" for n, what in parts if n) + "."
-        return f"{how} A step needs {self.bytes / GB:.1f} GB beside the weights and the LoRA."
+        return f"{how} A step needs {self.bytes / GB:.2f} GB beside the weights and the LoRA."
 
 
 def needed(sizes: Sizes, tokens: int, blocks: tuple[Keep, ...]) -> float:

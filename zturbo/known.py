@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +73,7 @@ class Known:
         content = json.dumps(kept).encode()
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            files.write(self.file, _head(content) + content, own=f".{os.getpid()}")
+            files.write(self.file, _head(content) + content, own=f".{os.getpid()}.{threading.get_ident()}")
 
 
 def _head(content: bytes) -> bytes:

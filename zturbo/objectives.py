@@ -17,6 +17,7 @@ from .batches import Batch, Pictures
 from .health import Trajectories
 from .recipe import Recipe
 from .roles import Host, Velocity
+from .world import ALONE, World
 
 Loss = tuple[torch.Tensor, torch.Tensor]  # of a micro-batch: its share of the batch's mean loss, and its sigmas [b]
 
@@ -25,15 +26,18 @@ Loss = tuple[torch.Tensor, torch.Tensor]  # of a micro-batch: its share of the b
 class Split:
     """How a batch goes through the model. micro_batch: rows at once; None: all of them.
 
-    With more than one GPU this is the place for rank and world size.
+    world: the processes that share the batch, this one among them. turn: see `World.share`.
     """
 
     micro_batch: int | None = None
+    world: World = ALONE
+    turn: int = 0
 
     def rows(self, size: int) -> list[slice]:
-        """The micro-batches of a batch of this size."""
-        step = self.micro_batch or size
-        return [slice(n, min(n + step, size)) for n in range(0, size, step)]
+        """The micro-batches of this process's share of a batch of this size. It may have none."""
+        mine = self.world.share(size, self.turn)
+        step = self.micro_batch or max(1, len(mine))
+        return [slice(n, min(n + step, mine.stop)) for n in mine[::step]]
 
 
 class Objective(Protocol):

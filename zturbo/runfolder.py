@@ -26,6 +26,7 @@ from .lowrank import Difference
 from .recipe import Recipe
 from .runlog import EVENTS, PREVIEWS
 from .state import State
+from .world import ALONE, World
 
 log = logging.getLogger("zturbo")
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
@@ -37,10 +38,14 @@ SAFE = 100  # steps: a checkpoint that far behind is from before an explosion th
 
 
 class RunFolder:
-    """The folder of one run. `new` makes one, `RunFolder(path)` opens one that is there."""
+    """The folder of one run. `new` makes one, `RunFolder(path)` opens one that is there.
+
+    world: the processes that train it. The folder is the first one's; `together.FollowedRun` is the others' view.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.world: World = ALONE
         self.events = self.path / EVENTS
         self.checkpoints = self.path / CHECKPOINTS
         self.lora = self.path / LORA
@@ -187,6 +192,9 @@ class RunFolder:
 
         Raises CheckpointError where there are some and none is whole: beginning anew would write over what was learnt.
         """
+        return self.world.from_main(self._newest_checkpoint)
+
+    def _newest_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
         damaged = []
         for path in self.checkpoint_files():
             try:
@@ -295,7 +303,8 @@ class RunFolder:
         Raises LoraFileError when it is not there any more, or is another.
         """
         try:
-            found = lorafile.read_own(self.learnt)
+            made = self.world.from_main(self._learnt_state)
+            found = {} if made is None else lorafile.from_state(made[0])
             if found.keys() != like.keys():
                 raise LoraFileError(f"{self.learnt.name} is the LoRA of another run.")
             return lorafile.on_device(found, device)
@@ -304,6 +313,9 @@ class RunFolder:
                 f"{error} It is the LoRA as it was before restoring, without which restoring cannot go on. "
                 f"Set resume to a checkpoint from before that ({self.path.name}/step_…)."
             ) from error
+
+    def _learnt_state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        return lorafile.state_dict(lorafile.read_own(self.learnt), torch.float32), {}
 
     def forget_healthy(self):
         """Delete the healthy LoRA: it has learnt what is undone."""
@@ -314,6 +326,10 @@ class RunFolder:
         """Of the gauge; NaN for none."""
         newest_first = reversed(runlog.read_events(self.events))
         return next((event["gauge"] for event in newest_first if event.get("event") == "health"), math.nan)
+
+    def request_stop(self):
+        """See the function of this name."""
+        request_stop(self.path)
 
     def kept(self) -> str:
         """A sentence: what of the LoRA is on the disk."""

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from . import checkpoint, network, recipefile, roles, runlog, session, trainer, words
+from . import checkpoint, network, recipefile, roles, runlog, session, together, trainer, words
 from .captions import tags_of
 from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
 from .filenames import file_name
 from .recipe import Inputs, Previews, Recipe, teaches
 from .runfolder import RECIPE, RunFolder
+from .together import Together
+from .world import ALONE, World
 
 log = logging.getLogger("zturbo")
 AUTO, NEW = "auto", "new"
@@ -28,10 +30,10 @@ FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)
 
 
 class Runs:
-    """The folder in which run folders live."""
+    """The folder in which run folders live. world: the processes that train one of them."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, world: World = ALONE):
+        self.root, self.world = root, world
 
     @property
     def cache(self) -> Path:
@@ -204,20 +206,22 @@ def conduct(
     host.start()
     given = Given(teaches(recipe), f"{dataset.digest()}-{host.digest()}", source_of(runs, resume))
     run, note = choose_run(recipe, given, runs, resume)
+    run.world = runs.world
     if recipe.compute.adapter == AUTO:
         # as it was begun, whatever memory is free today
         host.carry(runlog.start_of(run.path).get("way") or host.way)
-    foresee(recipe, dataset, host, run)
+    foresee(recipe, dataset, host, run, given)
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
     run.begin(total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
-    for sentence in filter(None, (note, host.warning(), dataset.doubt(), prompt_doubt(recipe))):
+    crowd = run.world.describe(recipe.batch_size * recipe.optimizer.accumulation)
+    for sentence in filter(None, (note, crowd, host.warning(), dataset.doubt(), prompt_doubt(recipe))):
         session.tell(run, control, 0, sentence)
     ended = "failed"
     try:
         facts = metadata(recipe, dataset, host)
-        result = trainer.train(recipe, dataset, host, run, control, facts)
+        result = trainer.train(recipe, dataset, host, run, Together(control, run.world), facts)
         ended = "stopped" if result.steps < recipe.steps else "finished"
     except cancelled:
         ended = "cancelled"
@@ -232,9 +236,28 @@ def conduct(
     return Conducted(result, run, facts)
 
 
-def foresee(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder):
+def follow(recipe: Recipe, dataset: Dataset, host: Host, world: World):
+    """What `conduct` is in the processes beside the first one: they train with it, and write nothing.
+
+    Raises ZTurboError.
+    """
+    network.trainable_modules(host.targets, recipe.network, host.family.groups)
+    host.start()
+    way = together.meet(world, teaches(recipe), f"{dataset.digest()}-{host.digest()}", "")
+    if recipe.compute.adapter == AUTO:
+        host.carry(way)
+    host.foresee(dataset)
+    run, control = together.FollowedRun(world), Together(roles.Unattended(), world)
+    try:
+        trainer.train(recipe, dataset, host, run, control, {})
+    except Exception as error:
+        raise TrainingError(failure(error, recipe, host, run)) from error
+
+
+def foresee(recipe: Recipe, dataset: Dataset, host: Host, run: RunFolder, given: Given):
     """Refuse what memory cannot hold, and leave the folder again. A run that only hands on what it has needs none."""
     try:
+        together.meet(run.world, given.teaches, given.inputs, host.way)
         if run.saved_steps < recipe.steps and not run.stop.exists():
             host.foresee(dataset)
     except BaseException:

@@ -6,7 +6,7 @@ It can be saved, rolled back after a bad loss, and made to need less memory. The
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from .runfolder import RunFolder
 from .state import State
 from .step import WINDOW
 from .turbo import References
+from .world import Elsewhere, World
 from .writer import Writer
 
 log = logging.getLogger("zturbo")
@@ -47,11 +48,19 @@ class Session:
     pictures: Pictures
     references: References = field(default_factory=References)
     phase: Phase | None = None
-    split: Split = field(default_factory=Split)
+    split: Split = field(init=False)
     images: list[np.ndarray] = field(default_factory=list)
     writer: Writer = field(default_factory=Writer)
     stopped: bool = False
     told: str = ""
+
+    def __post_init__(self):
+        self.split = Split(world=self.world)
+
+    @property
+    def world(self) -> World:
+        """The processes that train this run."""
+        return self.run.world
 
     @property
     def ended(self) -> bool:
@@ -119,6 +128,8 @@ class Session:
 
     def save(self, with_checkpoint: bool = True):
         """Copy the LoRA, and what a checkpoint needs, and have it written by a thread while training goes on."""
+        if not self.world.main:
+            return
         self.settle()
         if with_checkpoint:
             self.run.refused = ""
@@ -129,6 +140,8 @@ class Session:
 
     def save_healthy(self):
         """Keep the LoRA as the healthy one; where the gauge may end the run, with a checkpoint to go back to."""
+        if not self.world.main:
+            return
         self.settle()
         step, lora = self.state.step, self.exported()
         self.writer.submit(lambda: self.run.save_healthy(step, lora, self.metadata))
@@ -192,14 +205,22 @@ class Session:
         """Is this memory that ran out, in the middle of no change, and is there something to give up for it?"""
         recipe = self.recipe
         alone = recipe.batch_size == 1 and recipe.turbo.keep == "off" or self.split.micro_batch == 1
-        return self.state.whole and self.host.out_of_memory(error) and not (alone and self.host.frugal)
+        out = self.host.out_of_memory(error) or (isinstance(error, Elsewhere) and error.memory)
+        return self.state.whole and out and not (alone and self.host.frugal)
+
+    def tell_of_memory(self, error: Exception):
+        """Have the other processes need less memory too, unless it was one of them that ran out."""
+        if not isinstance(error, Elsewhere):
+            self.world.tell("its memory ran out", memory=True)
 
     def save_memory(self):
         """Memory ran out: from now on micro-batches of one picture, and gradient checkpointing.
 
         The LoRA is the same but for rounding.
         """
-        self.split = Split(micro_batch=1)
+        self.split = replace(self.split, micro_batch=1)
+        if self.world.size > 1:
+            self.phase = None  # all begin it again: one of them may have failed while it began
         self.host.save_memory()
         self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1))
 
@@ -216,7 +237,9 @@ def open_session(
     state = begin(recipe, host, run)
     if state.step == 0:
         tell(run, control, 0, network.describe(state.lora))
-    pictures = pictures_of(recipe, dataset, host, progress_of(control, "encoding"))
+    progress = progress_of(control, "encoding")
+    with run.world.main_first(progress) if recipe.data.cache else nullcontext(progress) as progress:
+        pictures = pictures_of(recipe, dataset, host, progress)
     session = Session(recipe, dataset, host, run, control, metadata, plan, state, pictures)
     if state.step == 0:
         for note in filter(None, (pictures.batches.note(), *turbo.doubts(recipe, dataset.trigger))):

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -29,28 +30,33 @@ def optimizer_step(options: Optimizer, phase: Phase, state: State, velocity: Vel
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     parameters = lowrank.parameters(state.lora)
-    total, sigmas = torch.zeros((), device=parameters[0].device), []
+    zero, sigmas = torch.zeros((), device=parameters[0].device), []
+    total = zero.clone()
     for index in range(step * options.accumulation, (step + 1) * options.accumulation):
-        for part, levels in backward(phase.objective.losses(index, velocity, split), batches=options.accumulation):
+        losses = phase.objective.losses(index, velocity, replace(split, turn=index))
+        for part, levels in backward(losses, batches=options.accumulation):
             total += part
             sigmas.append(levels)
     penalties = {
-        one.name: sum(part for part, _ in backward(one.objective.losses(step, velocity, split), one.weight))
+        one.name: sum((part for part, _ in backward(one.objective.losses(step, velocity, split), one.weight)), zero)
         for one in phase.penalties
         if step % one.every == 0
     }
+    levels = torch.cat([torch.empty(0), *sigmas])
+    numbers = [total, levels.sum(), torch.tensor(float(len(levels))), *penalties.values()]
+    total, level, rows, *beside = split.world.sum(parameters, numbers)
     length = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
     # the one point where a step waits for the device
-    loss, norm, beside = total.item(), length.item(), {name: float(value) for name, value in penalties.items()}
+    loss, norm, sigma = total.item(), length.item(), (level / rows).item()
+    extras = {name: value.item() for name, value in zip(penalties, beside)}
     check([*state.losses_in(phase.number), loss], norm, step, rate)
     with state.stepping(phase.number, loss):
         state.optimizer.step()
         state.average(options.ema)
     seconds = time.perf_counter() - started
     state.seconds += seconds
-    sigma = torch.cat(sigmas).mean().item()
     event = {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "sigma": sigma}
-    return {**event, "seconds": round(seconds, 4), **beside}
+    return {**event, "seconds": round(seconds, 4), **extras}
 
 
 def backward(losses: Iterator[Loss], weight: float = 1.0, batches: int = 1) -> Iterator[Loss]:

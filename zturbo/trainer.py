@@ -56,9 +56,10 @@ def train(
     session = open_session(recipe, dataset, host, run, control, metadata, plan or phases.plan(recipe))
     with session.saved_on_failure():
         if session.ended:  # it is handed on as it is
-            Previews().on_pause(session)
+            if run.world.main:
+                Previews().on_pause(session)
         else:
-            train_on(session, all_hooks())
+            train_on(session, tuple(hook for hook in all_hooks() if run.world.main or hook.everywhere))
     return finish(session)
 
 
@@ -94,6 +95,7 @@ def advance(session: Session, hooks: tuple[Hook, ...]) -> bool:
     except Exception as error:
         if not session.can_save_memory(error):
             raise
+        session.tell_of_memory(error)
     if bad is not None:
         session.roll_back(bad)
     else:

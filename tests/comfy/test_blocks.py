@@ -124,6 +124,6 @@ def test_a_layer_that_computes_something_else_is_noticed(tiny, monkeypatch):
 
 def test_other_forms_go_through_the_modules(tiny):
     model, clip, vae = tiny
-    wish = replace(recipe(), network=replace(recipe().network, kind="dora"))
+    wish = replace(recipe("branch"), network=replace(recipe().network, kind="dora"))
     host = ComfyHost(de_distilled(model), clip, vae, wish)
     assert "kind" in comfy_blocks.usable(host.dit, network.create(host.targets, wish.network, 0, norms=host.norms))

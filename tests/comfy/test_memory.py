@@ -102,18 +102,22 @@ def test_a_plan_is_what_a_step_takes(keep):
         targets = comfy_adapter.targets(dit, ("layers.",))
         lora = network.create(targets, Network(16, 16), 0)
         found = comfy_blocks.Fast(dit, fetchers(dit), comfy_adapter.targets(dit), lora, like)
-        x = torch.randn(1, 576, 768)
         time, rope = torch.randn(1, 256), torch.ones(576, 1, 64, dtype=torch.complex64)
 
-        def step(blocks=found.layers, tokens=x, time=time, rope=rope):
+        def step(blocks=found.layers, time=time, rope=rope):
+            tokens = torch.randn(1, 576, 768)
             for block in blocks:
-                block.keep, tokens = keep, block(tokens, time, (rope, rope))
-            tokens.sum().backward()
+                block.keep = keep
+                tokens = block(tokens, time, (rope, rope))
+            error = tokens.sum()
+            del tokens
+            error.backward()
 
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             step()
         planned = keeping.needed(Sizes(layers, 768, 2048, 6, 7 * 16, 4), 576, (keep,) * layers)
-        assert highest(seen) - 4 * lowrank.count(lora) == pytest.approx(planned, rel=0.08)
+        gradients = 4 * lowrank.count(lora) / layers  # of the last block, at the height
+        assert highest(seen) - gradients == pytest.approx(planned, rel=0.05)
 
 
 def highest(seen) -> int:

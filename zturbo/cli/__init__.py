@@ -19,6 +19,7 @@ EXAMPLES = """examples:
 --trigger zvk_me
   python -m zturbo train --model tiny --adapter tiny --pictures models/tiny/smiley --trigger zsmile --set steps=200
   python -m zturbo resume zturbo_runs/my_lora
+  torchrun --nproc-per-node 2 -m zturbo train recipe.toml --set batch_size=2     two cards, one LoRA
   python -m zturbo sample --model tiny --lora zturbo_runs/my_lora/lora.safetensors \
 --prompt "a large zsmile on a blue background" --size 128x128
   python -m zturbo inspect my_lora.safetensors
@@ -27,8 +28,10 @@ EXAMPLES = """examples:
 Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, \
 and resume goes on from its last checkpoint.
 
+On many cards the batch is shared: see "Two cards" in README.md. Each process needs the package accelerate.
+
 exit codes: 0 done, 1 something was wrong and a sentence says what, 2 the command was not understood, \
-3 stopped and kept, 130 cancelled."""
+3 stopped and kept (0 on many cards, whose launchers take anything else for a failure), 130 cancelled."""
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -14,7 +14,8 @@ from ..errors import ZTurboError
 from ..family import Z_IMAGE
 from ..lowrank import Target
 from ..recipe import Recipe
-from ..runs import AUTO, NEW, Runs
+from ..runs import AUTO, Runs
+from ..world import PATIENCE, open_world
 from . import headers, hosts
 from .screen import Screen
 
@@ -26,6 +27,7 @@ RESUME = (
     "auto: take up the newest run of this name that was given the same; new; "
     "or a run, or RUN/step_000500, to go on from"
 )
+WAIT = "with many cards (torchrun, accelerate launch): how long a process waits for one that says nothing"
 NO_PICTURES = (
     "inputs.pictures is empty: give --pictures, a folder of pictures with a .txt caption beside each. "
     "(Pictures that came through a graph's wire are not on the disk.)"
@@ -43,6 +45,8 @@ def add(commands):
     resume = command(commands, "resume", run_resume, "go on with a run that was stopped or cut off")
     resume.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     hosts.add_options(resume)
+    for one in (train, resume):
+        one.add_argument("--wait", type=float, default=PATIENCE, metavar="MINUTES", help=WAIT)
     plan = command(commands, "plan", run_plan, PLAN)
     of_recipe(plan)
 
@@ -81,9 +85,7 @@ def pictures_of(given: Recipe, runs: Runs | None = None) -> dataset.Dataset:
 
 def run_train(args) -> int:
     given = recipe_of(args)
-    if args.resume not in (AUTO, NEW):
-        Runs(args.runs).checkpoint(args.resume)
-    return conduct(given, Runs(args.runs), args.resume, args)
+    return conduct(given, args.runs, args.resume, args)
 
 
 def run_resume(args) -> int:
@@ -92,7 +94,7 @@ def run_resume(args) -> int:
         missing = f"there is no {runfolder.RECIPE} and {runlog.EVENTS} in it"
         raise ZTurboError(f"{args.folder} is no run folder: {missing}.")
     given = recipefile.read(folder / runfolder.RECIPE)
-    return conduct(replace(given, inputs=hosts.given(given.inputs, args)), Runs(folder.parent), folder, args)
+    return conduct(replace(given, inputs=hosts.given(given.inputs, args)), folder.parent, folder, args)
 
 
 def is_run(folder: Path) -> bool:
@@ -101,18 +103,36 @@ def is_run(folder: Path) -> bool:
     return (folder / runlog.EVENTS).is_file() or runfolder.RunFolder(folder).is_blank()
 
 
-def conduct(given: Recipe, place: Runs, resume: str | Path, args) -> int:
+def conduct(given: Recipe, folder: Path, resume: str | Path, args) -> int:
+    """Train, in each of the processes that a launcher has started."""
+    world = open_world(args.device, args.wait)
+    try:
+        with world.one_fate():
+            return train_in(Runs(folder, world), given, resume, args)
+    except ZTurboError:
+        if world.speaks:
+            raise
+        return 1
+
+
+def train_in(place: Runs, given: Recipe, resume: str | Path, args) -> int:
+    if place.world.main:
+        runs.source_of(place, resume)  # before anything is loaded
     hosts.need(given.inputs)
     pictures = pictures_of(given, place)
-    if not args.json:
+    if place.world.main and not args.json:
         print(pictures.report(), file=sys.stderr)
     given = runs.filled(given, pictures.trigger)
     host = hosts.open_host(hosts.choose(args, given.inputs), given, args, place.cache)
+    if not place.world.main:
+        runs.follow(given, pictures, host, place.world)
+        return 0
     screen = lambda run: Screen(run, given.steps, args.json)
     done = runs.conduct(given, pictures, host, place, resume, screen, KeyboardInterrupt)
     if not args.json:
         print(f"The LoRA: {done.run.lora}")
-    return 0 if done.result.steps >= given.steps else STOPPED
+    # launchers take anything but 0 for a failure, and end the other processes
+    return 0 if done.result.steps >= given.steps or place.world.size > 1 else STOPPED
 
 
 def run_plan(args) -> int:

@@ -86,7 +86,7 @@ class Steps:
             return
         needed = devices.peak(self.host.device) - self.measuring - self.gradients
         self.measuring = None
-        self.tell(f"Measured: {needed / GB:.1f} GB.")
+        self.tell(f"Measured: a step needed {needed / GB:.2f} GB.")
         if needed > UNLIKE * self.keeping.bytes and self.host.whole is None:
             self.error *= needed / self.keeping.bytes
             self.again()
