@@ -1,4 +1,4 @@
-"""Damaged entries of the disk cache. Kinds for `bench fuzz`."""
+"""Damaged entries of the disk cache, and damaged files of what is known of pictures. Kinds for `bench fuzz`."""
 
 import random
 
@@ -7,7 +7,7 @@ from safetensors.torch import load, save
 
 from bench.fuzz_damage import damage
 from bench.fuzz_watch import Damaged, Place
-from zturbo import cache
+from zturbo import cache, known
 
 VALUE = torch.arange(48, dtype=torch.float32).reshape(2, 4, 6)
 PARTS = ("latent", "a vae", (64, 64, 3), b"pixels")
@@ -73,4 +73,21 @@ def cache_contents(rng: random.Random, place: Place) -> Damaged:
     return Damaged(what, lambda: find(place))
 
 
-KINDS = (cache_bytes, cache_contents)
+def known_bytes(rng: random.Random, place: Place) -> Damaged:
+    """What is known of pictures, damaged: all of it is found, or nothing."""
+    kept = {"a.png": ([100, 1, 2], {"size": [64, 96], "sha256": "0" * 64}), "b.png": ([7, 1, 2], {"transparent": True})}
+    made = known.Known(place.runs / ".cache", place.runs)
+    made.now, made.read = dict(kept), 1
+    made.save()
+    whole = made.file.read_bytes()
+    what, raw = damage(whole, rng)
+    made.file.write_bytes(raw)
+
+    def find():
+        found = {path: tuple(entry) for path, entry in known.Known(place.runs / ".cache", place.runs).before.items()}
+        assert found == (kept if raw == whole else {}), "something else was found"
+
+    return Damaged(f"{what}: {raw[:60]!r}", find)
+
+
+KINDS = (cache_bytes, cache_contents, known_bytes)

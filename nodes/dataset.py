@@ -114,7 +114,12 @@ class ZTurboImageDataset(io.ComfyNode):
                 comfy_paths.dataset_folder(regularisation_folder) if regularisation_folder.strip() else None
             )
             found = dataset.from_folder(
-                comfy_paths.dataset_folder(given["folder"]), sides, trigger, options, regularisation
+                comfy_paths.dataset_folder(given["folder"]),
+                sides,
+                trigger,
+                options,
+                regularisation,
+                cache=comfy_paths.runs().cache,
             )
         else:
             # BHWC, 0..1

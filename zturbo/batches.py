@@ -1,15 +1,21 @@
 """Which pictures a step sees, in which shape, order and wording: functions of (seed, index) alone."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 
 from . import flow
+from .cache import Lazy
 from .captions import Captions
 from .dataset import Dataset, Encoded
 from .recipe import Recipe
 from .roles import Host, Progress, quiet
+
+MASKS = 1000  # of the newest that stay in memory
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,14 @@ class Batches:
     size: int
     seed: int
 
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """[groups + 1] number of the first batch of each group, before they are mixed, and how many there are."""
+        return np.cumsum([0, *(math.ceil(len(group) / self.size) for group in self.groups)])
+
     @property
     def per_epoch(self) -> int:
-        return sum(math.ceil(len(group) / self.size) for group in self.groups)
+        return int(self.firsts[-1])
 
     def note(self) -> str:
         """A sentence where shapes keep batches from being full, or nothing."""
@@ -40,12 +51,23 @@ class Batches:
     def at(self, index: int) -> tuple[int, ...]:
         """Picture numbers of batch `index`, counted from 0 over the whole run."""
         epoch, place = divmod(index, self.per_epoch)
-        random = flow.generator(self.seed, "order", epoch)
-        batches = []
-        for group in self.groups:
-            order = [group[i] for i in torch.randperm(len(group), generator=random).tolist()]
-            batches += [tuple(order[i : i + self.size]) for i in range(0, len(order), self.size)]
-        return batches[int(torch.randperm(len(batches), generator=random)[place])]
+        groups, mixed = self._order(epoch)
+        number = mixed[place]
+        group = np.searchsorted(self.firsts, number, side="right") - 1
+        start = (number - self.firsts[group]) * self.size
+        return tuple(groups[group][start : start + self.size].tolist())
+
+    @cached_property
+    def _order(self) -> Callable[[int], tuple[list[np.ndarray], np.ndarray]]:
+        """Of an epoch: the pictures of each group, mixed, and the order of all batches. The newest is remembered."""
+        groups = [np.array(group, np.int32) for group in self.groups]
+
+        def of(epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+            random = flow.generator(self.seed, "order", epoch)
+            mixed = [group[torch.randperm(len(group), generator=random).numpy()] for group in groups]
+            return mixed, torch.randperm(self.per_epoch, generator=random).numpy()
+
+        return lru_cache(1)(of)
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What batches are made of. Lists have an entry a picture.
+    """What batches are made of. Sequences have an entry a picture.
 
     masks: [V, 1, h, w] of mean 1, or None; dropout: chance that its caption is dropped; weight: on its loss.
     held_out: numbers of those that are only looked at; trained: of those that they are compared with.
@@ -77,7 +99,7 @@ class Pictures:
     encoded: Encoded
     captions: Captions
     batches: Batches
-    masks: list[torch.Tensor | None]
+    masks: Sequence[torch.Tensor | None]
     dropout: list[float]
     weight: list[float]
     held_out: tuple[int, ...] = ()
@@ -86,13 +108,13 @@ class Pictures:
     @property
     def shortest(self) -> int:
         """The shortest side of a latent."""
-        return min(side for views in self.encoded.latents for side in views.shape[2:])
+        return min(side for shape in set(self.encoded.shapes) for side in shape[2:])
 
     def at(self, seed: int, index: int) -> Batch:
         """Batch `index`: which pictures, which mirrored, in which tag order, whose captions are dropped."""
         numbers = self.batches.at(index)
         random = flow.generator(seed, "look", index)
-        views = [int(torch.randint(len(self.encoded.latents[n]), (), generator=random)) for n in numbers]
+        views = [int(torch.randint(self.encoded.shapes[n][0], (), generator=random)) for n in numbers]
         captions = tuple(self._caption(n, random) for n in numbers)
         x0 = torch.stack([self.encoded.latents[n][view] for n, view in zip(numbers, views)])
         weight = torch.tensor([self.weight[n] for n in numbers])
@@ -117,18 +139,23 @@ def pictures_of(recipe: Recipe, dataset: Dataset, host: Host, progress: Progress
     """Everything that batches are made of, encoded by the host. progress: see `Host.encode`."""
     captions = dataset.captions()
     encoded = host.encode(dataset, captions, progress)
-    items, held = dataset.items, sorted(dataset.held_out())
-    masks = [item.mask(recipe.data.outside, host.family.reduction) for item in items]
-    repeats = [0 if n in held else item.repeats for n, item in enumerate(items)]
+    items, held_out = dataset.items, dataset.held_out()
+
+    @lru_cache(MASKS)
+    def mask_of(number: int) -> torch.Tensor | None:
+        mask = items[number].mask(recipe.data.outside, host.family.reduction)
+        return None if mask is None else views_of(mask, encoded.shapes[number][0])
+
+    repeats = [0 if n in held_out else item.repeats for n, item in enumerate(items)]
     return Pictures(
         encoded,
         captions,
         Batches(group_pictures(encoded, repeats), recipe.batch_size, recipe.seed),
-        [None if mask is None else views_of(mask, len(views)) for mask, views in zip(masks, encoded.latents)],
+        Lazy(len(items), mask_of),
         [dataset.dropout(n) for n in range(len(items))],
         [recipe.data.regularisation_weight if item.regularisation else 1.0 for item in items],
-        tuple(held),
-        tuple(n for n, item in enumerate(items) if n not in held and not item.regularisation),
+        tuple(sorted(held_out)),
+        tuple(n for n, item in enumerate(items) if n not in held_out and not item.regularisation),
     )
 
 
@@ -140,8 +167,8 @@ def views_of(mask: torch.Tensor, views: int) -> torch.Tensor:
 def group_pictures(encoded: Encoded, repeats: list[int]) -> tuple[tuple[int, ...], ...]:
     """Pictures of the same latent shape together. A picture stands there as often as it is shown in an epoch."""
     groups: dict[tuple, list[int]] = {}
-    for number, views in enumerate(encoded.latents):
-        groups.setdefault(tuple(views.shape[1:]), []).extend([number] * repeats[number])
+    for number, shape in enumerate(encoded.shapes):
+        groups.setdefault(shape[1:], []).extend([number] * repeats[number])
     return tuple(tuple(groups[key]) for key in sorted(groups) if groups[key])
 
 

@@ -2,6 +2,9 @@
 
 One safetensors file a tensor, named after a hash of everything that changes it, with a checksum of its content.
 Files are written beside and renamed, so two runs may share the folder; a damaged file is made again.
+
+A run needs all of its tensors at its start and reads each when a step asks for it: of many pictures only the names are
+looked up. The first ones are read at once, so that with few pictures everything is known to be whole.
 """
 
 import contextlib
@@ -10,39 +13,103 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from . import files
+from .errors import CacheError
 
 log = logging.getLogger("zturbo")
-TENSOR = "tensor"
-KEPT = 60  # days
+T = TypeVar("T")
+TENSOR, SUFFIX = "tensor", ".safetensors"
+KEPT, DAY = 60, 86400  # days, and seconds of one
+AT_ONCE = 1000  # entries that are read when a run begins
+ROOM = 2**30  # bytes of entries that stay in memory
+GONE = (
+    "The entry {name} of the cache of pictures and captions was damaged or deleted while it was used. "
+    "Queue again: it is made anew, and the run goes on from where it is."
+)
 NOT_WRITTEN = "The cache %s cannot be written (%s); it will be made anew in the next run."
 
 
 class Cache:
-    """`get` finds or makes. Without a folder everything is made anew."""
+    """`get` finds or makes. `need` does it for what is read later. Without a folder everything is made anew."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
         self.found = self.made = 0
+        self.held: dict[str, torch.Tensor] = {}  # by key: in memory, up to ROOM bytes, and what is not on the disk
+        self.room = ROOM
+        self.total: int | None = None  # bytes in the folder, when it was tidied
+
+    @cached_property
+    def there(self) -> dict[str, os.stat_result]:
+        """Key -> facts of the files in the folder, when they were first asked for."""
+        return {name.removesuffix(SUFFIX): facts for name, facts in self._files() if name.endswith(SUFFIX)}
+
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """(name, facts) of what is in the folder now; another run may be at it."""
+        try:
+            with os.scandir(self.folder) if self.folder is not None else contextlib.nullcontext(()) as scanned:
+                for entry in scanned:
+                    with contextlib.suppress(OSError):
+                        yield entry.name, entry.stat()
+        except OSError:
+            return
+
+    def need(self, parts: tuple, make: Callable[[], torch.Tensor]) -> str:
+        """The key by which `read` gives the tensor from now on. It is made here where it is not there."""
+        name = key(parts)
+        if name in self.held:
+            return name
+        if name not in self.there or len(self.held) < AT_ONCE and self.room > 0:
+            self._hold(name, self.get(parts, make))
+        else:
+            self.found += 1
+            if time.time() - self.there[name].st_mtime > DAY:
+                _touch(self._path(name))
+        return name
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor of a key that `need` gave. Raises CacheError where its file was damaged or deleted since."""
+        if name in self.held:
+            return self.held[name]
+        tensor = read(self._path(name))
+        if tensor is None:
+            with contextlib.suppress(OSError):
+                self._path(name).unlink()
+            raise CacheError(GONE.format(name=name))
+        self._hold(name, tensor)
+        return tensor
+
+    def size_of(self, name: str) -> int:
+        """Bytes of the tensor of a key, about: its file's, or its own where it is in memory."""
+        return self.held[name].nbytes if name in self.held else self.there[name].st_size
+
+    def _hold(self, name: str, tensor: torch.Tensor):
+        if self.room > 0 or not self._path(name).is_file():
+            self.held[name] = tensor
+            self.room -= tensor.nbytes
+
+    def _path(self, name: str) -> Path:
+        return Path() if self.folder is None else self.folder / f"{name}{SUFFIX}"
 
     def get(self, parts: tuple, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The tensor that `make` gives, on the CPU.
 
         parts: everything that changes it: strings, numbers, tuples, bytes.
         """
-        path = None if self.folder is None else self.folder / f"{key(parts)}.safetensors"
+        path = None if self.folder is None else self._path(key(parts))
         kept = None if path is None else read(path)
         if path is not None and kept is not None:
             self.found += 1
-            with contextlib.suppress(OSError):
-                os.utime(path)  # used today
+            _touch(path)
             return kept
         made = make().detach().cpu().contiguous().clone()
         self.made += 1
@@ -59,27 +126,52 @@ class Cache:
             log.warning(NOT_WRITTEN, path.parent, error.strerror)
 
     def tidy(self):
-        """Delete what no run has used for `KEPT` days, and what a crash left half written."""
-        for path in self.folder.iterdir() if self.folder is not None and self.folder.is_dir() else ():
-            with contextlib.suppress(OSError):
-                days = (time.time() - path.stat().st_mtime) / 86400
-                if days > (1 if path.suffix == ".part" else KEPT):
-                    path.unlink()
+        """Delete what no run has used for `KEPT` days, and what a crash left half written.
+
+        What remains is summed up for the report.
+        """
+        now, self.total = time.time(), 0
+        for name, facts in self._files():
+            if now - facts.st_mtime > DAY * (1 if name.endswith(".part") else KEPT):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self.folder}/{name}")
+            else:
+                self.total += facts.st_size
 
     def report(self) -> str:
         """What was found and made, and how much room the folder takes."""
         if self.folder is None:
             return f"No cache: {self.made} latents and texts were encoded."
-        room = f"{self.folder.name} holds {self.size() / 1e6:,.1f} MB"
+        total = self.size() if self.total is None else self.total
+        room = f"{self.folder.name} holds {total / 1e6:,.1f} MB"
         return f"Cache: {self.found} latents and texts found, {self.made} encoded; {room}."
 
     def size(self) -> int:
         """Bytes of all files in the folder."""
-        total = 0
-        for path in self.folder.glob("*.safetensors") if self.folder is not None else ():
-            with contextlib.suppress(OSError):  # another run may be at it
-                total += path.stat().st_size
-        return total
+        return sum(facts.st_size for _, facts in self._files())
+
+
+class Lazy(Sequence[T]):
+    """Things that are made each time they are asked for, by their number."""
+
+    def __init__(self, length: int, make: Callable[[int], T]):
+        self.length, self.make = length, make
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(self.length))]
+        if not -self.length <= number < self.length:
+            raise IndexError(number)
+        return self.make(number % self.length)
+
+
+def _touch(path: Path):
+    """It was used today."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def key(parts: tuple) -> str:

@@ -3,22 +3,29 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
 
+from . import files
 from .buckets import SMALLEST, bucket, cropped_share
 from .captions import Captions, apply_trigger, need_words, one_line, tag_orders
 from .errors import DatasetError
 from .family import Z_IMAGE, Family
 from .folder import DOUBTED, Found, Listing, look_through
+from .known import Known
 from .picturefile import has_transparency, load_mask, load_picture, on_white
 from .recipe import Data
 
 CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")
+# how a file becomes pixels: a higher number where that is another way, here or in picturefile
+READING = (1, PIL.__version__)
 CROPPED = 20  # most cropped pictures that a report names
 DEFAULTS = Data()
 
@@ -39,21 +46,33 @@ class Item:
     regularisation: bool = False  # a picture of the kind at large, shown so that it is not forgotten
     dropout: float | None = None  # its own caption dropout, 0 to 1; None: the dataset's
     mask_file: Path | None = None  # white: what counts; the picture itself where its transparency is the mask
-    content: str = ""  # sha256 of a file that may have copies: these are held out together
+    content: str = ""  # sha256 of the file or the array; copies are held out together
+    mask_content: str = ""  # sha256 of the mask's file
+
+    @property
+    def key(self) -> tuple:
+        """All that `pixels` are a function of, for the cache."""
+        assert self.content, "an item of a dataset knows its content"
+        return "picture", READING, self.content, self.size
 
     def pixels(self) -> np.ndarray:
-        """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket."""
+        """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket.
+
+        Raises DatasetError for a file that is not what it was when the folder was read.
+        """
         image = load_picture(self.source) if isinstance(self.source, Path) else Image.fromarray(self.source)
+        _need_unchanged(self.source, self.content)
         return np.asarray(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
 
     def mask(self, outside: float, reduction: int = Z_IMAGE.reduction) -> torch.Tensor | None:
         """[1, H / reduction, W / reduction] weights of the loss, of mean 1. None without a mask.
 
-        They are `outside` where the mask is black against 1 where it is white.
+        They are `outside` where the mask is black against 1 where it is white. Raises DatasetError as `pixels` does.
         """
         if self.mask_file is None:
             return None
         mask = load_mask(self.mask_file, self.mask_file == self.source)
+        _need_unchanged(self.mask_file, self.mask_content)
         fitted = ImageOps.fit(mask, self.size, Image.Resampling.LANCZOS)
         small = fitted.resize((self.size[0] // reduction, self.size[1] // reduction), Image.Resampling.BOX)
         weight = outside + (1 - outside) * torch.from_numpy(np.asarray(small, dtype=np.float32) / 255.0)[None]
@@ -89,7 +108,7 @@ class Dataset:
         groups: dict[str, set[str]] = {}
         for item in self.items:
             if not item.regularisation:
-                groups.setdefault(item.content or item.name, set()).add(item.name)
+                groups.setdefault(item.content if self.folder else item.name, set()).add(item.name)
         total = sum(map(len, groups.values()))
         count = min(max(1, round(self.options.validation * total)), total - 1)
         chosen: set[str] = set()
@@ -107,6 +126,10 @@ class Dataset:
 
     def captions(self) -> Captions:
         """Every caption that training may show."""
+        return self._captions
+
+    @cached_property
+    def _captions(self) -> Captions:
         shown = [self._variants(item.caption) for item in self.items]
         dropped = (self.trigger,) if any(self.dropout(number) for number in range(len(self.items))) else ()
         texts = sorted({text for variants in (*shown, dropped) for text in variants})
@@ -121,12 +144,11 @@ class Dataset:
         return tag_orders(caption, self.options.keep_tags) if self.options.shuffle_tags else (caption,)
 
     def digest(self) -> str:
-        """sha256 over what is trained on: trigger word, captions, sizes, and the bytes of the pictures."""
+        """sha256 over what is trained on: trigger word, captions, sizes, and the content of the pictures."""
         total = hashlib.sha256(self.trigger.encode())
         for item in self.items:
-            total.update(repr((item.caption, item.size, item.repeats, item.regularisation, item.dropout)).encode())
-            total.update(item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes())
-            total.update(b"" if item.mask_file is None else item.mask_file.read_bytes())
+            shown = item.size, item.repeats, item.regularisation, item.dropout
+            total.update(repr((item.caption, *shown, item.content, item.mask_content)).encode())
         return total.hexdigest()[:32]
 
     def doubt(self) -> str:
@@ -165,45 +187,69 @@ def _first_hash(names: set[str]) -> bytes:
     return min(hashlib.sha256(name.encode()).digest() for name in names)
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What a host makes of a dataset, on the CPU.
 
     latents: one a picture, [V, C, h, w] fp32 in model space: as it is and, where flips are asked for, mirrored.
+    known: their shapes, where they are read from the disk when a step needs them.
     """
 
-    latents: list[torch.Tensor]
+    latents: Sequence[torch.Tensor]
+    known: Sequence[Shape] = ()
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """One a picture."""
+        return list(self.known or (tuple(views.shape) for views in self.latents))
 
 
-def contents(paths: list[Path]) -> dict[Path, str]:
-    """sha256 of the files whose size another has, too: of those that may be copies."""
-    by_size: dict[int, list[Path]] = {}
-    for path in paths:
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    return {
-        path: hashlib.sha256(path.read_bytes()).hexdigest()
-        for same in by_size.values()
-        if len(same) > 1
-        for path in same
-    }
+def encoded_shapes(dataset: Dataset, latents: Sequence[torch.Tensor]) -> list[Shape]:
+    """Of all latents. Those of one bucket have one shape, so a picture of each is looked at."""
+    firsts = {item.size: number for number, item in reversed(list(enumerate(dataset.items)))}
+    shapes = {size: tuple(latents[number].shape) for size, number in firsts.items()}
+    return [shapes[item.size] for item in dataset.items]
 
 
-def find_mask(picture: Found, size: tuple[int, int], masks: str) -> Path | None:
+def find_mask(picture: Found, size: tuple[int, int], masks: str, known: Known) -> Path | None:
     """Where the mask of a picture of this size is: a file, or the picture itself.
 
     Raises DatasetError for a mask of another shape.
     """
     if masks == "off":
         return None
-    if picture.mask is not None:
-        mask = load_mask(picture.mask)
-        if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.width * size[1]:
-            raise DatasetError(_mask_of_another_shape(picture.mask.name, mask.size, size))
-        return picture.mask
-    if masks == "files and alpha" and has_transparency(picture.path):
-        alpha = load_mask(picture.path, alpha=True)
-        return picture.path if np.asarray(alpha).min() < 255 else None
+    if (file := picture.mask) is not None:
+        width, height = known.get(file, "mask", lambda: list(load_mask(file).size))
+        if abs(width * size[1] - height * size[0]) > 0.02 * width * size[1]:
+            raise DatasetError(_mask_of_another_shape(file.name, (width, height), size))
+        return file
+    if masks == "files and alpha" and known.get(picture.path, "transparent", lambda: _lets_through(picture.path)):
+        return picture.path
     return None
+
+
+def _lets_through(path: Path) -> bool:
+    """Is some of a picture transparent? Raises DatasetError."""
+    return has_transparency(path) and bool(np.asarray(load_mask(path, alpha=True)).min() < 255)
+
+
+def _need_unchanged(source: Path | np.ndarray, content: str):
+    """Raise DatasetError for a file that has another content by now."""
+    if isinstance(source, Path) and content and files.sha256(source) != content:
+        raise DatasetError(_changed(source.name))
+
+
+@dataclass(frozen=True)
+class Way:
+    """How folders are read. cache: where it is kept what was read of files."""
+
+    resolutions: tuple[int, ...]
+    options: Data
+    family: Family
+    cache: Path | None
 
 
 def from_folder(
@@ -213,18 +259,22 @@ def from_folder(
     options: Data = DEFAULTS,
     regularisation: str | os.PathLike | None = None,
     family: Family = Z_IMAGE,
+    cache: Path | None = None,
 ) -> Dataset:
     """Every picture of a folder and of its sub-folders, with its caption and mask.
 
-    Those of a regularisation folder are beside them, without the trigger word. Raises DatasetError, naming the files,
-    for an empty folder, pictures or captions that cannot be read or are too small, and pictures left without any words.
+    Those of a regularisation folder are beside them, without the trigger word. cache: a folder in which it is kept what
+    was read of files; of those that have not changed nothing is read then but the times. Raises DatasetError, naming
+    the files, for an empty folder, pictures or captions that cannot be read or are too small, and pictures left without
+    any words.
     """
     trigger = one_line(trigger)
     beside = None if regularisation is None else Path(regularisation)
-    items, notes = _read_folder(Path(folder), resolutions, trigger, options, beside, family)
+    way = Way(resolutions, options, family, cache if options.cache else None)
+    items, notes = _read_folder(Path(folder), way, trigger, beside)
     more: list[Item] = []
     if beside is not None:
-        more, more_notes = _read_folder(beside, resolutions, "", options, None, family, regularisation=True)
+        more, more_notes = _read_folder(beside, way, regularisation=True)
         need_words(more)
         notes += more_notes
     need_words(items)
@@ -233,49 +283,51 @@ def from_folder(
 
 
 def _read_folder(
-    folder: Path,
-    resolutions: tuple[int, ...],
-    trigger: str,
-    options: Data,
-    but: Path | None,
-    family: Family,
-    regularisation: bool = False,
+    folder: Path, way: Way, trigger: str = "", but: Path | None = None, regularisation: bool = False
 ) -> tuple[list[Item], list[str]]:
     """Items and notes of a folder; what lies in `but` is left alone."""
-    listing = look_through(folder, but)
+    listing, known = look_through(folder, but), Known(way.cache, folder)
     firsts, items, faults, from_json = [], [], [], []
-    copies = contents([picture.path for picture in listing.pictures])
     for picture in listing.pictures:
         try:
             caption, is_json = picture.caption(listing.old)
             if is_json and picture.json is not None:
                 from_json.append((picture.json, caption))
-            size = load_picture(picture.path).size
-            one = Item(
-                picture.name if not regularisation else f"{folder.name}/{picture.name}",
-                picture.path,
-                apply_trigger(caption, trigger) or picture.words,
-                size,
-                repeats=picture.repeats,
-                regularisation=regularisation,
-                dropout=picture.row.caption_dropout,
-                mask_file=find_mask(picture, size, options.masks),
-                content=copies.get(picture.path, ""),
-            )
+            one = _item(picture, way.options, known, apply_trigger(caption, trigger) or picture.words)
+            if regularisation:
+                one = replace(one, name=f"{folder.name}/{one.name}", regularisation=True)
             firsts.append(one)
-            items += _fitted(one, resolutions, options.upscale, family.grain)
+            items += _fitted(one, way.resolutions, way.options.upscale, way.family.grain)
         except DatasetError as error:
             faults.append(str(error))
+    known.save()
     if faults:
         raise DatasetError(f"{len(faults)} of {len(listing.pictures)} pictures cannot be used. " + " ".join(faults[:5]))
-    _note(listing, firsts, from_json, options)
+    _note(listing, firsts, from_json, way.options)
     return items, listing.notes
+
+
+def _item(picture: Found, options: Data, known: Known, caption: str) -> Item:
+    """A picture of a folder, its size still its own. Raises DatasetError for what cannot be read."""
+    width, height = known.get(picture.path, "size", lambda: list(load_picture(picture.path).size))
+    mask = find_mask(picture, (width, height), options.masks, known)
+    return Item(
+        picture.name,
+        picture.path,
+        caption,
+        (width, height),
+        repeats=picture.repeats,
+        dropout=picture.row.caption_dropout,
+        mask_file=mask,
+        content=known.sha256(picture.path),
+        mask_content="" if mask is None else known.sha256(mask),
+    )
 
 
 def _note(listing: Listing, firsts: list[Item], from_json: list[tuple[Path, str]], options: Data):
     """Note what is used in a way that one might not expect. firsts: an item for each picture."""
     seen: dict[str, str] = {}
-    copies = (item.name for item in firsts if item.content and seen.setdefault(item.content, item.name) != item.name)
+    copies = (item.name for item in firsts if seen.setdefault(item.content, item.name) != item.name)
     choices = (item.name for item in firsts if "|||" in item.caption or CHOICE.search(item.caption))
     of_folder = (one.name for one, item in zip(listing.pictures, firsts) if item.caption == one.words != "")
     listing.note(copies, "pictures are copies of another")
@@ -308,7 +360,8 @@ def from_arrays(
     for number, (given, caption) in enumerate(zip(images, captions)):
         image = of_three(given)
         size = image.shape[1], image.shape[0]
-        one = Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), size)
+        content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        one = Item(f"picture {number + 1}", image, apply_trigger(caption, trigger), size, content=content)
         items += _fitted(one, resolutions, options.upscale, family.grain)
     if not items:
         raise DatasetError("No pictures came in. Connect pictures or give a folder.")
@@ -350,6 +403,10 @@ def _often(item: Item) -> str:
         f"{item.name} is shown {item.repeats:,} times an epoch, as the number in its folder's name says. "
         "If that is a date, rename the folder."
     )
+
+
+def _changed(file: str) -> str:
+    return f"{file} was changed while it was used. Queue again, so that it is read anew."
 
 
 def _mask_of_another_shape(mask: str, size: tuple[int, int], of_picture: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ class ZTurboError(Exception):
 
 def readable(sentence: str) -> str:
     """One printable line of bearable length: what it quotes comes from files and may be anything."""
-    line = "".join(map(_printable, sentence))
+    line = sentence if sentence.isprintable() else "".join(map(_printable, sentence))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 400]} … {line[-390:]}"
 
 
@@ -24,6 +24,10 @@ def _printable(letter: str) -> str:
 
 class DatasetError(ZTurboError):
     """The pictures or captions cannot be trained on."""
+
+
+class CacheError(ZTurboError):
+    """An encoded picture or caption that was there is not any more."""
 
 
 class LoraFileError(ZTurboError):

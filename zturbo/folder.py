@@ -5,9 +5,10 @@ What is left out is told, and why.
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from . import maskfiles, rows, words
@@ -92,36 +93,35 @@ def look_through(folder: Path, but: Path | None = None) -> Listing:
         raise DatasetError(_no_folder(folder))
     found = Listing()
     files = all_files(folder, but, found)
-    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    endings = [path.suffix.lower() for path in files]
+    pictures = [path for path, ending in zip(files, endings) if ending in PICTURES]
+    texts = [path for path, ending in zip(files, endings) if ending in (*CAPTIONS, JSON)]
     masks = maskfiles.find(folder, pictures)
     for some, what in maskfiles.lines(masks):
         found.note(some, what)
     used = [path for path in pictures if path not in masks.left_out]
-    beside = _beside(files, used, found)
-    metadata = [file for file in files if fold(file.name) in rows.NAMES]
+    beside = _beside(texts, used, found)
+    rest = [path for path, ending in zip(files, endings) if ending not in (*PICTURES, *CAPTIONS)]
+    metadata = [file for file in rest if fold(file.name) in rows.NAMES]
     by_picture, absent, by_end = rows.by_picture(metadata, pictures, found.old)
     found.note(absent, "rows of metadata name pictures that are not there")
     found.note(by_end, "rows of metadata name another place and were matched by the end of it")
     for path in used:
         repeats, behind = repeats_of(path.parent, folder)
         name, row, mask = readable(str(path.relative_to(folder))), by_picture.get(path, Row()), masks.of.get(path)
-        texts, json = beside[path]
-        found.pictures.append(Found(path, name, texts, row, json, mask, repeats, behind))
+        captions, json = beside[path]
+        found.pictures.append(Found(path, name, captions, row, json, mask, repeats, behind))
     never = [one.name for one in found.pictures if not one.repeats]
     found.note(never, "pictures lie in folders whose name says 0 times and are left out")
     found.pictures = [one for one in found.pictures if one.repeats]
     taken = {one.json for one in found.pictures}
-    unread = [path for path in files if not _is_read(path) and path not in taken]
+    unread = [path for path in rest if path not in metadata and path not in taken]
     found.note(unread, "files are not read", f". Pictures end in {', '.join(PICTURES)}")
     _doubts(folder, found)
     _need_one_set(folder, found)
     if not found.pictures:
         raise DatasetError(" ".join([_no_pictures(folder), *found.notes]))
     return found
-
-
-def _is_read(path: Path) -> bool:
-    return path.suffix.lower() in (*PICTURES, *CAPTIONS) or fold(path.name) in rows.NAMES
 
 
 def all_files(folder: Path, but: Path | None = None, found: Listing | None = None) -> list[Path]:
@@ -210,32 +210,31 @@ def _is(ask) -> bool:
         return False
 
 
-def _beside(files: list[Path], used: list[Path], found: Listing) -> dict[Path, tuple[tuple[Path, ...], Path | None]]:
+def _beside(texts: list[Path], used: list[Path], found: Listing) -> dict[Path, tuple[tuple[Path, ...], Path | None]]:
     """Picture -> (the text files that may be its caption, its JSON file), in any letter case.
 
-    The text files in this order: cat.txt, cat.caption, cat.jpg.txt, cat.jpg.caption.
+    The text files in this order: cat.txt, cat.caption, cat.jpg.txt, cat.jpg.caption. texts: those and JSON files.
     """
     there = Names()
-    for path in files:
-        if path.suffix.lower() in (*CAPTIONS, JSON):
-            there.add(f"{path.with_suffix('')}{path.suffix.lower()}", path)
+    for path in texts:
+        there.add(words.stem(path) + path.suffix.lower(), path)
 
     def of(picture: Path, endings: tuple[str, ...]) -> list[Path]:
-        names = [f"{stem}{ending}" for stem in (picture.with_suffix(""), picture) for ending in endings]
+        names = [stem + ending for stem in (words.stem(picture), str(picture)) for ending in endings]
         return [found[0] for name in names if (found := there.find(name))]
 
     beside = {picture: (tuple(of(picture, CAPTIONS)), next(iter(of(picture, (JSON,))), None)) for picture in used}
-    taken = {path for texts, _ in beside.values() for path in texts}
-    lonely = [path for path in files if path.suffix.lower() in CAPTIONS and path not in taken]
+    taken = {path for captions, _ in beside.values() for path in captions}
+    lonely = [path for path in texts if path not in taken and path.suffix.lower() in CAPTIONS]
     found.note(lonely, "captions have no picture and are not used")
-    alike: dict[str, int] = defaultdict(int)
-    for picture in used:
-        alike[str(picture.with_suffix(""))] += 1
-    twins = [path for path in used if alike[str(path.with_suffix(""))] > 1]
+    stems = list(map(words.stem, used))
+    alike = Counter(stems)
+    twins = [path for path, stem in zip(used, stems) if alike[stem] > 1]
     found.note(twins, "pictures have the name of another with another ending, and its caption")
     return beside
 
 
+@lru_cache(1024)
 def repeats_of(folder: Path, root: Path) -> tuple[int, str]:
     """(times that the pictures of a folder are shown in an epoch, the words behind).
 
@@ -255,9 +254,14 @@ def _need_one_set(folder: Path, found: Listing):
 
     There pictures and regularisation pictures lie side by side.
     """
-    first = {fold(one.path.relative_to(folder).parts[0]) for one in found.pictures}
+    first = {fold(parts[0]) for parts in _ways(folder, found) if parts}
     if "img" in first and (beside := first & {"reg", "regularization", "regularisation"}):
         raise DatasetError(_two_sets(folder.name, next(iter(beside))))
+
+
+def _ways(folder: Path, found: Listing) -> list[tuple[str, ...]]:
+    """The folders that lead to pictures, each way once."""
+    return [parent.relative_to(folder).parts for parent in dict.fromkeys(one.path.parent for one in found.pictures)]
 
 
 def _doubts(folder: Path, found: Listing):
@@ -266,7 +270,7 @@ def _doubts(folder: Path, found: Listing):
         found.notes.append(_own_number(folder.name, named[1]))
     often = {one.path.parent.name: one.repeats for one in found.pictures if one.repeats > DOUBTED}
     found.notes += [_often(name, repeats) for name, repeats in often.items()]
-    below = {part for one in found.pictures for part in one.path.relative_to(folder).parts[:-1]}
+    below = {part for parts in _ways(folder, found) for part in parts}
     dates = [part for part in below if (named := REPEATS.match(part)) and int(named[1]) > MOST]
     found.note(sorted(dates), "folders have a number of more than four digits, which does not count as repeats")
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
+from . import words
 from .words import Names, fold
 
 ENDS = (".mask", "-masklabel")  # of a mask's name, before its ending
 LOOSE_ENDS = ("_mask", "-mask")  # the same, where the picture itself is there
 FOLDERS = ("mask", "masks")
 CONDITION = "-condlabel"  # a picture that another trainer shows beside its own
+ALL_ENDS = (*ENDS, *LOOSE_ENDS, CONDITION)
 ANY = "*"  # a folder in the place of `masks`
 
 
@@ -42,15 +45,15 @@ def find(folder: Path, pictures: list[Path]) -> Masks:
     """All masks among the pictures of a folder and its sub-folders."""
     stems, beside, found = Names(), Names(), Masks()
     for path in pictures:
-        stems.add(str(path.with_suffix("")), path)
+        stems.add(words.stem(path), path)
         if not _ways(folder, path):
             parts = _parts(folder, path)
             for n in range(len(parts) - 1):
                 beside.add("/".join((*parts[:n], ANY, *parts[n + 1 :])), path)
     unclear: list[Path] = []
     for path in pictures:
-        stem = str(path.with_suffix(""))
-        end = next((end for end in (*ENDS, *LOOSE_ENDS, CONDITION) if fold(stem).endswith(end)), "")
+        stem = words.stem(path)
+        end = _end(fold(stem))
         owners = [other for other in stems.find(stem[: len(stem) - len(end)]) if other != path] if end else []
         if end == CONDITION and owners:
             found.condition.append(path)
@@ -65,6 +68,11 @@ def find(folder: Path, pictures: list[Path]) -> Masks:
             found.left_out.add(path)
     _in_folders(folder, unclear, stems, beside, found)
     return found
+
+
+def _end(stem: str) -> str:
+    """Which of the ends of masks' names it has, or nothing."""
+    return next((end for end in ALL_ENDS if stem.endswith(end)), "") if stem.endswith(ALL_ENDS) else ""
 
 
 def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, found: Masks):
@@ -92,7 +100,14 @@ def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, 
 
 
 def _parts(folder: Path, path: Path) -> tuple[str, ...]:
-    return path.relative_to(folder).with_suffix("").parts
+    return *_folders(folder, path.parent)[0], path.stem
+
+
+@lru_cache(1024)
+def _folders(folder: Path, parent: Path) -> tuple[tuple[str, ...], bool]:
+    """(the folders that lead from one to the other, is one of them called as `FOLDERS` are?)."""
+    parts = parent.relative_to(folder).parts
+    return parts, any(fold(part) in FOLDERS for part in parts)
 
 
 def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
@@ -100,6 +115,8 @@ def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
 
     Nothing for a file in no such folder.
     """
+    if not _folders(folder, path.parent)[1]:
+        return []
     *folders, last = _parts(folder, path)
     names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]
     ways = []

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +111,14 @@ def _of_csv(text: str) -> Iterator[tuple[int, object]]:
 
 
 def by_picture(
-    files: Iterable[Path], pictures: list[Path], old: dict[Path, None]
+    files: list[Path], pictures: list[Path], old: dict[Path, None]
 ) -> tuple[dict[Path, Row], list[str], list[str]]:
     """(picture -> its row, names that lead nowhere, names of another place that were matched by their end).
 
     Letter case counts only between pictures that differ in nothing else.
     """
     names = Names()
-    for path in pictures:
+    for path in pictures if files else ():
         names.add(os.path.normpath(path), path)
 
     def there(place: str) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import DatasetError
 
+USUAL = 2**14  # bytes of a caption, at most
 LONGEST = 10_000_000  # bytes of a caption or of all captions in one file
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -57,6 +58,11 @@ def fold(path: Path | str) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
+def stem(path: Path) -> str:
+    """A file's whole path without its ending."""
+    return str(path).removesuffix(path.suffix) if path.suffix else str(path)
+
+
 class Names:
     """Files by name, as it is spelled and else in any letter case."""
 
@@ -80,7 +86,9 @@ def read(path: Path, old: dict[Path, None] | None = None) -> str:
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(LONGEST + 1)
+            raw = file.read(USUAL)  # room for the longest takes longer to make than a caption to read
+            if len(raw) == USUAL:
+                raw += file.read(LONGEST + 1 - USUAL)
         if len(raw) > LONGEST:
             raise DatasetError(_too_long(path.name))
         text, is_old = _decode(raw)
@@ -112,8 +120,8 @@ def _unknown_code_page(file: str) -> str:
 
 def _decode(raw: bytes) -> tuple[str, bool]:
     """(the text, is it Windows-1252)."""
-    encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), "")
-    if encoding:
+    if raw.startswith(tuple(MARKS)):
+        encoding = next(encoding for mark, encoding in MARKS.items() if raw.startswith(mark))
         return raw.decode(encoding), False
     try:
         return raw.decode(), False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zturbo import dataset, flow, lorafile, lowrank, network
+from zturbo import cache, dataset, flow, lorafile, lowrank, network
 from zturbo.errors import ModelError, ZTurboError
 from zturbo.hosts import comfy_adapter, comfy_cache, comfy_draw, comfy_paths, comfy_tiny
 from zturbo.hosts.comfy import ComfyHost
@@ -125,13 +125,25 @@ def test_the_cache_tells_text_encoders_vaes_and_their_loras_apart(tiny):
     assert comfy_cache.of_vae(vae) != keys[3]
 
 
-def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny, tmp_path):
+@pytest.mark.parametrize("at_once", [0, 1000])
+def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny, tmp_path, monkeypatch, at_once):
+    """Nor does it decode a picture; with many pictures what it needs is read when it is asked for."""
     model, clip, vae = tiny
     with torch.inference_mode(False), torch.no_grad():
         first, second = (ComfyHost(model, clip, vae, recipe(), cache=tmp_path) for _ in range(2))
-        a, b = encode(first), encode(second)
+        a, given = encode(first), pictures()
+        monkeypatch.setattr(cache, "AT_ONCE", at_once)
+        monkeypatch.setattr(dataset.Item, "pixels", lambda item: pytest.fail("it was decoded"))
+        b = encode(second, given)
+        # a picture of each bucket is looked at, the first text and the longest
+        assert at_once or len(second.cache.held) <= 2 + len(given.buckets())
+        assert b.shapes == a.shapes == [tuple(views.shape) for views in a.latents]
+        assert second._tokens() == first._tokens() and second.image_tokens == first.image_tokens
         assert first.cache.made > 0 and (second.cache.made, second.cache.found) == (0, first.cache.made)
-        assert all(torch.equal(x, y) for x, y in zip(a.latents + first.features, b.latents + second.features))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip([*a.latents, *first.features], [*b.latents, *second.features], strict=True)
+        )
         comfy.model_management.load_models_gpu([clip.patcher, vae.patcher])
         with second.training({}):
             loaded = [one.model for one in comfy.model_management.current_loaded_models]
@@ -244,13 +256,12 @@ def test_flips_are_the_mirrored_pictures_latents(tiny):
     with torch.inference_mode(False), torch.no_grad():
         host = ComfyHost(model, clip, vae, recipe())
         both = encode(host, dataset.from_folder(folder, (128,), "zsmile", Data(flip=True))).latents[0]
-        item = pictures().items[0]
-        mirrored = np.ascontiguousarray(item.pixels()[:, ::-1])
-        assert (
-            both.shape[0] == 2
-            and torch.equal(both[:1], host._views("x", item.pixels(), False))
-            and torch.equal(both[1:], host._views("x", mirrored, False))
+        pixels = pictures().items[0].pixels()
+        given = dataset.from_arrays(
+            [(view * 255).round().astype(np.uint8) for view in (pixels, pixels[:, ::-1])], [], (128,), "zsmile"
         )
+        plain = encode(host, given).latents
+        assert both.shape[0] == 2 and torch.equal(both[:1], plain[0]) and torch.equal(both[1:], plain[1])
         assert not torch.equal(both[0], both[1])
 
 

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from zturbo import cache
 from zturbo.cache import Cache
 from zturbo.cache import key as cache_key
+from zturbo.errors import CacheError
 
 VALUE = torch.randn(3, 4)
 
@@ -38,8 +40,8 @@ def test_a_damaged_entry_is_made_again(tmp_path, harm):
     file.write_bytes(
         {"flip": bytes(content), "cut": bytes(content[:-9]), "empty": b"", "other": b"no safetensors at all"}[harm]
     )
-    cache = Cache(tmp_path)
-    assert torch.equal(cache.get(("a",), lambda: VALUE), VALUE) and cache.made == 1
+    second = Cache(tmp_path)
+    assert torch.equal(second.get(("a",), lambda: VALUE), VALUE) and second.made == 1
     assert torch.equal(Cache(tmp_path).get(("a",), never), VALUE)
 
 
@@ -71,3 +73,49 @@ def test_what_nobody_used_for_long_goes(tmp_path):
     Cache(tmp_path).get((first,), never)  # used today
     Cache(tmp_path).tidy()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_needed_later_is_made_once_and_read_when_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "AT_ONCE", 2)
+    first = Cache(tmp_path)
+    names = [first.need((n,), lambda n=n: VALUE + n) for n in range(5)]
+    second, reads = Cache(tmp_path), []
+    monkeypatch.setattr(cache, "read", lambda path, read=cache.read: reads.append(path.stem) or read(path))
+    assert [second.need((n,), never) for n in range(5)] == names and (second.found, second.made) == (5, 0)
+    assert reads == names[:2]
+    assert all(torch.equal(second.read(name), VALUE + n) for n, name in enumerate(names)) and reads == names
+    assert second.size_of(names[4]) >= VALUE.nbytes
+
+
+def test_of_many_entries_only_so_many_bytes_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "ROOM", 2 * VALUE.nbytes)
+    made = Cache(tmp_path)
+    names = [made.need((n,), lambda n=n: VALUE + n) for n in range(5)]
+    assert len(made.held) == 2 and all(torch.equal(made.read(name), VALUE + n) for n, name in enumerate(names))
+    nowhere = Cache(None)  # what is on no disk stays
+    names = [nowhere.need((n,), lambda n=n: VALUE + n) for n in range(5)]
+    assert all(torch.equal(nowhere.read(name), VALUE + n) for n, name in enumerate(names))
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.write_bytes(b"no safetensors"), lambda file: file.unlink()])
+def test_an_entry_that_is_harmed_while_it_is_used_is_said_and_made_anew_by_the_next_run(tmp_path, monkeypatch, harm):
+    Cache(tmp_path).get(("a",), lambda: VALUE)
+    monkeypatch.setattr(cache, "AT_ONCE", 0)
+    second = Cache(tmp_path)
+    name = second.need(("a",), never)
+    harm(tmp_path / f"{name}.safetensors")
+    with pytest.raises(CacheError, match="Queue again"):
+        second.read(name)
+    third = Cache(tmp_path)
+    assert torch.equal(third.read(third.need(("a",), lambda: VALUE)), VALUE) and third.made == 1
+
+
+def test_an_entry_that_is_needed_and_old_is_not_tidied_away(tmp_path, monkeypatch):
+    Cache(tmp_path).get(("a",), lambda: VALUE)
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
+    monkeypatch.setattr(cache, "AT_ONCE", 0)
+    second = Cache(tmp_path)
+    name = second.need(("a",), never)
+    second.tidy()
+    assert torch.equal(second.read(name), VALUE)

@@ -70,7 +70,7 @@ def recipe_of(args) -> Recipe:
     return replace(found, inputs=hosts.given(found.inputs, args))
 
 
-def pictures_of(given: Recipe) -> dataset.Dataset:
+def pictures_of(given: Recipe, runs: Runs | None = None) -> dataset.Dataset:
     inputs = given.inputs
     if not inputs.pictures:
         raise ZTurboError(NO_PICTURES)
@@ -78,7 +78,9 @@ def pictures_of(given: Recipe) -> dataset.Dataset:
     if not sides:
         raise ZTurboError(_no_resolutions(inputs.resolutions))
     apart = inputs.regularisation or None
-    return dataset.from_folder(inputs.pictures, sides, inputs.trigger, given.data, apart)
+    return dataset.from_folder(
+        inputs.pictures, sides, inputs.trigger, given.data, apart, cache=None if runs is None else runs.cache
+    )
 
 
 def run_train(args) -> int:
@@ -117,7 +119,7 @@ def train_in(place: Runs, given: Recipe, resume: str | Path, args) -> int:
     if place.world.main:
         runs.source_of(place, resume)  # before anything is loaded
     hosts.need(given.inputs)
-    pictures = pictures_of(given)
+    pictures = pictures_of(given, place)
     if place.world.main and not args.json:
         print(pictures.report(), file=sys.stderr)
     given = runs.filled(given, pictures.trigger)

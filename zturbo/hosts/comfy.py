@@ -4,7 +4,7 @@ It draws with core's sampler.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from .. import lorafile, lowrank, memory, network, turbo
-from ..cache import Cache
+from ..cache import Cache, Lazy
 from ..captions import Captions
-from ..dataset import Dataset, Encoded
+from ..dataset import Dataset, Encoded, Item, encoded_shapes
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
@@ -84,7 +84,8 @@ class ComfyHost:
         self.preview_model = comfy_adapter.clean(model if preview_model is None else preview_model)
         comfy_adapter.diffusion_model(self.preview_model)
         self.turbo = preview_model is None or comfy_adapter.alike(self.preview_model, comfy_adapter.clean(model))
-        self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
+        self.features: Sequence[torch.Tensor] = []  # one a caption, then one an unrelated prompt
+        self.longest = 0  # tokens of them
         # `features` as the layers see them, with and without the adapter, once they were needed
         self.captions: dict[tuple[int, float], torch.Tensor] = {}
         self.image_tokens = 0  # of the largest picture
@@ -140,15 +141,17 @@ class ComfyHost:
         texts = (*captions.texts, *turbo.texts(self.recipe, dataset.trigger, self.turbo))
         self.encode_texts(texts, counter(progress, len(texts)))
         self.encode_prompts()
-        autoencoder, latents = comfy_cache.of_vae(self.vae), []
+        autoencoder, keys = comfy_cache.of_vae(self.vae), []
         for item in watched(dataset.items, progress):
-            latents.append(self._views(autoencoder, item.pixels(), dataset.options.flip))
+            keys.append(self._keys(autoencoder, item, dataset.options.flip))
+        latents = Lazy(len(keys), lambda number: self._views(keys[number]))
+        shapes = encoded_shapes(dataset, latents)
         self.cache.tidy()
         log.info("%s", self.cache.report())
         watched_area = (self.recipe.turbo.size // self.family.reduction) ** 2
-        area = max(watched_area, *(views.shape[2] * views.shape[3] for views in latents))
+        area = max(watched_area, *(shape[2] * shape[3] for shape in set(shapes)))
         self.image_tokens = area // self.dit.patch_size**2
-        return Encoded(latents)
+        return Encoded(latents, shapes)
 
     def encode_prompts(self):
         """Of the previews."""
@@ -157,18 +160,28 @@ class ComfyHost:
 
     def encode_texts(self, texts: Iterable[str], told: Callable[[], None] = lambda: None):
         """Give the texts numbers, in their order from 0. told: called before each."""
-        self.features, self.captions = [], {}
+        self.captions, keys = {}, []
         text_encoder = comfy_cache.of_clip(self.clip)
         for text in texts:
             told()
-            self.features.append(self._features(text_encoder, text))
-
-    def _views(self, autoencoder: str, pixels: np.ndarray, flip: bool) -> torch.Tensor:
-        views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
-        latents = [
-            self.cache.get(("latent", autoencoder, view.shape, view.tobytes()), partial(self._latent, view))
-            for view in views
+            keys.append(self.cache.need(("features", text_encoder, text), partial(self._encoded, text)))
+            if len(keys) == 1:
+                self._features(keys[0])  # says at once what is wrong with the text encoder
+        self.features = Lazy(len(keys), lambda number: self._features(keys[number]))
+        self.longest = self.features[max(range(len(keys)), key=lambda number: self.cache.size_of(keys[number]))].shape[
+            1
         ]
+
+    def _keys(self, autoencoder: str, item: Item, flip: bool) -> tuple[str, ...]:
+        """Of a picture's latents in the cache: as it is and, where flips are asked for, mirrored."""
+        ways = (False, True) if flip else (False,)
+        return tuple(
+            self.cache.need(("latent", autoencoder, *item.key, mirrored), partial(self._latent, item, mirrored))
+            for mirrored in ways
+        )
+
+    def _views(self, keys: tuple[str, ...]) -> torch.Tensor:
+        latents = [self.cache.read(key) for key in keys]
         if latents[0].shape[0] != self.dit.in_channels:
             given, needed = latents[0].shape[0], self.dit.in_channels
             raise ModelError(
@@ -176,12 +189,15 @@ class ComfyHost:
             )
         return self.model.model.process_latent_in(torch.stack(latents)).float()
 
-    def _latent(self, pixels: np.ndarray) -> torch.Tensor:
+    def _latent(self, item: Item, mirrored: bool) -> torch.Tensor:
+        pixels = item.pixels()
+        if mirrored:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
         with core_mode():
             return self.vae.encode(torch.from_numpy(pixels)[None])[0]
 
-    def _features(self, text_encoder: str, text: str) -> torch.Tensor:
-        features = self.cache.get(("features", text_encoder, text), partial(self._encoded, text))
+    def _features(self, key: str) -> torch.Tensor:
+        features = self.cache.read(key)
         width = self.dit.cap_embedder[1].in_features
         if features.shape[-1] != width:
             raise ModelError(
@@ -260,7 +276,7 @@ class ComfyHost:
 
     def _tokens(self) -> int:
         """That go through the model at once, of the largest picture and the longest caption."""
-        caption = memory.padded(max(features.shape[1] for features in self.features))
+        caption = memory.padded(self.longest or max(features.shape[1] for features in self.features))
         guarded = memory.padded((self.recipe.turbo.size or turbo.LARGEST) ** 2 // self.family.grain**2)
         return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded)
 

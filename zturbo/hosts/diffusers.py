@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from .. import lorafile, lowrank, memory, network, turbo
-from ..cache import Cache
+from ..cache import Cache, Lazy
 from ..captions import Captions
-from ..dataset import Dataset, Encoded
+from ..dataset import Dataset, Encoded, Item, encoded_shapes
 from ..errors import LoraFileError, ModelError
 from ..family import Z_IMAGE
 from ..lorafile import LoraFile
@@ -61,7 +61,7 @@ class DiffusersHost:
         self.adapter, self.strength, self.file = check(adapter, self.drawable, file), strength, file
         self.sha256 = "" if adapter is None else adapter.sha256
         self.carry("merged" if recipe.compute.adapter == "merged" else "branch")
-        self.features: list[torch.Tensor] = []  # one a caption, then one an unrelated prompt
+        self.features: Sequence[torch.Tensor] = []  # one a caption, then one an unrelated prompt
         self.prompts: list[torch.Tensor] = []
         self.cache = Cache(cache if recipe.data.cache else None)
         devices.begin_counting(device)
@@ -128,42 +128,50 @@ class DiffusersHost:
         with moved(self.loaded.text_encoder.module, self.device):
             self.encode_texts(texts, counter(progress, len(texts)))
             self.encode_prompts()
-        latents = []
+        keys = []
         with moved(self.loaded.autoencoder.module, self.device):
             for item in watched(dataset.items, progress):
-                latents.append(self._views(item.pixels(), dataset.options.flip))
+                keys.append(self._keys(item, dataset.options.flip))
+        latents = Lazy(len(keys), lambda number: torch.cat([self.cache.read(key) for key in keys[number]]))
+        shapes = encoded_shapes(dataset, latents)
         self.cache.tidy()
         log.info("%s", self.cache.report())
-        return Encoded(latents)
+        return Encoded(latents, shapes)
 
     def encode_prompts(self):
         """Of the previews."""
         with moved(self.loaded.text_encoder.module, self.device):
-            self.prompts = [self._features(prompt) for prompt in self.recipe.previews.prompts]
+            self.prompts = [self._features(self._need(prompt)) for prompt in self.recipe.previews.prompts]
 
     def encode_texts(self, texts: Iterable[str], told: Callable[[], None] = lambda: None):
         """Give the texts numbers, in their order from 0. told: called before each."""
-        self.features = []
+        keys = []
         for text in texts:
             told()
-            self.features.append(self._features(text))
+            keys.append(self._need(text))
+            if len(keys) == 1:
+                self._features(keys[0])  # says at once what is wrong with the text encoder
+        self.features = Lazy(len(keys), lambda number: self._features(keys[number]))
 
-    def _views(self, pixels: np.ndarray, flip: bool) -> torch.Tensor:
-        views = [pixels, np.ascontiguousarray(pixels[:, ::-1])] if flip else [pixels]
-        encoder = self.loaded.autoencoder
-        return torch.cat(
-            [
-                self.cache.get(
-                    ("latent", self._key(encoder.module), view.shape, view.tobytes()),
-                    partial(lambda view: encoder.encode(torch.from_numpy(view)[None]), view),
-                )
-                for view in views
-            ]
+    def _keys(self, item: Item, flip: bool) -> tuple[str, ...]:
+        """Of a picture's latents in the cache: as it is and, where flips are asked for, mirrored."""
+        encoder, ways = self._key(self.loaded.autoencoder.module), (False, True) if flip else (False,)
+        return tuple(
+            self.cache.need(("latent", encoder, *item.key, mirrored), partial(self._latent, item, mirrored))
+            for mirrored in ways
         )
 
-    def _features(self, text: str) -> torch.Tensor:
+    def _latent(self, item: Item, mirrored: bool) -> torch.Tensor:
+        pixels = torch.from_numpy(item.pixels())[None]  # BHWC
+        return self.loaded.autoencoder.encode(pixels.flip(2) if mirrored else pixels)
+
+    def _need(self, text: str) -> str:
+        """Of a text's features in the cache."""
         encoder = self.loaded.text_encoder
-        features = self.cache.get(("features", self._key(encoder.module), text), lambda: encoder.encode(text))
+        return self.cache.need(("features", self._key(encoder.module), text), lambda: encoder.encode(text))
+
+    def _features(self, key: str) -> torch.Tensor:
+        features = self.cache.read(key)
         width = self.dit.config["cap_feat_dim"]
         if features.shape[-1] != width:
             raise ModelError(
