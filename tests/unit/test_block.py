@@ -37,7 +37,7 @@ class Scene:
     rope: tuple[torch.Tensor, torch.Tensor]
     norms: torch.Tensor
     head_norms: torch.Tensor
-    start: int = 0
+    unread: int = 0
 
     def block(self, dtype=torch.float32) -> Block:
         stacks: dict[str, list] = {}
@@ -84,7 +84,7 @@ class Scene:
         return torch.view_as_real(turned).flatten(-2)
 
 
-def scene(trained=ALL, carried=(), batch=2, scale=1.0, start=0) -> Scene:
+def scene(trained=ALL, carried=(), batch=2, scale=1.0, unread=0) -> Scene:
     random = torch.Generator().manual_seed(0)
 
     def numbers(*shape, factor=0.2):
@@ -109,7 +109,7 @@ def scene(trained=ALL, carried=(), batch=2, scale=1.0, start=0) -> Scene:
     norms, head_norms = 1 + numbers(4, WIDTH), 1 + numbers(2 * HEADS, WIDTH // HEADS)
     turns = rope, rope.conj().resolve_conj()
     time, bias = numbers(batch, TIME), numbers(4 * WIDTH)
-    return Scene(targets, weights, bias, lora, adapter, x, time, turns, norms, head_norms, start)
+    return Scene(targets, weights, bias, lora, adapter, x, time, turns, norms, head_norms, unread)
 
 
 def run(made: Scene, block: Block | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -119,7 +119,7 @@ def run(made: Scene, block: Block | None = None) -> tuple[torch.Tensor, list[tor
             stack.carry(made.adapter)
             for to, source in stack.stale():
                 to.copy_(source)
-    y = made.plain()[:, made.start :] if block is None else block(made.x, made.time, made.rope, made.start)
+    y = made.plain()[:, made.unread :] if block is None else block(made.x, made.time, made.rope, made.unread)
     wanted = [made.x, *(t for name in sorted(made.lora) for t in (made.lora[name].A, made.lora[name].B))]
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
     return y, list(torch.autograd.grad((y * weight).sum(), wanted))
@@ -128,7 +128,7 @@ def run(made: Scene, block: Block | None = None) -> tuple[torch.Tensor, list[tor
 CASES = {
     "lora on all": {},
     "alpha": {"scale": 0.3},
-    "some tokens are not read": {"start": 3},
+    "some tokens are not read": {"unread": 3},
     "one picture": {"batch": 1},
     "adapter beside it": {"carried": ALL},
     "adapter on some": {"carried": ("to_q", "w3"), "trained": ("to_q", "to_v", "w1")},
