@@ -13,6 +13,9 @@ import torch.nn.functional as F
 
 from .lowrank import Factors, Fetch, Target
 
+LARGE = 2**26  # multiplications; below, a call's own cost is more than what is won
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 @dataclass
 class Low:
@@ -137,12 +140,15 @@ class Stack:
     def _linears(self, x: torch.Tensor) -> torch.Tensor:
         if len(self.linears) == 1:
             with self.linears[0][1](x) as (weight, bias):
-                return F.linear(x, weight, bias)
+                return product(x, weight, bias)
         output = x.new_empty(len(x), sum(target.out_features for target, _ in self.linears))
         places = output.split([target.out_features for target, _ in self.linears], dim=1)
         for (_, fetch), place in zip(self.linears, places):
             with fetch(x) as (weight, bias):
-                torch.mm(x, weight.T, out=place)
+                if by_onednn(x, weight):
+                    place.copy_(product(x, weight))
+                else:
+                    torch.mm(x, weight.T, out=place)
                 if bias is not None:
                     place += bias
         return output
@@ -171,8 +177,25 @@ class Stack:
         parts = grad.split([target.out_features for target, _ in self.linears], dim=1)
         for (_, fetch), part in zip(self.linears, parts):
             with fetch(part) as (weight, _):
-                dx = part @ weight if dx is None else dx.addmm_(part, weight)
+                if dx is None or by_onednn(part, weight.T):
+                    more = product(part, weight.T)
+                    dx = more if dx is None else dx.add_(more)
+                else:
+                    dx.addmm_(part, weight)
         return dx
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x weight^T + bias. x: [N, in], weight: [out, in]."""
+    if by_onednn(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Is oneDNN to do it? In fp32 on a CPU PyTorch takes MKL, which is slower on some processors and no faster."""
+    large = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() * weight.shape[0] >= LARGE
+    return large and ONEDNN
 
 
 def beside(group: list[Low], low: Low) -> bool:
