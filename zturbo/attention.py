@@ -49,6 +49,11 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool = T
     return Attended(out.detach(), Graph(inputs, out))
 
 
+def by_graph(device: torch.device, dtype: torch.dtype) -> bool:
+    """Will attention run under autograd there? A guess, before there are q, k and v."""
+    return not (device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32))
+
+
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Would PyTorch itself take flash attention for these, on an NVIDIA or ROCm card?"""
     cuda: Any = torch.backends.cuda

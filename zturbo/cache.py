@@ -90,7 +90,10 @@ class Cache:
 
     def size_of(self, name: str) -> int:
         """Bytes of the tensor of a key, about: its file's, or its own where it is in memory."""
-        return self.held[name].nbytes if name in self.held else self.there[name].st_size
+        if name in self.held:
+            return self.held[name].nbytes
+        facts = self.there.get(name)  # one that was made since is asked for itself
+        return facts.st_size if facts else self._path(name).stat().st_size
 
     def _hold(self, name: str, tensor: torch.Tensor):
         if self.room > 0 or not self._path(name).is_file():

@@ -25,6 +25,7 @@ class Sizes:
     heads: int
     ranks: int
     itemsize: int  # bytes of a number of the computation
+    graph: bool = False  # attention runs under autograd, which keeps q and k once more
 
     def kept(self, keep: Keep, tokens: int) -> float:
         """Bytes that a block keeps from its forward to its backward."""
@@ -47,7 +48,7 @@ class Sizes:
         return {
             Keep.INPUT: self.width,
             Keep.ATTENTION: 3 * self.width,
-            Keep.ALL: 7 * self.width + 2 * self.inner,
+            Keep.ALL: (9 if self.graph else 7) * self.width + 2 * self.inner,
         }[keep]
 
 
@@ -65,15 +66,15 @@ class Keeping:
     def spelled(self) -> str:
         """In words, for the screen."""
         whole, some = (sum(keep == one for keep in self.blocks) for one in (Keep.ALL, Keep.ATTENTION))
-        if whole == len(self.blocks):
-            how = "All layers keep what their backward needs."
-        elif whole + some == 0:
-            how = "All layers are computed again in the backward."
+        count = len(self.blocks)
+        if whole == count:
+            how = "all layers are kept, nothing is computed twice"
         else:
-            again = len(self.blocks) - whole - some
-            parts = [(whole, "keep what their backward needs"), (some, "keep attention"), (again, "keep nothing")]
-            how = f"Of {len(self.blocks)} layers " + ", ".join(f"{n} {what}" for n, what in parts if n) + "."
-        return f"{how} A step needs {self.bytes / GB:.2f} GB beside the weights and the LoRA."
+            kept = (
+                f"{whole} of {count} layers are kept, {some} in part" if some else f"{whole} of {count} layers are kept"
+            )
+            how = f"{kept}, the rest is computed twice, which takes longer"
+        return f"Memory: a step takes about {self.bytes / GB:.2f} GB beside model and LoRA; {how} (keep_layers)."
 
 
 def needed(sizes: Sizes, tokens: int, blocks: tuple[Keep, ...]) -> float:

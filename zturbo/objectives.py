@@ -7,7 +7,7 @@ distillation) is an objective here and a phase of its own in `phases.plan`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -66,6 +66,9 @@ class FlowMatching:
         sigma = options.min_sigma + (options.max_sigma - options.min_sigma) * sigma
         eps = torch.randn(batch.x0.shape, generator=random)
         adapter = adapter_factor(recipe, index // recipe.optimizer.accumulation)
+        # before they go to the device, where it would wait for them
+        weight = batch.weight * flow.loss_weight(options.density, sigma, recipe.loss.weighting)
+        batch = replace(batch, weight=weight)
         for rows in split.rows(size):
             some = batch.rows(rows, device)
             each = picture_losses(recipe, some, eps[rows].to(device), sigma[rows].to(device), velocity, adapter)
@@ -131,6 +134,5 @@ def picture_losses(
     target = flow.velocity_target(batch.x0, eps)
     if recipe.loss.guidance not in (0, 1):
         target = flow.guided_target(v, target, recipe.loss.guidance)
-    weight = flow.loss_weight(recipe.timesteps.density, sigma, recipe.loss.weighting) * batch.weight
     delta = recipe.loss.huber_delta if recipe.loss.kind == "huber" else None
-    return flow.velocity_loss(v, target, weight, delta, batch.mask)
+    return flow.velocity_loss(v, target, batch.weight, delta, batch.mask)

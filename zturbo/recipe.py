@@ -101,7 +101,17 @@ def teaches(recipe: Recipe) -> dict[str, object]:
     """The settings that decide what is learnt, where they are not the defaults: dotted name -> value. Two recipes with
     the same ones train the same LoRA."""
     given, default = settings.flat(recipe), settings.flat(Recipe())
-    idle = ["name", "inputs.", "previews.", "saving.", "compute.repeat", "data.cache", "data.validation_every"]
+    idle = [
+        "name",
+        "inputs.",
+        "previews.",
+        "saving.",
+        "compute.repeat",
+        "compute.keep_layers",
+        "compute.compile",
+        "data.cache",
+        "data.validation_every",
+    ]
     idle += [] if recipe.turbo.stop_above else ["turbo.every"]
     idle += [] if recipe.turbo.stop_above or recipe.turbo.keep != "off" else ["turbo."]
     idle += [] if recipe.turbo.guarded else ["turbo.weight", "turbo.interval"]

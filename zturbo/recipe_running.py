@@ -21,8 +21,8 @@ class Compute:
     )
     checkpointing: bool = setting(
         True,
-        "Layers are computed again in the backward instead of kept, as far as memory asks for it (keep_layers). Off: "
-        "everything is kept.",
+        "Saves memory: what does not fit is computed twice, which takes longer (keep_layers says how much). Off: "
+        "nothing is computed twice, whatever memory there is.",
         input="gradient_checkpointing",
     )
     adapter: str = setting(
@@ -40,17 +40,16 @@ class Compute:
     )
     keep_layers: int = setting(
         -1,
-        "How many layers keep all that their backward needs, with gradient_checkpointing on: about 0.4 GB each at 1024 "
-        "pixels, and a third less time. -1: as many as fit. 0: none, for the least memory. What is learnt is the same.",
+        "Memory for speed, with gradient_checkpointing on: how many layers are kept instead of computed twice. -1: as "
+        "many as fit. 0: as few as can be, for the least memory. What is learnt is the same.",
         low=-1,
         high=1000,
         unit="layers",
     )
     compile: str = setting(
         "auto",
-        "Are norms, gates and rotations compiled, which fuses them? The first steps take longer then, and each one "
-        "after them is quicker. auto: on NVIDIA, AMD and Intel cards where Triton is installed. Where it fails, "
-        "training goes on without, and says so.",
+        "Makes steps quicker on a card, by compiling; the first ones take longer. auto: on NVIDIA, AMD and Intel cards "
+        "where Triton is installed. Where it fails, training goes on without, and says so.",
         choices=("auto", "on", "off"),
     )
 

@@ -97,8 +97,9 @@ class Stack:
         lows = self._place(adapter, self.rank, trained=False)
         self.adapter = adapter
         if len(before) == len(lows) and all(a.factors.A is b.factors.A for a, b in zip(before, lows)):
+            scales = {low.rows.start: low.factors.scale for low in lows}
             for group in self.groups:  # the same at another strength
-                group.scale = group.scale if group.trained else lows[0].factors.scale
+                group.scale = group.scale if group.trained else scales[group.rows.start]
             return False
         self._take(self.trained + lows)
         return True

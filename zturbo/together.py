@@ -28,6 +28,9 @@ class FollowedRun(RunFolder):
     def kept(self) -> str:
         return ""
 
+    def newest_reading(self) -> float:
+        return 0.0
+
     def event(self, **values): ...
 
     def rewind(self, step: int, rolled_back: bool = False): ...
@@ -49,7 +52,11 @@ class Together:
 
     def __init__(self, control: Control, world: World):
         self.control, self.world = control, world
-        self.stop_requested: bool = world.agree("stop", control.stop_requested)
+        self.agreed: bool = world.agree("stop", control.stop_requested)
+
+    @property
+    def stop_requested(self) -> bool:
+        return self.control.stop_requested if self.world.size == 1 else self.agreed
 
     def check(self):
         self.control.check()
@@ -59,7 +66,7 @@ class Together:
 
     def step(self, event: dict):
         self.control.step(event)
-        self.stop_requested = self.world.agree("stop", self.control.stop_requested)
+        self.agreed = self.world.agree("stop", self.control.stop_requested)
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
         self.control.preview(step, images, paths)

@@ -119,3 +119,11 @@ def test_an_entry_that_is_needed_and_old_is_not_tidied_away(tmp_path, monkeypatc
     name = second.need(("a",), never)
     second.tidy()
     assert torch.equal(second.read(name), VALUE)
+
+
+def test_what_was_made_after_the_first_look_and_is_not_held_has_a_size(tmp_path):
+    cache = Cache(tmp_path)
+    cache.room = 0
+    names = [cache.need((n,), lambda n=n: VALUE + n) for n in range(3)]
+    assert not cache.held and len({cache.size_of(name) for name in names}) == 1
+    assert torch.equal(cache.read(names[2]), VALUE + 2)

@@ -40,6 +40,7 @@ from . import (
 from .comfy_mode import core_mode
 
 log = logging.getLogger("zturbo")
+REFINED = 2**30  # bytes of captions as the layers see them, of which the newest stay
 FULL = (torch.float32, torch.bfloat16, torch.float16)
 STRAIGHT = (
     "There is no de-distill adapter on the model: training straight on turbo soon wears its 8 steps off. "
@@ -232,7 +233,7 @@ class ComfyHost:
     @property
     def frugal(self) -> bool:
         """See `roles.Host.frugal`."""
-        return self.whole == 0
+        return self.steps.frugal
 
     def told(self) -> list[str]:
         """See `roles.Host.told`."""
@@ -264,6 +265,7 @@ class ComfyHost:
             branches[0] = strengths(1.0)
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(comfy_lend.normal_norms(self.dit))
+            stack.callback(self.steps.end)
             self.steps.begin(linears, lora, self._tokens())
 
             def velocity(
@@ -287,7 +289,8 @@ class ComfyHost:
         """
         tag = self.tag
         if tag is None:
-            return lambda factor: {}
+            nothing: dict[str, Factors] = {}
+            return lambda factor: nothing
         there = tag.baked if self.way == "branch" else tag.net
         unit: dict[str, Factors] = {}
 
@@ -308,7 +311,10 @@ class ComfyHost:
             if (number, place) not in found:
                 with torch.no_grad():
                     found[number, place] = self._refined(number)
-        return {number: found[number, place] for number in set(numbers)}
+        chosen = {number: found[number, place] for number in set(numbers)}
+        while sum(one.nbytes for one in found.values()) > REFINED:
+            found.pop(next(iter(found)))
+        return chosen
 
     @contextmanager
     def _loaded(self, beside: int):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management
 
-from .. import keeping, memory, network, turbo
+from .. import attention, keeping, memory, network, turbo
 from ..dataset import Dataset
 from ..keeping import Sizes
 from ..lowrank import Difference
@@ -44,7 +44,8 @@ def sizes_of(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
         ranks += 7 * host.recipe.network.rank
     else:
         ranks += sum(one.rank for one in lora.values()) // len(dit.layers)
-    return Sizes(len(dit.layers), dit.dim, inner, layer.attention.n_local_heads, ranks, host.dtype.itemsize)
+    heads, size = layer.attention.n_local_heads, host.dtype.itemsize
+    return Sizes(len(dit.layers), dit.dim, inner, heads, ranks, size, attention.by_graph(host.device, host.dtype))
 
 
 def activations(
@@ -58,10 +59,14 @@ def activations(
 
 
 def free(host: ComfyHost) -> float:
-    """Bytes that are free where the model computes, once all of its weights are there."""
-    model = host.model
-    coming = 0 if devices.shares_main_memory(host.device) else max(0, model.model_size() - model.loaded_size())
-    return comfy.model_management.get_free_memory(host.device) - coming
+    """Bytes that are free where the model computes, once all of its weights are there.
+
+    Of main memory three quarters: a system that runs out of it ends programs.
+    """
+    model, found = host.model, comfy.model_management.get_free_memory(host.device)
+    if devices.shares_main_memory(host.device):
+        return 0.75 * found
+    return found - max(0, model.model_size() - model.loaded_size())
 
 
 def of_step(host: ComfyHost, numbers: int, tokens: int, activations: float) -> list[Need]:

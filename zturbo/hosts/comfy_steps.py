@@ -6,7 +6,7 @@ The fast way (`comfy_blocks`) where the layers and the LoRA are what it knows, e
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,32 +25,40 @@ UNLIKE = 1.05  # times what was planned: from then on the plan is made anew
 
 
 class Steps:
-    """The steps of a host. `begin` comes each time that the model is loaded."""
+    """The steps of a host. `begin` comes each time that the model is loaded, `end` when it is taken away."""
 
     def __init__(self, host: ComfyHost):
         self.host = host
         self.fast: comfy_blocks.Fast | None = None
-        self.why_not = ""
+        self.why_not = ""  # the fast way is not gone
         self.keeping: Keeping | None = None
+        self.lora: Mapping[str, Difference] = {}
+        self.tokens = 0
         self.notes: list[str] = []
-        self.said = ""  # of compiling
+        self.ops: Any = kernels  # or a Compiled
+        self.compiling = ""  # what was said of that
+        self.stepped = False  # all that stays between steps is allocated
+        self.baseline: float | None = None  # bytes allocated between two steps
+        self.measured = False
         self.error = 1.0  # what a step needed, as a multiple of the plan
-        self.measuring: float | None = None  # bytes allocated before a step that is to be measured
-        self.gradients = 0  # bytes
-        self.again: Callable[[], None] = lambda: None
 
     def told(self) -> list[str]:
-        """See `roles.Host.told`. A step is over: where the device counts, its peak is held against the plan."""
-        self.measure()
-        sentence = self.compiling()
-        if sentence != self.said:
-            self.tell(sentence)
-            self.said = sentence
+        """See `roles.Host.told`. A step is over."""
+        self.stepped = True
+        if self.fast is not None:
+            self.measure()
+        if isinstance(self.ops, compiled.Compiled) and self.ops.sentence() != self.compiling:
+            self.compiling = self.tell(self.ops.sentence())
         notes, self.notes = self.notes, []
         return notes
 
-    def tell(self, sentence: str):
-        self.notes.append(sentence)
+    @property
+    def frugal(self) -> bool:
+        """See `roles.Host.frugal`."""
+        if self.why_not:
+            return self.host.whole != len(self.host.dit.layers)
+        least = self.keeping is not None and self.keeping.blocks == self.planned(0).blocks
+        return self.host.whole == 0 or least
 
     def room(self, lora: dict[str, Difference], tokens: int) -> int:
         """Bytes that the memory manager is asked to keep free beside the weights: the least that a step takes.
@@ -58,63 +66,69 @@ class Steps:
         Where layers are to be kept, all that they take.
         """
         host = self.host
-        activations = comfy_needs.activations(
-            host, lora, tokens, host.whole, fast=not comfy_blocks.usable(host.dit, lora, host.device)
-        )
+        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
+        activations = comfy_needs.activations(host, lora, tokens, host.whole, fast=not self.why_not)
         return int(memory.total(comfy_needs.of_step(host, lowrank.count(lora), tokens, activations)))
 
     def begin(self, linears, lora: dict[str, Difference], tokens: int):
-        """The model is loaded with these Linears."""
-        host, self.fast = self.host, None
-        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
+        """The model is loaded with these Linears. Without a LoRA nothing is kept for a backward."""
+        host = self.host
         if self.why_not:
             log.info("Through the model's own modules: %s.", self.why_not)
             return
         like = torch.empty(0, device=host.device, dtype=host.dtype)
         self.fast = comfy_blocks.Fast(host.dit, linears, comfy_adapter.targets(host.dit), lora, like)
-        ops: Any = kernels if self.not_compiled() else compiled.shared()
+        compute = host.recipe.compute
+        why_not = compiled.why_not(host.device, compute.compile, compute.repeat)
+        self.ops = kernels if why_not else compiled.shared()
         for block in self.fast.blocks.values():
-            block.ops = ops
-        self.plan(lora, tokens)
+            block.ops = self.ops
+        if why_not and compute.compile == "on":
+            self.compiling = self.compiling or self.tell(f"Not compiled: {why_not}.")
+        if lora:
+            self.lora, self.tokens = lora, tokens
+            self.plan()
 
-    def not_compiled(self) -> str:
-        """Why compiling is not tried, or nothing."""
-        compute = self.host.recipe.compute
-        return compiled.why_not(self.host.device, compute.compile, compute.repeat)
+    def end(self):
+        self.fast = None
 
-    def compiling(self) -> str:
-        """What is said of it: nothing where nobody would expect it."""
-        if self.fast is None or self.host.recipe.compute.compile == "off":
-            return self.said
-        if why := self.not_compiled():
-            return self.said if self.host.device.type not in compiled.DEVICES else f"Not compiled: {why}."
-        return compiled.shared().sentence()
-
-    def plan(self, lora: dict[str, Difference], tokens: int):
+    def plan(self):
         """How much the blocks keep, out of what is free now. As before, where that still fits."""
-        host, numbers, before = self.host, lowrank.count(lora), self.keeping
-        beside = memory.total(comfy_needs.of_step(host, numbers, tokens, 0.0))
-        free = (comfy_needs.free(host) - beside) / self.error
+        host, before, numbers = self.host, self.keeping, lowrank.count(self.lora)
+        coming = 0.0
+        if not self.stepped:  # the LoRA itself is there
+            coming = memory.total(comfy_needs.of_step(host, numbers, self.tokens, 0.0)) - FP32 * numbers
+        free = (comfy_needs.free(host) - coming) / self.error
         if before is None or host.whole is not None or before.bytes > keeping.SHARE * free:
-            self.keeping = keeping.plan(comfy_needs.sizes_of(host, lora), tokens, free, host.whole)
+            self.keeping = self.planned(free)
+        assert self.keeping is not None and self.fast is not None
         for block, keep in zip(self.fast.layers, self.keeping.blocks):
             block.keep = keep
         if before is None or before.blocks != self.keeping.blocks:
             self.tell(self.keeping.spelled())
-            self.measuring = devices.begin_peak(host.device)
-            self.again = lambda: self.plan(lora, tokens)
-            self.gradients = FP32 * numbers
+            self.baseline, self.measured = None, False
+
+    def planned(self, free: float) -> Keeping:
+        return keeping.plan(comfy_needs.sizes_of(self.host, self.lora), self.tokens, free, self.host.whole)
 
     def measure(self):
-        """The first step of a plan is over."""
-        if self.measuring is None or self.keeping is None:
+        """Where the device counts, the second step of a plan is held against it."""
+        if self.measured or self.keeping is None:
             return
-        needed = devices.peak(self.host.device) - self.measuring - self.gradients
-        self.measuring = None
-        self.tell(f"The first step needed {needed / GB:.2f} GB beside them.")
+        if self.baseline is None:
+            self.baseline = devices.begin_peak(self.host.device)
+            return
+        self.measured, needed = True, devices.peak(self.host.device) - self.baseline
+        log.info("A step needs %.2f GB; planned were %.2f.", needed / GB, self.keeping.bytes / GB)
         if needed > UNLIKE * self.keeping.bytes and self.host.whole is None:
+            self.tell(f"A step took {needed / GB:.1f} GB, more than was planned.")
             self.error *= needed / self.keeping.bytes
-            self.again()
+            self.keeping = None
+            self.plan()
+
+    def tell(self, sentence: str) -> str:
+        self.notes.append(sentence)
+        return sentence
 
     def velocity(
         self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor, adapter: Mapping[str, Factors]
@@ -125,7 +139,8 @@ class Steps:
                 self.fast.carry(adapter)
                 return self.fast.velocity(x, sigma, caption)
             except comfy_blocks.OtherModel as error:
-                self.fast, self.why_not = None, str(error)
+                self.fast = self.keeping = None
+                self.why_not = str(error)
                 self.tell(f"Training goes through the model's own modules, which takes longer: {error}.")
         run_layer = None if self.host.whole == len(self.host.dit.layers) else comfy_forward.checkpointed
         return comfy_forward.velocity(self.host.dit, x, sigma, caption, run_layer)
