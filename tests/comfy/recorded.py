@@ -1,7 +1,7 @@
 """What runs of many recipes give, as hashes: `python tests/comfy/recorded.py HOST` prints {recipe: {what: sha256}}.
 
-HOST is comfy or diffusers. `plain()` is the environment in which every x86-64 computes the same bits. What the release
-0.1.0 gave lies in recorded_HOST.json; a change that is meant to change what is learnt records anew, and says so.
+HOST is comfy or diffusers. `plain()` is the environment in which every x86-64 computes the same bits. What is given
+now lies in recorded_HOST.json; a change that is meant to change what is learnt records anew, and says so.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The velocity of ComfyUI's NextDiT through `block.Block`s: the fast way, where the layers are what those compute.
 
-Whether they are is looked at with the first picture of each shape: the same tokens go through NextDiT's own modules.
+With the first picture of each shape the same tokens go through NextDiT's own refiners and first layer, and what comes
+out is compared: so a NextDiT that was changed is noticed.
 """
 
 import logging
