@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bench import gpu_speed
 from bench.gpu_place import TOKENS, Place, spread
-from zturbo import dataset, network, roles, runs
+from zturbo import dataset, roles, runs
 from zturbo.hosts import comfy_cache, comfy_draw
 from zturbo.recipe import Compute, Recipe, Saving, Turbo
 from zturbo.runs import Runs
@@ -78,7 +78,7 @@ class Trainings:
                 assert cut_at
         fact = {"way": host.way, "seconds": round(time.perf_counter() - started, 1), **memory}
         fact |= {"how": watchers[0].how, "steps": watchers[0].steps, "said": watchers[0].sentences[:6]}
-        fact |= gpu_speed.room(host, network.create(host.targets, given.network, 0))
+        fact |= gpu_speed.room(host)
         if done is not None:
             fact |= self.learnt(done.run.lora)
         self.place.note(key, fact)

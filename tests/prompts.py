@@ -47,6 +47,7 @@ def train(model, dataset, **changes) -> dict:
         "timesteps": "sigmoid", "compute_dtype": "fp32", "gradient_checkpointing": False, "adapter_way": "auto",
         "keep_turbo": "off", "preview_prompts": "a large zsmile on a blue background", "preview_every": 0,
         "preview_width": 64, "preview_height": 64, "preview_seed": 3, "resume": "auto", "repeat": "exact",
+        "keep_layers": -1, "compile": "auto",
     }  # fmt: skip
     return node(
         "ZTurboTrainLoRA", model=model, clip=["load", 1], vae=["load", 2], dataset=dataset, **{**settings, **changes}
