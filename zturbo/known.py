@@ -61,8 +61,11 @@ class Known:
         return self.now[path][1]
 
     def save(self):
-        """Keep what is known of files that are not too young. Without room on the disk it is read again next time."""
-        if self.file is None:
+        """Keep what is known of files that are not too young, once a run has made the cache.
+
+        Without room on the disk it is read again next time.
+        """
+        if self.file is None or not self.file.parent.is_dir():
             return
         young = time.time_ns() - FRESH
         kept = {path: entry for path, entry in self.now.items() if entry[1] and max(entry[0][1:]) < young}
@@ -72,7 +75,6 @@ class Known:
             return
         content = json.dumps(kept).encode()
         with contextlib.suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
             files.write(self.file, _head(content) + content, own=f".{os.getpid()}.{threading.get_ident()}")
 
 
