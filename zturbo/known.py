@@ -61,11 +61,8 @@ class Known:
         return self.now[path][1]
 
     def save(self):
-        """Keep what is known of files that are not too young, once a run has made the cache.
-
-        Without room on the disk it is read again next time.
-        """
-        if self.file is None or not self.file.parent.is_dir():
+        """Keep what is known of files that are not too young. Without room on the disk it is read again next time."""
+        if self.file is None:
             return
         young = time.time_ns() - FRESH
         kept = {path: entry for path, entry in self.now.items() if entry[1] and max(entry[0][1:]) < young}
@@ -75,6 +72,7 @@ class Known:
             return
         content = json.dumps(kept).encode()
         with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             files.write(self.file, _head(content) + content, own=f".{os.getpid()}.{threading.get_ident()}")
 
 
