@@ -26,7 +26,6 @@ from .stack import Stack
 
 SCALES, GATES = slice(0, None, 2), slice(1, None, 2)  # of the four factors
 Rope = tuple[torch.Tensor, torch.Tensor]
-Place = tuple[torch.Tensor, torch.Tensor, int]  # rope, and where the tokens begin that are read
 
 
 class Keep(IntEnum):
@@ -71,7 +70,7 @@ class Block:
         if torch.is_grad_enabled() and (x.requires_grad or self.parameters):
             return BlockFunction.apply(self, x, time, rope, start, *self.parameters)
         with torch.no_grad():
-            return Pass(self, x, time, (*rope, start), backward=False).forward()
+            return Pass(self, x, time, rope, start, backward=False).forward()
 
 
 class BlockFunction(torch.autograd.Function):
@@ -79,7 +78,7 @@ class BlockFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, start: int, *parameters):
-        ctx.run = Pass(block, x, time, (*rope, start))
+        ctx.run = Pass(block, x, time, rope, start)
         y = ctx.run.forward()
         ctx.run.forget(block.keep)
         return y
@@ -94,12 +93,16 @@ class BlockFunction(torch.autograd.Function):
 class Pass:
     """Once through a block, and back."""
 
-    def __init__(self, block: Block, x: torch.Tensor, time: torch.Tensor, place: Place, backward: bool = True):
+    def __init__(
+        self, block: Block, x: torch.Tensor, time: torch.Tensor, rope: Rope, start: int, backward: bool = True
+    ):
         self.block, self.x, self.time, self.ops = block, x.detach(), time, block.ops
-        *self.rope, self.start = place
+        self.rope, self.start = rope, start
         self.train, self.way_back = backward, False
         self.width = x.shape[2]
         self.hidden: dict[str, torch.Tensor | None] = {}  # A x of each stack
+        self.found: dict[str, list[torch.Tensor]] = {}  # gradients to the parameters of each stack
+        self.dm: dict[int, torch.Tensor] = {}  # and to each m
         self.norms = [Norm(block.shape.eps) for _ in range(4)]
         self.head_norm = Norm(block.shape.head_eps)
         # Any: not there before they are computed, and behind their last use
@@ -214,43 +217,41 @@ class Pass:
         for norm in (*self.norms, self.head_norm):
             norm.way_back = True
         x1 = self.fill()
-        found: dict[str, list[torch.Tensor]] = {}
-        dm: list[torch.Tensor] = [g] * 4
-        dx1 = self.feed_backward(g, x1, found, dm)
+        dx1 = self.feed_backward(g, x1)
         del x1
         dx1 += g
-        dx = self.attend_backward(dx1, found, dm)
+        dx = self.attend_backward(dx1)
         dx[:, self.start :] += dx1
-        self.time_backward(dm, found)
-        return dx, together([one for name in self.block.stacks for one in found[name]], self.block.parameters)
+        self.time_backward()
+        return dx, together([one for name in self.block.stacks for one in self.found[name]], self.block.parameters)
 
-    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor, found: dict) -> Any:
-        """To the input of a stack; its parameters' go into `found`."""
+    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> Any:
+        """To the input of a stack, and to its parameters."""
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx, found[name] = self.block.stacks[name].backward(grad, x, self.hidden.pop(name), wanted=name != "time")
+        dx, self.found[name] = self.block.stacks[name].backward(grad, x, self.hidden.pop(name), wanted=name != "time")
         return dx
 
-    def norm_back(self, number: int, grad: torch.Tensor, dm: list) -> torch.Tensor:
-        """To the input of a norm; to its m goes into `dm`."""
-        dx, dm[number] = self.ops.scaled_backward(grad, self.m(number), self.norms[number])
+    def norm_back(self, number: int, grad: torch.Tensor) -> torch.Tensor:
+        """To the input of a norm, and to its m."""
+        dx, self.dm[number] = self.ops.scaled_backward(grad, self.m(number), self.norms[number])
         return dx
 
-    def feed_backward(self, g: torch.Tensor, x1: torch.Tensor, found: dict, dm: list) -> torch.Tensor:
+    def feed_backward(self, g: torch.Tensor, x1: torch.Tensor) -> torch.Tensor:
         """To x1 by way of the feed-forward."""
         self.norms[3].x, self.d = self.d.view_as(g), None
-        dd = self.norm_back(3, g, dm)
-        ds = self.back("down", dd, self.ops.gated(self.u), found)
+        dd = self.norm_back(3, g)
+        ds = self.back("down", dd, self.ops.gated(self.u))
         del dd
         du = self.ops.gated_backward(ds, self.u)
         self.u = None
         del ds
-        dh = self.back("up", du, self.second(x1), found).view_as(g)
-        return self.norm_back(2, dh, dm)
+        dh = self.back("up", du, self.second(x1)).view_as(g)
+        return self.norm_back(2, dh)
 
-    def attend_backward(self, dx1: torch.Tensor, found: dict, dm: list) -> torch.Tensor:
+    def attend_backward(self, dx1: torch.Tensor) -> torch.Tensor:
         """To x by way of attention."""
-        do = self.norm_back(1, dx1, dm)
-        da = self.back("out", do, self.seen(), found)
+        do = self.norm_back(1, dx1)
+        da = self.back("out", do, self.seen())
         do = da.view(len(self.x), -1, self.block.shape.heads, self.width // self.block.shape.heads)
         if self.start:
             do = F.pad(do, (0, 0, 0, 0, self.start, 0))
@@ -258,8 +259,8 @@ class Pass:
         dqkv = self.heads_backward(do.transpose(1, 2))
         self.qkv = None
         del do
-        dh = self.back("qkv", dqkv, self.first(), found).view_as(self.x)
-        return self.norm_back(0, dh, dm)
+        dh = self.back("qkv", dqkv, self.first()).view_as(self.x)
+        return self.norm_back(0, dh)
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:
         """[N, 3 D]: to queries, keys and values as the Linear gave them."""
@@ -271,11 +272,11 @@ class Pass:
         grads = self.ops.turned_backward(d, self.heads(), self.block.head_norms, self.rope[1], self.head_norm)
         return grads.view_as(self.qkv)
 
-    def time_backward(self, dm: list[torch.Tensor], found: dict):
-        grad = torch.cat(dm, dim=1).mul_(self.block.norms)
+    def time_backward(self):
+        grad = torch.cat([self.dm[number] for number in range(4)], dim=1).mul_(self.block.norms)
         gates = grad[:, GATES]
         gates.copy_(torch.ops.aten.tanh_backward(gates, self.opening[:, GATES]))
-        self.back("time", grad.view(len(grad), -1), self.time, found)
+        self.back("time", grad.view(len(grad), -1), self.time)
 
 
 def together(found: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:

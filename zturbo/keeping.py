@@ -7,7 +7,7 @@ change from step to step. Sums are of counts and shapes, held to what is measure
 from dataclasses import dataclass
 
 from .block import Keep
-from .memory import GB, Need
+from .memory import GB
 
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
@@ -58,10 +58,6 @@ class Keeping:
 
     blocks: tuple[Keep, ...]
     bytes: float
-
-    @property
-    def need(self) -> Need:
-        return Need("a step's activations", self.bytes)
 
     def spelled(self) -> str:
         """In words, for the screen."""

@@ -4,19 +4,17 @@ With the first picture of each shape the same tokens go through NextDiT's own re
 out is compared: so a NextDiT that was changed is noticed.
 """
 
-import logging
 from collections.abc import Mapping
 
 import comfy.ldm.lumina.model
 import torch
 
+from .. import lowrank
 from ..block import Block, Rope, Shape
 from ..lowrank import Difference, Factors, Fetch, Target
 from ..stack import Stack
 from . import comfy_forward, comfy_lend
 from .comfy_mode import core_mode, lent
-
-log = logging.getLogger("zturbo")
 
 STACKS = {
     "time": ("adaLN_modulation.0",),
@@ -62,16 +60,22 @@ class Fast:
         """As `comfy_forward.velocity`. Raises OtherModel where the layers compute something else than a Block."""
         size, behind = x.shape[2:], caption.shape[1]
         rope = self.rope(x, sigma, caption)
-        with torch.no_grad():
-            image, t = self.embedded(x, sigma)
-            behind_it = rope[0][behind:], rope[1][behind:]
-            for block in self.refiners:
-                image = block(image, t, behind_it)
-        tokens = torch.cat((caption, image), dim=1)
+        tokens, t = self.before_layers(x, sigma, caption, rope)
         for block in self.layers[:-1]:
             tokens = block(tokens, t, rope)
         out = self.dit.final_layer(self.layers[-1](tokens, t, rope, start=behind), t)
         return -self.dit.unpatchify(out, [tuple(size)] * len(x), [0] * len(x), return_tensor=True)
+
+    @torch.no_grad()
+    def before_layers(
+        self, x: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor, rope: Rope
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens [B, T, dim] of caption and picture as the first layer is given them, the embedded time)."""
+        image, t = self.embedded(x, sigma)
+        turns, back = (one[caption.shape[1] :] for one in rope)
+        for block in self.refiners:
+            image = block(image, t, (turns, back))
+        return torch.cat((caption, image), dim=1), t
 
     def embedded(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(picture tokens [B, L, dim] in front of the refiners, the embedded time)."""
@@ -103,10 +107,8 @@ class Fast:
         theirs = self.dit.layers[0](before, None, freqs, t, transformer_options=comfy_forward.OPTIONS)
         turns = freqs[0, :, :, :, :, 0].contiguous()
         rope = torch.view_as_complex(turns), torch.view_as_complex(turns).conj().resolve_conj()
-        image, t = self.embedded(x, sigma)
-        for block in self.refiners:
-            image = block(image, t, tuple(one[caption.shape[1] :] for one in rope))
-        ours = self.layers[0](torch.cat((caption, image), dim=1), t, rope)
+        tokens, t = self.before_layers(x, sigma, caption, rope)
+        ours = self.layers[0](tokens, t, rope)
         error = ((ours - theirs).norm() / theirs.norm()).item()
         if not error < TOLERANCE[x.dtype]:
             raise OtherModel(f"a layer of this model differs by {error:.3g} from the one that is known")
@@ -121,7 +123,7 @@ def usable(dit, lora: Mapping[str, Difference], device: torch.device) -> str:
     """Why the fast way cannot be gone, or nothing."""
     if device.type not in DEVICES:
         return f"the fast way was never tried on a device of the kind {device.type}"
-    if not all(isinstance(one, Factors) and one.magnitude is None for one in lora.values()):
+    if len(lowrank.plain(lora)) < len(lora):
         return "the LoRA is of another kind than lora"
     if not all(fits(layer) for group in GROUPS for layer in getattr(dit, group)):
         return "the layers of this model are built in another way"
