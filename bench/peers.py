@@ -38,7 +38,6 @@ CAPTION = (
 TEXT_TOKENS = 64  # of the caption, padded
 WARM, STEPS = 1, 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PEFT_TARGETS = r"layers\.\d+\..*(to_q|to_k|to_v|to_out\.0|w1|w2|w3|adaLN_modulation\.0)"
 PACK = "zimage_turbo_lora_pack"
 MAX_NORM = 1.0  # gradients are clipped to it, as diffusers' own training scripts do
 Turn = Callable[[], list[float]]
@@ -315,6 +314,8 @@ class Peft:
     def __init__(self, work: Work, checkpointing: bool = False):
         import diffusers_twin
         from peft import LoraConfig
+
+        from bench.gpu_speed import PEFT_TARGETS
 
         self.velocity, self.dtype = diffusers_twin.velocity, DTYPES[work.dtype]
         twin = self.twin = diffusers_twin.build(work.model.model.diffusion_model, CONFIG)

@@ -179,7 +179,7 @@ def fill(host, made):
     from zturbo.hosts import comfy_cache
 
     autoencoder, text_encoder = comfy_cache.of_vae(host.vae), comfy_cache.of_clip(host.clip)
-    latent, features = host._latent(made.items[0], False), host._encoded("zvk")
+    latent, features = host._latent(made.items[0].pixels()), host._encoded("zvk")
     texts = (*made.captions().texts, *turbo.texts(host.recipe, made.trigger, host.turbo))
     with mock.patch.object(os, "fsync", lambda descriptor: None):
         for item in made.items:

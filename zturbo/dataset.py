@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from . import files
 from .buckets import SMALLEST, bucket, cropped_share
+from .cache import Cache
 from .captions import Captions, apply_trigger, need_words, one_line, tag_orders
 from .errors import DatasetError
 from .family import Z_IMAGE, Family
@@ -55,14 +56,15 @@ class Item:
         assert self.content, "an item of a dataset knows its content"
         return "picture", READING, self.content, self.size
 
-    def pixels(self) -> np.ndarray:
+    def pixels(self, mirrored: bool = False) -> np.ndarray:
         """[H, W, 3] float32 in 0..1, resized and centre-cropped to the bucket.
 
         Raises DatasetError for a file that is not what it was when the folder was read.
         """
         image = load_picture(self.source) if isinstance(self.source, Path) else Image.fromarray(self.source)
         _need_unchanged(self.source, self.content)
-        return np.asarray(ImageOps.fit(image, self.size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
+        image = ImageOps.fit(image, self.size, Image.Resampling.LANCZOS)
+        return np.asarray(ImageOps.mirror(image) if mirrored else image, dtype=np.float32) / 255.0
 
     def mask(self, outside: float, reduction: int = Z_IMAGE.reduction) -> torch.Tensor | None:
         """[1, H / reduction, W / reduction] weights of the loss, of mean 1. None without a mask.
@@ -205,6 +207,20 @@ class Encoded:
     def shapes(self) -> list[Shape]:
         """One a picture."""
         return list(self.known or (tuple(views.shape) for views in self.latents))
+
+
+def latent_keys(
+    cache: Cache, autoencoder: str, item: Item, flip: bool, encode: Callable[[np.ndarray], torch.Tensor]
+) -> tuple[str, ...]:
+    """Of a picture's latents in the cache: as it is and, where flips are asked for, mirrored.
+
+    autoencoder: tells autoencoders apart. encode: of pixels [H, W, 3].
+    """
+
+    def need(mirrored: bool) -> str:
+        return cache.need(("latent", autoencoder, *item.key, mirrored), lambda: encode(item.pixels(mirrored)))
+
+    return (need(False), need(True)) if flip else (need(False),)
 
 
 def encoded_shapes(dataset: Dataset, latents: Sequence[torch.Tensor]) -> list[Shape]:

@@ -142,6 +142,11 @@ def parameters(lora: Mapping[str, Difference]) -> list[torch.Tensor]:
     return [tensor for name in sorted(lora) for tensor in lora[name].tensors.values()]
 
 
+def plain(parts: Mapping[str, Difference]) -> dict[str, Factors]:
+    """Those that are plain LoRA: no DoRA, LoKr or LoHa."""
+    return {name: one for name, one in parts.items() if isinstance(one, Factors) and one.magnitude is None}
+
+
 def count(lora: Mapping[str, Difference]) -> int:
     """How many numbers are trained."""
     return sum(tensor.numel() for tensor in parameters(lora))

@@ -311,6 +311,8 @@ def main(kind: str) -> dict:
 
 
 if __name__ == "__main__":
+    if os.environ != plain():  # kernels are chosen when torch is imported
+        os.execve(sys.executable, [sys.executable, *sys.argv], plain())
     sys.path[:0] = [os.environ["COMFYUI_PATH"]] if sys.argv[1] == "comfy" else []
     sys.path.append(str(ROOT))
     kind, sys.argv[1:] = sys.argv[1], []  # ComfyUI reads the command line

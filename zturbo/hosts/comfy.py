@@ -19,7 +19,7 @@ import torch
 from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache, Lazy
 from ..captions import Captions
-from ..dataset import Dataset, Encoded, Item, encoded_shapes
+from ..dataset import Dataset, Encoded, encoded_shapes, latent_keys
 from ..errors import ModelError
 from ..family import Z_IMAGE
 from ..lowrank import Difference, Factors, Target
@@ -89,6 +89,7 @@ class ComfyHost:
         self.longest = 0  # tokens of them
         # `features` as the layers see them, with and without the adapter, once they were needed
         self.captions: dict[tuple[int, float], torch.Tensor] = {}
+        self.refined = 0  # bytes of them
         self.image_tokens = 0  # of the largest picture
         self.cache = Cache(cache if recipe.data.cache else None)
         # layers that keep everything for their backward; None: as many as fit
@@ -144,7 +145,7 @@ class ComfyHost:
         self.encode_prompts()
         autoencoder, keys = comfy_cache.of_vae(self.vae), []
         for item in watched(dataset.items, progress):
-            keys.append(self._keys(autoencoder, item, dataset.options.flip))
+            keys.append(latent_keys(self.cache, autoencoder, item, dataset.options.flip, self._latent))
         latents = Lazy(len(keys), lambda number: self._views(keys[number]))
         shapes = encoded_shapes(dataset, latents)
         self.cache.tidy()
@@ -161,7 +162,7 @@ class ComfyHost:
 
     def encode_texts(self, texts: Iterable[str], told: Callable[[], None] = lambda: None):
         """Give the texts numbers, in their order from 0. told: called before each."""
-        self.captions, keys = {}, []
+        self.captions, self.refined, keys = {}, 0, []
         text_encoder = comfy_cache.of_clip(self.clip)
         for text in texts:
             told()
@@ -169,17 +170,7 @@ class ComfyHost:
             if len(keys) == 1:
                 self._features(keys[0])  # says at once what is wrong with the text encoder
         self.features = Lazy(len(keys), lambda number: self._features(keys[number]))
-        self.longest = self.features[max(range(len(keys)), key=lambda number: self.cache.size_of(keys[number]))].shape[
-            1
-        ]
-
-    def _keys(self, autoencoder: str, item: Item, flip: bool) -> tuple[str, ...]:
-        """Of a picture's latents in the cache: as it is and, where flips are asked for, mirrored."""
-        ways = (False, True) if flip else (False,)
-        return tuple(
-            self.cache.need(("latent", autoencoder, *item.key, mirrored), partial(self._latent, item, mirrored))
-            for mirrored in ways
-        )
+        self.longest = self._features(max(keys, key=self.cache.size_of)).shape[1]
 
     def _views(self, keys: tuple[str, ...]) -> torch.Tensor:
         latents = [self.cache.read(key) for key in keys]
@@ -190,10 +181,7 @@ class ComfyHost:
             )
         return self.model.model.process_latent_in(torch.stack(latents)).float()
 
-    def _latent(self, item: Item, mirrored: bool) -> torch.Tensor:
-        pixels = item.pixels()
-        if mirrored:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
+    def _latent(self, pixels: np.ndarray) -> torch.Tensor:
         with core_mode():
             return self.vae.encode(torch.from_numpy(pixels)[None])[0]
 
@@ -311,9 +299,10 @@ class ComfyHost:
             if (number, place) not in found:
                 with torch.no_grad():
                     found[number, place] = self._refined(number)
+                self.refined += found[number, place].nbytes if found is self.captions else 0
         chosen = {number: found[number, place] for number in set(numbers)}
-        while sum(one.nbytes for one in found.values()) > REFINED:
-            found.pop(next(iter(found)))
+        while self.refined > REFINED:
+            self.refined -= self.captions.pop(next(iter(self.captions))).nbytes
         return chosen
 
     @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import comfy.lora
 
-from .. import lorafile
+from .. import lorafile, lowrank
 from ..errors import LoraFileError, ModelError
 from ..family import Z_IMAGE
 from ..lorafile import LoraFile
@@ -110,7 +110,7 @@ def check(model, adapter: LoraFile, file: str):
 
 def plain(adapter: LoraFile) -> dict[str, Factors]:
     """What of the file is plain LoRA."""
-    return {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
+    return lowrank.plain(adapter.factors)
 
 
 def clean(model):

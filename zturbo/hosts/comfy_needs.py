@@ -12,7 +12,7 @@ from ..dataset import Dataset
 from ..keeping import Sizes
 from ..lowrank import Difference
 from ..memory import Need
-from . import comfy_adapter, devices, room
+from . import comfy_adapter, comfy_blocks, devices, room
 
 if TYPE_CHECKING:
     from .comfy import ComfyHost
@@ -29,7 +29,7 @@ def foresee(host: ComfyHost, dataset: Dataset):
     one_by_one = not devices.shares_main_memory(host.device)
     tokens = memory.together(host.recipe, picture, guarded, one_by_one)
     numbers = network.count(host.targets, host.recipe.network)
-    fast = host.recipe.network.kind == "lora"
+    fast = host.recipe.network.kind == "lora" and not comfy_blocks.usable(host.dit, {}, host.device)
     step = of_step(host, numbers, tokens, activations(host, None, tokens, 0 if one_by_one else host.whole, fast))
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
 

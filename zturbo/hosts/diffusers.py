@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from .. import lorafile, lowrank, memory, network, turbo
 from ..cache import Cache, Lazy
 from ..captions import Captions
-from ..dataset import Dataset, Encoded, Item, encoded_shapes
+from ..dataset import Dataset, Encoded, encoded_shapes, latent_keys
 from ..errors import LoraFileError, ModelError
 from ..family import Z_IMAGE
 from ..lorafile import LoraFile
@@ -128,10 +128,11 @@ class DiffusersHost:
         with moved(self.loaded.text_encoder.module, self.device):
             self.encode_texts(texts, counter(progress, len(texts)))
             self.encode_prompts()
-        keys = []
-        with moved(self.loaded.autoencoder.module, self.device):
+        autoencoder, keys = self.loaded.autoencoder, []
+        with moved(autoencoder.module, self.device):
             for item in watched(dataset.items, progress):
-                keys.append(self._keys(item, dataset.options.flip))
+                name = self._key(autoencoder.module)
+                keys.append(latent_keys(self.cache, name, item, dataset.options.flip, self._latent))
         latents = Lazy(len(keys), lambda number: torch.cat([self.cache.read(key) for key in keys[number]]))
         shapes = encoded_shapes(dataset, latents)
         self.cache.tidy()
@@ -153,17 +154,8 @@ class DiffusersHost:
                 self._features(keys[0])  # says at once what is wrong with the text encoder
         self.features = Lazy(len(keys), lambda number: self._features(keys[number]))
 
-    def _keys(self, item: Item, flip: bool) -> tuple[str, ...]:
-        """Of a picture's latents in the cache: as it is and, where flips are asked for, mirrored."""
-        encoder, ways = self._key(self.loaded.autoencoder.module), (False, True) if flip else (False,)
-        return tuple(
-            self.cache.need(("latent", encoder, *item.key, mirrored), partial(self._latent, item, mirrored))
-            for mirrored in ways
-        )
-
-    def _latent(self, item: Item, mirrored: bool) -> torch.Tensor:
-        pixels = torch.from_numpy(item.pixels())[None]  # BHWC
-        return self.loaded.autoencoder.encode(pixels.flip(2) if mirrored else pixels)
+    def _latent(self, pixels: np.ndarray) -> torch.Tensor:
+        return self.loaded.autoencoder.encode(torch.from_numpy(pixels)[None])  # BHWC
 
     def _need(self, text: str) -> str:
         """Of a text's features in the cache."""
@@ -338,7 +330,7 @@ def check(adapter: LoraFile | None, places: list[Target], file: str) -> dict[str
         return {}
     lorafile.need_all(adapter.factors, list(adapter.leftover), file)
     lorafile.check_fit(adapter.factors, places, file)
-    plain = {name: one for name, one in adapter.factors.items() if isinstance(one, Factors) and one.magnitude is None}
+    plain = lowrank.plain(adapter.factors)
     if len(plain) < len(adapter.factors):
         raise LoraFileError(
             f"{file} is no plain LoRA (it has DoRA, LoKr or LoHa parts). "
