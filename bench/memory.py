@@ -176,7 +176,7 @@ def forecast(number: int, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, Peak() as peak:
         trainer.train(recipe, pictures, host, RunFolder.new(Path(folder), recipe), Control(), {})
     numbers = network.count(host.targets, recipe.network)
-    needs = comfy_needs.of_step(host, numbers, host._tokens(), host.steps.keeping.bytes)
+    needs = comfy_needs.of_step(host, numbers, host.tokens(host.at_once), host.steps.keeping.bytes)
     foretold = memory.total(needs) - memory.OWN  # all code is there already
     measured = peak.most - weights
     return {"foretold": foretold, "measured": measured, "error": round(foretold / measured - 1, 4)}

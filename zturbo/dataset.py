@@ -306,7 +306,7 @@ def _read_folder(
     firsts, items, faults, from_json = [], [], [], []
     for picture in listing.pictures:
         try:
-            caption, is_json = picture.caption(listing.old)
+            caption, is_json = picture.caption(listing.old, known)
             if is_json and picture.json is not None:
                 from_json.append((picture.json, caption))
             one = _item(picture, way.options, known, apply_trigger(caption, trigger) or picture.words)

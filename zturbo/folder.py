@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import maskfiles, rows, words
 from .errors import DatasetError, readable
+from .known import Known
 from .picturefile import PICTURES
 from .rows import Row
 from .words import Names, fold
@@ -23,6 +24,7 @@ SYSTEM = {  # folders that systems make for themselves, small pictures of all ot
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler",
     "system volume information", "lost+found", "__macosx", "__pycache__",
 }  # fmt: skip
+NO_ROW = Row()
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini"}
 REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)  # 10_name: ten times
 DOUBTED = 200  # repeats: more is no one's wish
@@ -48,12 +50,12 @@ class Found:
     repeats: int
     words: str
 
-    def caption(self, old: dict[Path, None]) -> tuple[str, bool]:
+    def caption(self, old: dict[Path, None], known: Known) -> tuple[str, bool]:
         """(the caption, does it come from the JSON file): of the first that says something. Raises DatasetError.
 
         The text files come first, then the row, then the JSON file.
         """
-        text = next(filter(None, (words.read(path, old).strip() for path in self.captions)), self.row.caption)
+        text = next(filter(None, (_words(path, old, known) for path in self.captions)), self.row.caption)
         if text or self.json is None:
             return text, False
         return rows.in_json(self.json, old), True
@@ -80,6 +82,19 @@ class Listing:
             self.notes.append(f"{len(names)} {what}: {listed}{more}{behind}.")
 
 
+def _words(path: Path, old: dict[Path, None], known: Known) -> str:
+    """Of a text file. See `words.read`."""
+
+    def read() -> list:
+        was_old: dict[Path, None] = {}
+        return [words.read(path, was_old).strip(), bool(was_old)]
+
+    text, is_old = known.get(path, "text", read)
+    if is_old:
+        old[path] = None
+    return text
+
+
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
 
@@ -93,7 +108,7 @@ def look_through(folder: Path, but: Path | None = None) -> Listing:
         raise DatasetError(_no_folder(folder))
     found = Listing()
     files = all_files(folder, but, found)
-    endings = [path.suffix.lower() for path in files]
+    endings = [words.ending(path) for path in files]
     pictures = [path for path, ending in zip(files, endings) if ending in PICTURES]
     texts = [path for path, ending in zip(files, endings) if ending in (*CAPTIONS, JSON)]
     masks = maskfiles.find(folder, pictures)
@@ -107,8 +122,8 @@ def look_through(folder: Path, but: Path | None = None) -> Listing:
     found.note(absent, "rows of metadata name pictures that are not there")
     found.note(by_end, "rows of metadata name another place and were matched by the end of it")
     for path in used:
-        repeats, behind = repeats_of(path.parent, folder)
-        name, row, mask = readable(str(path.relative_to(folder))), by_picture.get(path, Row()), masks.of.get(path)
+        within, (repeats, behind) = _place(os.path.dirname(path), folder)
+        name, row, mask = readable(os.path.join(within, path.name)), by_picture.get(path, NO_ROW), masks.of.get(path)
         captions, json = beside[path]
         found.pictures.append(Found(path, name, captions, row, json, mask, repeats, behind))
     never = [one.name for one in found.pictures if not one.repeats]
@@ -143,7 +158,7 @@ def all_files(folder: Path, but: Path | None = None, found: Listing | None = Non
         seen.add(real)
         walk.open(here)
     walk.tell(found or Listing())
-    return sorted(walk.files)
+    return sorted(walk.files, key=lambda path: os.path.normcase(path).split(os.sep))
 
 
 @dataclass
@@ -217,7 +232,7 @@ def _beside(texts: list[Path], used: list[Path], found: Listing) -> dict[Path, t
     """
     there = Names()
     for path in texts:
-        there.add(words.stem(path) + path.suffix.lower(), path)
+        there.add(words.stem(path) + words.ending(path), path)
 
     def of(picture: Path, endings: tuple[str, ...]) -> list[Path]:
         names = [stem + ending for stem in (words.stem(picture), str(picture)) for ending in endings]
@@ -225,7 +240,7 @@ def _beside(texts: list[Path], used: list[Path], found: Listing) -> dict[Path, t
 
     beside = {picture: (tuple(of(picture, CAPTIONS)), next(iter(of(picture, (JSON,))), None)) for picture in used}
     taken = {path for captions, _ in beside.values() for path in captions}
-    lonely = [path for path in texts if path not in taken and path.suffix.lower() in CAPTIONS]
+    lonely = [path for path in texts if path not in taken and words.ending(path) in CAPTIONS]
     found.note(lonely, "captions have no picture and are not used")
     stems = list(map(words.stem, used))
     alike = Counter(stems)
@@ -235,6 +250,12 @@ def _beside(texts: list[Path], used: list[Path], found: Listing) -> dict[Path, t
 
 
 @lru_cache(1024)
+def _place(folder: str, root: Path) -> tuple[str, tuple[int, str]]:
+    """(a folder's way from the root, see `repeats_of`)."""
+    way = str(Path(folder).relative_to(root))
+    return "" if way == "." else way, repeats_of(Path(folder), root)
+
+
 def repeats_of(folder: Path, root: Path) -> tuple[int, str]:
     """(times that the pictures of a folder are shown in an epoch, the words behind).
 

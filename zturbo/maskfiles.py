@@ -1,5 +1,6 @@
 """Which pictures of a folder are masks, and whose: `cat.mask.png` and its kin beside `cat.jpg`, or `masks/cat.png`."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -43,6 +44,8 @@ class Masks:
 
 def find(folder: Path, pictures: list[Path]) -> Masks:
     """All masks among the pictures of a folder and its sub-folders."""
+    if not any(_end(fold(words.stem(path))) or _ways(folder, path) for path in pictures):
+        return Masks()
     stems, beside, found = Names(), Names(), Masks()
     for path in pictures:
         stems.add(words.stem(path), path)
@@ -100,13 +103,13 @@ def _in_folders(folder: Path, unclear: list[Path], stems: Names, beside: Names, 
 
 
 def _parts(folder: Path, path: Path) -> tuple[str, ...]:
-    return *_folders(folder, path.parent)[0], path.stem
+    return *_folders(folder, os.path.dirname(path))[0], path.stem
 
 
 @lru_cache(1024)
-def _folders(folder: Path, parent: Path) -> tuple[tuple[str, ...], bool]:
+def _folders(folder: Path, parent: str) -> tuple[tuple[str, ...], bool]:
     """(the folders that lead from one to the other, is one of them called as `FOLDERS` are?)."""
-    parts = parent.relative_to(folder).parts
+    parts = Path(parent).relative_to(folder).parts
     return parts, any(fold(part) in FOLDERS for part in parts)
 
 
@@ -115,7 +118,7 @@ def _ways(folder: Path, path: Path) -> list[tuple[str, str]]:
 
     Nothing for a file in no such folder.
     """
-    if not _folders(folder, path.parent)[1]:
+    if not _folders(folder, os.path.dirname(path))[1]:
         return []
     *folders, last = _parts(folder, path)
     names = [last, *(last[: len(last) - len(end)] for end in (*ENDS, *LOOSE_ENDS) if fold(last).endswith(end))]

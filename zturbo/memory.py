@@ -1,6 +1,6 @@
 """What a run needs of memory: sums from counts and shapes, held to what was measured (`bench full`, `bench gpu`).
 
-What happens when it runs out all the same is in `Session.save_memory`.
+What happens when it runs out all the same is in `Session.save_memory`, what is given up for it in `roles.Host`.
 """
 
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ STATE = {
     "came": 4.5,
     "muon": 4,
 }
+RECOMPUTING = "gradient checkpointing"
 OWN = 0.07e9  # bytes of what a first step brings into the process beside tensors: measured with 3, 8 and 30 layers
 GB = 1e9
 
@@ -49,14 +50,34 @@ def copy(recipe: Recipe, numbers: int) -> Need:
     return Need("a checkpoint while it is written", each * numbers)
 
 
-def together(recipe: Recipe, picture: int, guarded: int, one_by_one: bool = False) -> int:
+def together(recipe: Recipe, picture: int, guarded: int, at_once: int | None = None) -> int:
     """Tokens that go through the model at once: of the batch's pictures, or of those that the guard holds.
 
-    one_by_one: in micro-batches of one.
+    picture, guarded: of one. at_once: so many at most; None: all.
     """
-    if one_by_one:
-        return picture if recipe.turbo.keep == "off" else max(picture, guarded)
-    return max(recipe.batch_size * picture, 0 if recipe.turbo.keep == "off" else health.ANCHORS * guarded)
+    return max(
+        min(recipe.batch_size, at_once or recipe.batch_size) * picture,
+        min(_held(recipe), at_once or health.ANCHORS) * guarded,
+    )
+
+
+def most(recipe: Recipe) -> int:
+    """Pictures that a step has at once, where there is room."""
+    return max(recipe.batch_size, _held(recipe))
+
+
+def fewer(recipe: Recipe, at_once: int | None) -> int:
+    """Half as many pictures at once, at least one."""
+    return max(1, (at_once or most(recipe)) // 2)
+
+
+def _held(recipe: Recipe) -> int:
+    return 0 if recipe.turbo.keep == "off" else health.ANCHORS
+
+
+def at_a_time(count: int) -> str:
+    """In words."""
+    return "one picture at a time" if count == 1 else f"{count} pictures at a time"
 
 
 def activations(tokens: int, width: int, layers: int, itemsize: int, checkpointing: bool) -> Need:

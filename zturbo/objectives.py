@@ -24,19 +24,19 @@ Loss = tuple[torch.Tensor, torch.Tensor]  # of a micro-batch: its share of the b
 
 @dataclass(frozen=True)
 class Split:
-    """How a batch goes through the model. micro_batch: rows at once; None: all of them.
+    """How a batch goes through the model. at_once: rows that go through together; None: all.
 
     world: the processes that share the batch, this one among them. turn: see `World.share`.
     """
 
-    micro_batch: int | None = None
+    at_once: int | None = None
     world: World = ALONE
     turn: int = 0
 
     def rows(self, size: int) -> list[slice]:
         """The micro-batches of this process's share of a batch of this size. It may have none."""
         mine = self.world.share(size, self.turn)
-        step = self.micro_batch or max(1, len(mine))
+        step = self.at_once or max(1, len(mine))
         return [slice(n, min(n + step, mine.stop)) for n in mine[::step]]
 
 

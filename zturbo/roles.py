@@ -81,13 +81,19 @@ class Host(Protocol):
         """Is this error a device whose memory ran out?"""
         ...
 
+    # Pictures that go through the model at once; None: all of a batch
+    at_once: int | None
+
     @property
     def frugal(self) -> bool:
-        """Does it keep as little for the backward as it can?"""
+        """Is there nothing left to give up for memory?"""
         ...
 
-    def save_memory(self) -> None:
-        """From now on be frugal: recompute instead of keep (gradient checkpointing), whatever the recipe says."""
+    def save_memory(self) -> str:
+        """Give something up for memory, whatever the recipe says, and say what.
+
+        First what is kept for the backward (gradient checkpointing), then half of the pictures that go through at once.
+        """
         ...
 
     def told(self) -> list[str]:

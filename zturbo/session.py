@@ -48,19 +48,20 @@ class Session:
     pictures: Pictures
     references: References = field(default_factory=References)
     phase: Phase | None = None
-    split: Split = field(init=False)
     images: list[np.ndarray] = field(default_factory=list)
     writer: Writer = field(default_factory=Writer)
     stopped: bool = False
     told: str = ""
 
-    def __post_init__(self):
-        self.split = Split(world=self.world)
-
     @property
     def world(self) -> World:
         """The processes that train this run."""
         return self.run.world
+
+    @property
+    def split(self) -> Split:
+        """How a batch goes through the model."""
+        return Split(self.host.at_once, self.world)
 
     @property
     def ended(self) -> bool:
@@ -133,6 +134,7 @@ class Session:
         self.settle()
         if with_checkpoint:
             self.run.refused = ""
+        self.state.at_once = self.host.at_once or 0
         step, lora, keep = self.state.step, self.exported(), self.recipe.saving.keep
         facts = self.metadata | lorafile.thumbnail(self.images)
         copy = self.run.copy_of(self.state) if with_checkpoint and self.state.whole else None
@@ -203,10 +205,8 @@ class Session:
 
     def can_save_memory(self, error: Exception) -> bool:
         """Is this memory that ran out, in the middle of no change, and is there something to give up for it?"""
-        recipe = self.recipe
-        alone = recipe.batch_size == 1 and recipe.turbo.keep == "off" or self.split.micro_batch == 1
         out = self.host.out_of_memory(error) or (isinstance(error, Elsewhere) and error.memory)
-        return self.state.whole and out and not (alone and self.host.frugal)
+        return self.state.whole and out and not self.host.frugal
 
     def tell_of_memory(self, error: Exception):
         """Have the other processes need less memory too, unless it was one of them that ran out."""
@@ -214,15 +214,13 @@ class Session:
             self.world.tell("its memory ran out", memory=True)
 
     def save_memory(self):
-        """Memory ran out: from now on micro-batches of one picture, and gradient checkpointing.
+        """Memory ran out: from now on less is kept, or fewer pictures go through the model at once.
 
         The LoRA is the same but for rounding.
         """
-        self.split = replace(self.split, micro_batch=1)
         if self.world.size > 1:
             self.phase = None  # all begin it again: one of them may have failed while it began
-        self.host.save_memory()
-        self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1))
+        self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1, how=self.host.save_memory()))
 
 
 def open_session(
@@ -260,6 +258,7 @@ def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False)
     saved = run.newest_checkpoint()
     if saved is not None:
         state.take(*saved)
+        host.at_once = min(filter(None, (host.at_once, state.at_once)), default=None)
         log.info("Going on from step %d.", state.step)
     run.rewind(state.step, rolled_back)
     return state
@@ -290,10 +289,7 @@ def tell(run: RunFolder, control: Control, step: int, sentence: str):
     control.say(sentence)
 
 
-OUT_OF_MEMORY = (
-    "There was not enough memory at step {step}. It goes on with gradient checkpointing, one picture at a time. "
-    "This takes longer."
-)
+OUT_OF_MEMORY = "There was not enough memory at step {step}. It goes on with {how}, which takes longer."
 ONLY_RESTORES = (
     "No pictures are trained in what is left: the last {last} of {steps} steps restore turbo, and {done} are done."
 )

@@ -25,8 +25,9 @@ class State:
 
     ema: the LoRA's moving average, where the recipe asks for one. seconds: spent in steps. phase: the number of the
     phase (see `phases.plan`) that the newest step belongs to, and phase_start: the step before the first of those in a
-    row that do. rollbacks: times that the run went back to a checkpoint with half the learning rate. whole: False while
-    the optimizer moves the weights.
+    row that do. rollbacks: times that the run went back to a checkpoint with half the learning rate. at_once: pictures
+    that go through the model together, which is in the bits of a sum; 0: all of a batch. whole: False while the
+    optimizer moves the weights.
     """
 
     lora: dict[str, Difference]
@@ -37,6 +38,7 @@ class State:
     phase: int = 0
     phase_start: int = 0
     rollbacks: int = 0
+    at_once: int = 0
     whole: bool = True
 
     @property
@@ -101,6 +103,7 @@ class State:
             "setbacks": str(self.rollbacks),  # these three have the names of the first version
             "restoring": str(self.phase),
             "since": str(self.phase_start),
+            "at once": str(self.at_once),
             "optimizer": json.dumps(optimizer),
             **self.kinds(),
         }
@@ -125,7 +128,7 @@ class State:
         with torch.no_grad():
             for key, tensor in self.parts().items():
                 tensor.copy_(tensors[key])
-        self.losses, self.seconds, self.rollbacks, self.phase, self.phase_start = course
+        self.losses, self.seconds, self.rollbacks, self.phase, self.phase_start, self.at_once = course
 
     def _need_same_kinds(self, tensors: dict[str, torch.Tensor], facts: dict[str, str]):
         for name, mine in self.kinds().items():
@@ -165,18 +168,19 @@ def _form(tensor: torch.Tensor) -> tuple:
     return tensor.shape, tensor.dtype
 
 
-def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int, int, int]:
-    """(losses, seconds, rollbacks, phase, phase_start) so far. Raises CheckpointError for what no run can have."""
+def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int, int, int, int]:
+    """`State`'s (losses, seconds, rollbacks, phase, phase_start, at_once). Raises CheckpointError for others."""
     try:
         seconds = float(facts["seconds"])
         rollbacks, phase, phase_start = (int(facts[name]) for name in ("setbacks", "restoring", "since"))
+        at_once = int(facts.get("at once", "0"))
     except ValueError as error:
         raise CheckpointError(f"The checkpoint is no run's: {error}.") from error
     whole = losses.ndim == 1 and losses.dtype == torch.float64 and bool(losses.isfinite().all())
-    counts = 0 <= seconds < float("inf") and rollbacks >= 0 and 0 <= phase < MOST_PHASES
+    counts = 0 <= seconds < float("inf") and min(rollbacks, at_once) >= 0 and 0 <= phase < MOST_PHASES
     if not (whole and counts and 0 <= phase_start <= len(losses)):
         raise CheckpointError("The checkpoint is no run's: its losses, seconds, setbacks or phase are no such numbers.")
-    return losses.tolist(), seconds, rollbacks, phase, phase_start
+    return losses.tolist(), seconds, rollbacks, phase, phase_start, at_once
 
 
 def _need_alike(saved, mine: dict):

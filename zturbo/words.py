@@ -1,9 +1,11 @@
 """Text files as people's editors write them."""
 
 import codecs
+import os
 import re
 import unicodedata
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import DatasetError
@@ -39,10 +41,15 @@ def has_word(text: str, word: str) -> bool:
 
     In writing without spaces it stands wherever it occurs.
     """
+    return _alone(word).search(text) is not None
+
+
+@lru_cache(64)
+def _alone(word: str) -> re.Pattern[str]:
     letter = rf"[^\W{UNSPACED}]"
     before = "" if re.match(f"[{UNSPACED}]", word) else f"(?<!{letter})"
     behind = "" if re.search(f"[{UNSPACED}]$", word) else f"(?!{letter})"
-    return re.search(before + re.escape(word) + behind, text, re.IGNORECASE) is not None
+    return re.compile(before + re.escape(word) + behind, re.IGNORECASE)
 
 
 def filled(text: str, word: str) -> str:
@@ -55,12 +62,18 @@ def fold(path: Path | str) -> str:
 
     It makes one of letter case, and of how an accent is composed (macOS takes it apart).
     """
-    return unicodedata.normalize("NFC", str(path)).casefold()
+    text = str(path)
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", text).casefold()
 
 
 def stem(path: Path) -> str:
     """A file's whole path without its ending."""
-    return str(path).removesuffix(path.suffix) if path.suffix else str(path)
+    return os.path.splitext(path)[0]
+
+
+def ending(path: Path) -> str:
+    """A file's ending with its dot, in small letters."""
+    return os.path.splitext(path)[1].lower()
 
 
 class Names:

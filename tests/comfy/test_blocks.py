@@ -86,8 +86,9 @@ def test_the_plan_is_told_once_and_follows_the_recipe(tiny):
         _, _, host = velocity(tiny, replace(recipe(), compute=compute))
         assert host.steps.keeping.blocks[0] == first
         assert len(host.told()) == 1 and host.told() == []
-        host.save_memory()
-        assert host.frugal
+        gave = [] if host.steps.recomputes else [host.save_memory()]
+        assert gave == [memory.RECOMPUTING] * (first == Keep.ALL) and host.steps.recomputes
+        assert not host.frugal and host.save_memory() == "one picture at a time" and host.frugal
 
 
 def test_too_little_memory_for_everything_keeps_less(tiny, monkeypatch):
@@ -103,7 +104,7 @@ def test_too_little_memory_for_everything_keeps_less(tiny, monkeypatch):
 
 def beside(host) -> float:
     numbers = network.count(host.targets, host.recipe.network)
-    return memory.total(comfy_needs.of_step(host, numbers, host._tokens(), 0.0))
+    return memory.total(comfy_needs.of_step(host, numbers, host.tokens(None), 0.0))
 
 
 def test_a_layer_that_computes_something_else_is_noticed(tiny, monkeypatch):

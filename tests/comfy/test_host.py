@@ -138,7 +138,7 @@ def test_a_second_run_encodes_nothing_and_text_encoder_and_vae_leave_memory(tiny
         # a picture of each bucket is looked at, the first text and the longest
         assert at_once or len(second.cache.held) <= 2 + len(given.buckets())
         assert b.shapes == a.shapes == [tuple(views.shape) for views in a.latents]
-        assert second._tokens() == first._tokens() and second.image_tokens == first.image_tokens
+        assert second.tokens(None) == first.tokens(None) and second.image_tokens == first.image_tokens
         assert first.cache.made > 0 and (second.cache.made, second.cache.found) == (0, first.cache.made)
         assert all(
             torch.equal(x, y)

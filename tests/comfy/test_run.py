@@ -12,7 +12,7 @@ from test_host import de_distilled, fingerprint, pictures
 
 from zturbo import lorafile, runlog
 from zturbo.errors import TrainingError, ZTurboError
-from zturbo.hosts import comfy_paths, comfy_run
+from zturbo.hosts import comfy_needs, comfy_paths, comfy_run
 from zturbo.runs import Runs
 
 
@@ -41,7 +41,7 @@ def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_p
     with pytest.raises(TrainingError, match="not enough memory") as error:
         run()
     assert kept in str(error.value) and "resolution" in str(error.value)
-    assert len(calls) == at + 1  # it was tried once more
+    assert len(calls) == at + 2  # with gradient checkpointing, and one picture at a time
     assert fingerprint(tiny[0]) == before
     folder = tmp_path / recipe("merged").name
     assert runlog.summary(folder, 10)["how"] == "failed"
@@ -50,23 +50,36 @@ def test_out_of_memory_says_what_to_lower_and_where_the_lora_is(run, tiny, tmp_p
         assert len(lorafile.read(folder / "lora.safetensors").factors) == 24
 
 
-def test_memory_that_runs_out_once_costs_time_only(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("often, how", [(1, "gradient checkpointing"), (2, "one picture at a time")])
+def test_memory_that_runs_out_costs_time_only(run, tmp_path, monkeypatch, often, how):
     calls, backward = [], torch.Tensor.backward
 
     def short_of_memory(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 3:
+        if 3 <= len(calls) < 3 + often:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         backward(*args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "backward", short_of_memory)
     trained = run()
-    assert trained.steps == 4 and len(calls) == 3 + 2 * 2  # two pictures, one at a time, in the last two steps
+    assert trained.steps == 4 and len(calls) == 2 + often + 2 * often  # two pictures, in the end one at a time
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     whole = run(resume="new")
     assert trained.path != whole.path and trained.losses == pytest.approx(whole.losses, rel=1e-4)
     folder = tmp_path / recipe("merged").name
-    assert any("one picture at a time" in note for note in runlog.summary(folder, 10)["notes"])
+    assert any(f"It goes on with {how}," in note for note in runlog.summary(folder, 10)["notes"])
+
+
+def test_a_batch_that_has_no_room_goes_through_in_parts(run, tmp_path, monkeypatch):
+    whole = run()
+    folder, sums = tmp_path / recipe("merged").name, comfy_needs.least
+    monkeypatch.setattr(comfy_needs, "least", lambda host, lora, at_once, fast: 0 if at_once == 1 else 1e18)
+    small = run(resume="new")
+    monkeypatch.setattr(comfy_needs, "least", sums)
+    notes = runlog.summary(folder.with_name(folder.name + "_2"), 10)["notes"]
+    assert any(note.startswith("Memory: one picture at a time of 2,") for note in notes)
+    assert not any("not enough" in note for note in notes)
+    assert small.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
 def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_trained(run, tmp_path, monkeypatch):

@@ -101,12 +101,13 @@ class AuraHost:
     def out_of_memory(self, error):
         return False
 
-    frugal = True
+    at_once, frugal = None, True
 
     def told(self):
         return []
 
-    def save_memory(self): ...
+    def save_memory(self):
+        raise AssertionError("there is nothing to give up")
 
     def memory(self):
         return {}

@@ -300,7 +300,11 @@ def test_plan_counts_and_starts_nothing(folder, capsys):
         and facts["buckets"] == {"112x144": 4, "128x128": 8, "144x112": 4}
         and facts["batches_per_epoch"] == 8
         and facts["epochs"] == 1.5
+        and 0 < facts["least_step_mb"] < facts["step_mb"]
     )
+    assert run("plan", "recipe.toml", "--set", "batch_size=1") == 0
+    alone = lines(capsys)[0]
+    assert alone["least_step_mb"] == facts["least_step_mb"] <= alone["step_mb"] < facts["step_mb"]
     assert run("train", "recipe.toml", "--set", "steps=1") == 0
     state = load_file(folder / "zturbo_runs" / "cat" / "lora.safetensors")
     assert (

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ pytest.importorskip("accelerate", reason="needs accelerate: run `python dev.py t
 if not hasattr(os, "fork"):
     pytest.skip("processes are made by fork, which Windows has not", allow_module_level=True)
 
-from zturbo import checkpoint, cli, runfolder, runlog, session, step, trainer, world
+from zturbo import checkpoint, cli, runfolder, runlog, step, trainer, world
 from zturbo.hosts import diffusers, diffusers_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,14 +198,14 @@ def wait_for_step(name: str, number: int, child: int | None = None):
 
 def one_picture_at_a_time(given: tuple[str, ...]):
     """The run `small` of one process, whose pictures go through the model one by one."""
-    plain = session.Session.__post_init__
+    plain = diffusers.DiffusersHost.__init__
 
-    def begun(self):
-        plain(self)
-        self.split = replace(self.split, micro_batch=1)
+    def begun(self, *given, **more):
+        plain(self, *given, **more)
+        self.at_once = 1
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(session.Session, "__post_init__", begun)
+        patched.setattr(diffusers.DiffusersHost, "__init__", begun)
         assert cli.main(command("name=small", *given)) == 0
 
 

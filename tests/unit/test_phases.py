@@ -137,7 +137,7 @@ def test_two_objectives_follow_each_other_and_one_may_be_a_penalty(tmp_path):
 
 def test_micro_batches_are_the_batch():
     assert Split().rows(5) == [slice(0, 5)]
-    assert Split(micro_batch=2).rows(5) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert Split(at_once=2).rows(5) == [slice(0, 2), slice(2, 4), slice(4, 5)]
 
 
 def test_the_objective_of_the_pictures_is_a_function_of_its_index(tmp_path):
@@ -193,7 +193,11 @@ def validated(folder, host):
 class Full(LinearHost):
     """Has no memory left in one call of its velocity."""
 
-    calls, full_at = 0, 0
+    calls, full_at, frugal, saves_memory = 0, 0, False, False
+
+    def save_memory(self):
+        self.saves_memory = True
+        return "less of everything"
 
     @contextmanager
     def training(self, lora):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from zturbo import batches, dataset, flow, hooks, lorafile, lowrank, objectives, runfolder, runlog, trainer
+from zturbo import batches, dataset, flow, hooks, lorafile, lowrank, memory, objectives, runfolder, runlog, trainer
 from zturbo.dataset import Encoded
 from zturbo.errors import LossError, ZTurboError
 from zturbo.family import Z_IMAGE
@@ -51,13 +51,13 @@ class LinearHost:
     def out_of_memory(self, error):
         return isinstance(error, MemoryError)
 
-    frugal = True
+    at_once, frugal = None, True
 
     def told(self):
         return []
 
     def save_memory(self):
-        self.saves_memory = True
+        raise AssertionError("there is nothing to give up")
 
     def memory(self):
         return {"memory": 0.5}
@@ -320,6 +320,14 @@ class ShortOfMemory(LinearHost):
 
     room = 1
 
+    @property
+    def frugal(self):
+        return self.at_once == 1
+
+    def save_memory(self):
+        self.at_once = memory.fewer(recipe(batch_size=5), self.at_once)
+        return memory.at_a_time(self.at_once)
+
     @contextmanager
     def training(self, lora):
         with super().training(lora) as velocity:
@@ -332,16 +340,30 @@ class ShortOfMemory(LinearHost):
             yield run
 
 
-def test_memory_that_runs_out_is_answered_once_with_one_picture_at_a_time(tmp_path):
-    given = recipe(steps=6, batch_size=3)
-    result, run, host, control = go(tmp_path, given, ShortOfMemory())
+@pytest.mark.parametrize("room", [1, 2])
+def test_memory_that_runs_out_is_answered_with_half_as_many_pictures_at_a_time(tmp_path, room):
+    given, short = recipe(steps=6, batch_size=5, saving=Saving(2, 9, "fp32")), ShortOfMemory()
+    short.room = room
+    result, run, host, control = go(tmp_path, given, short)
     plain, _, _, _ = go(tmp_path, given)
-    assert (
-        host.saves_memory and result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == 1
-    )
-    assert len(notes(run, "one picture at a time")) == 1 and any(
-        "one picture at a time" in text for text in control.said
-    )
+    assert result.losses == pytest.approx(plain.losses, rel=1e-5) and max(map(len, host.seen)) == host.at_once
+    steps = ["2 pictures at a time", "one picture at a time"][: 2 if room == 1 else 1]
+    assert host.at_once == room
+    assert [text for text in control.said if "not enough memory at step 1" in text] == [
+        f"There was not enough memory at step 1. It goes on with {how}, which takes longer." for how in steps
+    ]
+    assert len(notes(run, "at a time")) == len(steps)
+    # what was given up stays so when the run is taken up
+    run.forget_checkpoints(after=4)
+    later = ShortOfMemory()
+    later.room = room
+    again = trainer.train(given, PICTURES, later, RunFolder(run.path), control, {"a": "b"})
+    assert again.losses == result.losses and later.at_once == host.at_once
+    assert len(notes(run, "not enough memory")) == len(steps)
+
+
+def test_memory_that_runs_out_with_nothing_to_give_up_ends_the_run(tmp_path):
+    given = recipe(steps=6, batch_size=3)
     nowhere = ShortOfMemory()
     nowhere.room = 0
     with pytest.raises(MemoryError):

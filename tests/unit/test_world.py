@@ -12,17 +12,17 @@ class Member(World):
         self.rank, self.size = rank, size
 
 
-@pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
-def test_each_row_of_a_batch_is_taken_once(processes, micro_batch):
+def test_each_row_of_a_batch_is_taken_once(processes, at_once):
     for size in range(1, 12):
         for turn in range(9):
             taken = []
             for rank in range(processes):
-                parts = Split(micro_batch, Member(rank, processes), turn).rows(size)
+                parts = Split(at_once, Member(rank, processes), turn).rows(size)
                 own = [row for part in parts for row in range(size)[part]]
                 assert len(own) <= -(-size // processes)
-                assert all(0 < part.stop - part.start <= (micro_batch or size) for part in parts)
+                assert all(0 < part.stop - part.start <= (at_once or size) for part in parts)
                 taken += own
             assert sorted(taken) == list(range(size))
 

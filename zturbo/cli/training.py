@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from .. import buckets, dataset, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
+from .. import buckets, dataset, keeping, lorafile, lowrank, memory, network, recipefile, runfolder, runlog, runs
 from ..errors import ZTurboError
 from ..family import Z_IMAGE
+from ..keeping import Sizes
 from ..lowrank import Target
 from ..recipe import Recipe
 from ..runs import AUTO, Runs
@@ -20,6 +21,7 @@ from . import headers, hosts
 from .screen import Screen
 
 STOPPED = 3
+HEAD = 128  # numbers of an attention head of Z-Image, whose count is a little of a step's sum
 PLAN = "what a recipe would do: pictures, buckets, sizes, memory; loads and starts nothing"
 RECIPE = "a TOML file; without one, the defaults and what the options say"
 SET = "a setting, as in TOML: --set steps=500 --set optimizer.learning_rate=2e-4 --set name='\"cat\"'"
@@ -139,7 +141,7 @@ def run_plan(args) -> int:
     given = recipe_of(args)
     hosts.need(given.inputs, ())
     pictures = pictures_of(given)
-    facts = planned(given, pictures)
+    facts = planned(given, pictures, fast=args.host != "diffusers" and given.network.kind == "lora")
     if args.json:
         print(json.dumps(facts))
     else:
@@ -148,11 +150,12 @@ def run_plan(args) -> int:
     return 0
 
 
-def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
+def planned(given: Recipe, pictures: dataset.Dataset, fast: bool) -> dict:
     """Counts and sizes, from the files' headers: no weight is loaded.
 
-    training_mb: the LoRA, its gradients and the optimizer's state; step_mb: a step's activations, of the largest
-    picture with the longest caption (`memory`). Raises ZTurboError where model, adapter and recipe do not fit.
+    training_mb: the LoRA, its gradients and the optimizer's state; step_mb, least_step_mb: what a step keeps of the
+    largest pictures with the longest caption, where there is room for all of it, and where there is none. fast: by
+    ComfyUI's code and its own backward. Raises ZTurboError where model, adapter and recipe do not fit.
     """
     model, adapter = hosts.model_file(given.inputs), hosts.adapter_file(given.inputs)
     linears = [one.target for one in headers.matrices(model)]
@@ -174,9 +177,7 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
     latents = sum(math.prod(Z_IMAGE.latent(shown, *item.size)) * 4 for item in pictures.items)
     rounds = -(-given.steps // given.previews.every) if given.previews.every else 1  # the last step draws, too
     picture = memory.tokens(max(width * height for width, height in groups), max(pictures.captions().texts, key=len))
-    width, depth = layers[0].in_features, len({target.module.split(".")[1] for target in layers})
-    size = 2 if given.compute.dtype == "bf16" else 4
-    step = memory.activations(memory.together(given, picture, picture), width, depth, size, given.compute.checkpointing)
+    step, least = step_bytes(given, layers, picture, fast)
     return {
         "steps": given.steps,
         "batches_per_epoch": per_epoch,
@@ -186,13 +187,29 @@ def planned(given: Recipe, pictures: dataset.Dataset) -> dict:
         "trained_numbers": parameters,
         "lora_mb": round(parameters * lorafile.DTYPES[given.saving.dtype].itemsize / 1e6, 2),
         "training_mb": round(memory.lora(given, parameters).size / 1e6, 2),
-        "step_mb": round(step.size / 1e6, 2),
+        "step_mb": round(step / 1e6, 2),
+        "least_step_mb": round(least / 1e6, 2),
         "model_mb": round(sum(file.stat().st_size for file in headers.files(model)) / 1e6, 2),
         "cached_latents_mb": round(latents / 1e6, 2),
         "captions": len(pictures.captions().texts),
         "previews": len(given.previews.prompts) * rounds,
         "adapter": described(adapter, given.inputs.adapter_strength),
     }
+
+
+def step_bytes(given: Recipe, layers: list[Target], picture: int, fast: bool) -> tuple[float, float]:
+    """(with all kept and a whole batch at once, with nothing kept and one picture at a time). picture: its tokens."""
+    width, inner = (
+        layers[0].in_features,
+        max(target.out_features for target in layers if "feed_forward" in target.module),
+    )
+    depth, size = len({target.module.split(".")[1] for target in layers}), 2 if given.compute.dtype == "bf16" else 4
+    together, alone = (memory.together(given, picture, picture, at_once) for at_once in (None, 1))
+    if not fast:
+        whole = memory.activations(together, width, depth, size, checkpointing=False)
+        return whole.size, memory.activations(alone, width, depth, size, checkpointing=True).size
+    sizes = Sizes(depth, width, inner, -(-width // HEAD), 7 * given.network.rank, size)
+    return keeping.plan(sizes, together, 0, depth).bytes, keeping.plan(sizes, alone, 0, 0).bytes
 
 
 def ones(targets: list[Target]) -> dict[str, torch.Tensor]:

@@ -96,6 +96,7 @@ class ComfyHost:
         self.whole = None if recipe.compute.keep_layers < 0 else recipe.compute.keep_layers
         if not recipe.compute.checkpointing:
             self.whole = len(self.dit.layers)
+        self.at_once: int | None = None
         self.steps = comfy_steps.Steps(self)
         self.prompts: list = []
         devices.begin_counting(self.device)
@@ -221,16 +222,20 @@ class ComfyHost:
     @property
     def frugal(self) -> bool:
         """See `roles.Host.frugal`."""
-        return self.steps.frugal
+        return self.steps.recomputes and (self.at_once or memory.most(self.recipe)) == 1
 
     def told(self) -> list[str]:
         """See `roles.Host.told`."""
         return self.steps.told()
 
-    def save_memory(self):
+    def save_memory(self) -> str:
         """See `roles.Host.save_memory`."""
-        self.whole = 0
         comfy.model_management.soft_empty_cache()
+        if not self.steps.recomputes:
+            self.whole = 0
+            return memory.RECOMPUTING
+        self.at_once = memory.fewer(self.recipe, self.at_once)
+        return memory.at_a_time(self.at_once)
 
     def memory(self) -> dict[str, float]:
         """See `roles.Host.memory`."""
@@ -246,7 +251,7 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
-            linears = stack.enter_context(self._loaded(self.steps.room(lora, self._tokens())))
+            linears = stack.enter_context(self._loaded(self.steps.room(lora)))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True
             stack.enter_context(devices.repeatable(self.device, self.recipe.compute.repeat))
@@ -254,7 +259,7 @@ class ComfyHost:
             stack.enter_context(lowrank.attached(linears, comfy_adapter.targets(self.dit), branches))
             stack.enter_context(comfy_lend.normal_norms(self.dit))
             stack.callback(self.steps.end)
-            self.steps.begin(linears, lora, self._tokens())
+            self.steps.begin(linears, lora)
 
             def velocity(
                 x: torch.Tensor, sigma: torch.Tensor, numbers: tuple[int, ...], factor: float = 1.0
@@ -264,11 +269,11 @@ class ComfyHost:
 
             yield velocity
 
-    def _tokens(self) -> int:
-        """That go through the model at once, of the largest picture and the longest caption."""
+    def tokens(self, at_once: int | None) -> int:
+        """That go through the model together, of the largest picture and the longest caption. at_once: pictures."""
         caption = memory.padded(self.longest or max(features.shape[1] for features in self.features))
         guarded = memory.padded((self.recipe.turbo.size or turbo.LARGEST) ** 2 // self.family.grain**2)
-        return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded)
+        return memory.together(self.recipe, caption + memory.padded(self.image_tokens), caption + guarded, at_once)
 
     def _strengths(self) -> Callable[[float], dict[str, Factors]]:
         """The branch that brings the adapter to a factor of its strength.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management
 
-from .. import attention, keeping, memory, network, turbo
+from .. import attention, keeping, lowrank, memory, network, turbo
 from ..dataset import Dataset
 from ..keeping import Sizes
 from ..lowrank import Difference
@@ -26,11 +26,11 @@ def foresee(host: ComfyHost, dataset: Dataset):
     watched = turbo.side(host.recipe, host, least // reduction) * reduction
     guarded = memory.tokens(watched**2, max(host.recipe.turbo.prompts, key=len, default=""))
     # on a card memory that runs out is an error, which is answered
-    one_by_one = not devices.shares_main_memory(host.device)
-    tokens = memory.together(host.recipe, picture, guarded, one_by_one)
+    whole = host.whole if devices.shares_main_memory(host.device) else 0
+    tokens = memory.together(host.recipe, picture, guarded, 1)
     numbers = network.count(host.targets, host.recipe.network)
     fast = host.recipe.network.kind == "lora" and not comfy_blocks.usable(host.dit, {}, host.device)
-    step = of_step(host, numbers, tokens, activations(host, None, tokens, 0 if one_by_one else host.whole, fast))
+    step = of_step(host, numbers, tokens, activations(host, None, tokens, whole, fast))
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
 
 
@@ -56,6 +56,29 @@ def activations(
         return keeping.plan(sizes_of(host, lora), tokens, 0, whole).bytes
     depth = len(host.dit.layers)
     return memory.activations(tokens, host.dit.dim, depth, host.dtype.itemsize, whole != depth).size
+
+
+def least(host: ComfyHost, lora: Mapping[str, Difference], at_once: int | None, fast: bool) -> int:
+    """Bytes that a step takes at least beside the weights. at_once: pictures that go through together."""
+    tokens = host.tokens(at_once)
+    kept = activations(host, lora, tokens, host.whole, fast)
+    return int(memory.total(of_step(host, lowrank.count(lora), tokens, kept)))
+
+
+def fitting(host: ComfyHost, lora: Mapping[str, Difference], fast: bool) -> int | None:
+    """Pictures that go through together: all (None), or as many as there is room for beside the weights.
+
+    A card counts as a whole, as ComfyUI clears it for the run. Where not even one has that room weights come and go,
+    for all of a batch at once.
+    """
+    at_once: int | None = None
+    main = devices.shares_main_memory(host.device)
+    there = free(host) if main else devices.total_memory(host.device) - room.ASIDE - host.model.model_size()
+    while least(host, lora, at_once, fast) > there:
+        if at_once == 1 or memory.most(host.recipe) == 1:
+            return at_once if main else None
+        at_once = memory.fewer(host.recipe, at_once)
+    return at_once
 
 
 def free(host: ComfyHost) -> float:

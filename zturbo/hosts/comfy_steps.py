@@ -53,24 +53,31 @@ class Steps:
         return notes
 
     @property
-    def frugal(self) -> bool:
-        """See `roles.Host.frugal`."""
+    def recomputes(self) -> bool:
+        """Is as little kept for the backward as can be?"""
         if self.why_not:
             return self.host.whole != len(self.host.dit.layers)
-        least = self.keeping is not None and self.keeping.blocks == self.planned(0).blocks
-        return self.host.whole == 0 or least
+        if self.host.whole == 0 or self.keeping is None:
+            return self.host.whole == 0
+        sizes = comfy_needs.sizes_of(self.host, self.lora)
+        return self.keeping.blocks == keeping.plan(sizes, self.tokens, 0, 0).blocks
 
-    def room(self, lora: dict[str, Difference], tokens: int) -> int:
+    def room(self, lora: dict[str, Difference]) -> int:
         """Bytes that the memory manager is asked to keep free beside the weights: the least that a step takes.
 
-        Where layers are to be kept, all that they take.
+        Where layers are to be kept, all that they take. That is where it is decided how many pictures go through at
+        once.
         """
         host = self.host
         self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
-        activations = comfy_needs.activations(host, lora, tokens, host.whole, fast=not self.why_not)
-        return int(memory.total(comfy_needs.of_step(host, lowrank.count(lora), tokens, activations)))
+        if lora and host.at_once is None and self.keeping is None:
+            host.at_once = comfy_needs.fitting(host, lora, fast=not self.why_not)
+            if host.at_once is not None:
+                whole = memory.most(host.recipe)
+                self.tell(f"Memory: {memory.at_a_time(host.at_once)} of {whole}, as there is no room for all at once.")
+        return comfy_needs.least(host, lora, host.at_once, fast=not self.why_not)
 
-    def begin(self, linears, lora: dict[str, Difference], tokens: int):
+    def begin(self, linears, lora: dict[str, Difference]):
         """The model is loaded with these Linears. Without a LoRA nothing is kept for a backward."""
         host = self.host
         if self.why_not:
@@ -86,7 +93,7 @@ class Steps:
         if why_not and compute.compile == "on":
             self.compiling = self.compiling or self.tell(f"Not compiled: {why_not}.")
         if lora:
-            self.lora, self.tokens = lora, tokens
+            self.lora, self.tokens = lora, host.tokens(host.at_once)
             self.plan()
 
     def end(self):

@@ -65,6 +65,7 @@ class DiffusersHost:
         self.prompts: list[torch.Tensor] = []
         self.cache = Cache(cache if recipe.data.cache else None)
         devices.begin_counting(device)
+        self.at_once: int | None = None
         self.recompute(recipe.compute.checkpointing)
 
     def carry(self, way: str):
@@ -93,7 +94,7 @@ class DiffusersHost:
         needs = [
             memory.lora(self.recipe, numbers),
             memory.activations(
-                memory.together(self.recipe, picture, picture, True), config.dim, config.n_layers, size, True
+                memory.together(self.recipe, picture, picture, 1), config.dim, config.n_layers, size, True
             ),
         ]
         if devices.shares_main_memory(self.device):
@@ -205,17 +206,21 @@ class DiffusersHost:
     @property
     def frugal(self) -> bool:
         """See `roles.Host.frugal`."""
-        return self.dit.is_gradient_checkpointing
+        return self.dit.is_gradient_checkpointing and (self.at_once or memory.most(self.recipe)) == 1
 
     def told(self) -> list[str]:
         """See `roles.Host.told`."""
         return []
 
-    def save_memory(self):
+    def save_memory(self) -> str:
         """See `roles.Host.save_memory`."""
-        self.recompute(True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if not self.dit.is_gradient_checkpointing:
+            self.recompute(True)
+            return memory.RECOMPUTING
+        self.at_once = memory.fewer(self.recipe, self.at_once)
+        return memory.at_a_time(self.at_once)
 
     def memory(self) -> dict[str, float]:
         """See `roles.Host.memory`."""
