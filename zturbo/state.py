@@ -103,7 +103,7 @@ class State:
             "setbacks": str(self.rollbacks),  # these three have the names of the first version
             "restoring": str(self.phase),
             "since": str(self.phase_start),
-            "at once": str(self.at_once),
+            **({"at once": str(self.at_once)} if self.at_once else {}),
             "optimizer": json.dumps(optimizer),
             **self.kinds(),
         }
