@@ -56,21 +56,24 @@ class ZTurboImageDataset(io.ComfyNode):
                 io.String.Input(
                     "more_resolutions",
                     default="",
+                    advanced=True,
                     tooltip=(
                         "Pixels, with commas between (512, 768): each picture is trained at these areas too, where it "
                         "is large enough. Empty: only at resolution."
                     ),
                 ),
-                *inputs.of(Data, "caption_dropout", "shuffle_tags", "keep_tags", "flip", "upscale", "masks", "outside"),
+                *inputs.of(Data, "caption_dropout", "shuffle_tags", "keep_tags", "flip", advanced=True),
+                *inputs.of(Data, "upscale", "masks", "outside", advanced=True),
                 io.String.Input(
                     "regularisation_folder",
                     default="",
+                    advanced=True,
                     tooltip=(
                         "A folder inside ComfyUI's input folder with pictures of the kind at large (cats, not your "
                         "cat) and captions without the trigger word, so that the kind is not forgotten. Empty: none."
                     ),
                 ),
-                *inputs.of(Data, "regularisation_weight", "validation", "validation_every", "cache"),
+                *inputs.of(Data, "regularisation_weight", "validation", "validation_every", "cache", advanced=True),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -84,6 +87,7 @@ class ZTurboImageDataset(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
+                    advanced=True,
                     tooltip=(
                         "For connected images: one caption a line, in order, or one line for all; or a list with a "
                         "text for each."

@@ -11,10 +11,13 @@ from ..zturbo import settings
 from .screen import lines
 
 
-def of(kind, *fields: str) -> list[io.Input]:
-    """An input for each of these fields of a dataclass."""
+def of(kind, *fields: str, advanced: bool | None = None) -> list[io.Input]:
+    """An input for each of these fields of a dataclass. advanced: folded away until someone asks for them."""
     known = {field.name: (field, setting) for field, setting in settings.each(kind)}
-    return [_input(*known[name]) for name in fields]
+    made = [_input(*known[name]) for name in fields]
+    for one in made:
+        one.advanced = advanced
+    return made
 
 
 def sentence(kind, name: str) -> str:

@@ -125,6 +125,7 @@ class ZTurboDeDistillAdapter(io.ComfyNode):
                 io.Boolean.Input(
                     "checkpoint_has_adapter",
                     default=False,
+                    advanced=True,
                     tooltip=(
                         "Only for -1: the loaded checkpoint itself has the adapter merged in at 1.0 (a de-distilled "
                         "checkpoint), so take it out of the weights. Off for ordinary turbo files."

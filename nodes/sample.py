@@ -63,12 +63,20 @@ class ZTurboSampler(io.ComfyNode):
                     "sampler",
                     options=["euler", "res_multistep"],
                     default="euler",
+                    advanced=True,
                     tooltip=(
                         "euler is what previews use by default; res_multistep is the official template's, with finer "
                         "detail on the real model."
                     ),
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Pictures at once. Memory grows with it."),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="Pictures at once. Memory grows with it.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )

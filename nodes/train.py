@@ -82,16 +82,19 @@ class ZTurboTrainLoRA(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
                 TrainingSet.Input("dataset", tooltip="From Image Dataset."),
                 *inputs.of(Recipe, "name", "steps"),
-                *inputs.of(Optimizer, "learning_rate"),
-                *inputs.of(Network, "rank", "alpha"),
-                *inputs.of(Recipe, "batch_size", "seed"),
-                *inputs.of(Timesteps, "density"),
-                *inputs.of(Compute, "dtype", "checkpointing", "adapter"),
-                *inputs.of(Turbo, "keep"),
-                *inputs.of(Previews, "prompts", "every", "width", "height", "seed"),
+                *inputs.of(Previews, "prompts"),
+                *inputs.of(Optimizer, "learning_rate", advanced=True),
+                *inputs.of(Network, "rank", "alpha", advanced=True),
+                *inputs.of(Recipe, "batch_size", "seed", advanced=True),
+                *inputs.of(Timesteps, "density", advanced=True),
+                *inputs.of(Turbo, "keep", advanced=True),
+                *inputs.of(Previews, "every", "width", "height", "seed", advanced=True),
+                *inputs.of(Compute, "dtype", "checkpointing", "keep_layers", "adapter", advanced=True),
+                *inputs.of(Compute, "repeat", "compile", advanced=True),
                 io.String.Input(
                     "resume",
                     default="auto",
+                    advanced=True,
                     tooltip=(
                         "auto: a run of the same settings and pictures that was cancelled or cut off goes on where it "
                         "was, to the same bits. new: always from the beginning. Or a run's name from output/zturbo "
@@ -99,7 +102,6 @@ class ZTurboTrainLoRA(io.ComfyNode):
                         "instance with more steps."
                     ),
                 ),
-                *inputs.of(Compute, "repeat", "keep_layers", "compile"),
                 io.Model.Input(
                     "preview_model",
                     optional=True,

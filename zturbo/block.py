@@ -128,8 +128,8 @@ class Pass:
         if keep == Keep.ATTENTION and not self.attended.light:
             self.attended = None
 
-    def fill(self) -> torch.Tensor:
-        """Compute again what was dropped. Gives x1."""
+    def fill(self):
+        """Compute again what was dropped."""
         if self.qkv is None:
             self.look()
         elif self.attended is None:
@@ -139,9 +139,11 @@ class Pass:
         x1 = self.middle()
         if self.u is None:
             self.widen(x1)
+        if self.norms[2].n is None:
+            self.norms[2].x = x1
+        del x1
         if self.d is None:
             self.narrow()
-        return x1
 
     # the parts
 
@@ -167,6 +169,8 @@ class Pass:
     def look(self):
         """[N, 3 D]: queries, keys and values; and attention, where it is not kept."""
         self.qkv = self.apply("qkv", self.first())
+        if self.way_back:
+            self.norms[0].rest(self.x)  # not before attention's own way back
         if self.attended is None:
             self.attend()
 
@@ -184,6 +188,8 @@ class Pass:
     def attend(self):
         q, k, v = self.turned()
         self.attended = attention.attend(q, k, v, backward=self.train)
+        if self.way_back:
+            self.head_norm.rest(self.heads()[:, :, : len(self.block.head_norms)])
 
     def seen(self) -> torch.Tensor:
         """[N, D], what attention gave, of the tokens that are read."""
@@ -199,8 +205,8 @@ class Pass:
         self.o = None if self.way_back else self.o
         return x1
 
-    def second(self, x1: torch.Tensor) -> torch.Tensor:
-        """[B, T, D], what the feed-forward is given."""
+    def second(self, x1: torch.Tensor | None) -> torch.Tensor:
+        """[B, T, D], what the feed-forward is given. x1: None where its norm has n."""
         return self.ops.scaled(x1, self.m(2), self.norms[2])
 
     def widen(self, x1: torch.Tensor):
@@ -216,36 +222,44 @@ class Pass:
         self.way_back = True
         for norm in (*self.norms, self.head_norm):
             norm.way_back = True
-        x1 = self.fill()
-        dx1 = self.feed_backward(g, x1)
-        del x1
+        self.fill()
+        dx1 = self.feed_backward(g)
         dx1 += g
         dx = self.attend_backward(dx1)
         dx[:, self.start :] += dx1
         self.time_backward()
         return dx, together([one for name in self.block.stacks for one in self.found[name]], self.block.parameters)
 
-    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> Any:
+    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """To the input of a stack, and to its parameters."""
+        return self.through(name, grad, self.learn(name, grad, x))
+
+    def learn(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+        """To the parameters of a stack. Gives that to A x. x may go then."""
         grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx, self.found[name] = self.block.stacks[name].backward(grad, x, self.hidden.pop(name), wanted=name != "time")
-        return dx
+        down, self.found[name] = self.block.stacks[name].learn(grad, x, self.hidden.pop(name))
+        return down
+
+    def through(self, name: str, grad: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
+        """To the input of a stack."""
+        return self.block.stacks[name].through(grad.reshape(-1, grad.shape[-1]), down)
 
     def norm_back(self, number: int, grad: torch.Tensor) -> torch.Tensor:
         """To the input of a norm, and to its m."""
         dx, self.dm[number] = self.ops.scaled_backward(grad, self.m(number), self.norms[number])
         return dx
 
-    def feed_backward(self, g: torch.Tensor, x1: torch.Tensor) -> torch.Tensor:
+    def feed_backward(self, g: torch.Tensor) -> torch.Tensor:
         """To x1 by way of the feed-forward."""
         self.norms[3].x, self.d = self.d.view_as(g), None
         dd = self.norm_back(3, g)
-        ds = self.back("down", dd, self.ops.gated(self.u))
-        del dd
+        down = self.learn("down", dd, self.ops.gated(self.u))
+        ds = self.through("down", dd, down)
+        del dd, down
         du = self.ops.gated_backward(ds, self.u)
         self.u = None
         del ds
-        dh = self.back("up", du, self.second(x1)).view_as(g)
+        dh = self.back("up", du, self.second(self.norms[2].x)).view_as(g)
         return self.norm_back(2, dh)
 
     def attend_backward(self, dx1: torch.Tensor) -> torch.Tensor:
@@ -276,7 +290,7 @@ class Pass:
         grad = torch.cat([self.dm[number] for number in range(4)], dim=1).mul_(self.block.norms)
         gates = grad[:, GATES]
         gates.copy_(torch.ops.aten.tanh_backward(gates, self.opening[:, GATES]))
-        self.back("time", grad.view(len(grad), -1), self.time)
+        self.learn("time", grad.view(len(grad), -1), self.time)
 
 
 def together(found: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:

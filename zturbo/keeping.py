@@ -11,8 +11,7 @@ from .memory import GB
 
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
-# widths that are there in the middle of a backward, beside what the feed-forward holds
-HEIGHT = {Keep.INPUT: 12.5, Keep.ATTENTION: 10.5, Keep.ALL: 8.5}
+HEIGHT = 10.8  # widths that are there at a block's height, beside what the feed-forward holds
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Sizes:
     ranks: int
     itemsize: int  # bytes of a number of the computation
     graph: bool = False  # attention runs under autograd, which keeps q and k once more
+    fused: bool = False  # by `compiled`, where the gate's gradient is not in its input's place
 
     def kept(self, keep: Keep, tokens: int) -> float:
         """Bytes that a block keeps from its forward to its backward."""
@@ -33,9 +33,9 @@ class Sizes:
         sums = 0 if keep == Keep.INPUT else FP32 * self.heads  # of attention's rows
         return tokens * (small + sums + self.itemsize * self._numbers(keep))
 
-    def height(self, keep: Keep, tokens: int) -> float:
-        """Bytes of a block's backward at its height, the middle of the feed-forward's, with what it kept."""
-        return tokens * self.itemsize * (HEIGHT[keep] * self.width + 5 * self.inner)
+    def height(self, tokens: int) -> float:
+        """Bytes of a block at its height, the middle of the feed-forward, with what it keeps."""
+        return tokens * self.itemsize * (HEIGHT * self.width + (5 if self.fused else 3) * self.inner)
 
     def spared(self, keep: Keep, tokens: int) -> float:
         """Multiplications for a token that need not be done again."""
@@ -74,12 +74,8 @@ class Keeping:
 
 
 def needed(sizes: Sizes, tokens: int, blocks: tuple[Keep, ...]) -> float:
-    """Bytes of a step at its height: a block's backward, beside what is kept by those before it."""
-    most, before = 0.0, 0.0
-    for keep in blocks:
-        most = max(most, before + sizes.height(keep, tokens))
-        before += sizes.kept(keep, tokens)
-    return most
+    """Bytes of a step at its height: the last block's, beside what is kept by those before it."""
+    return sizes.height(tokens) + sum(sizes.kept(keep, tokens) for keep in blocks[:-1])
 
 
 def plan(sizes: Sizes, tokens: int, free: float, whole: int | None = None) -> Keeping:

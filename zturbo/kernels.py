@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+PIECES, PIECE = 8, 2**18  # at most so many, of at least so many numbers
+
 
 class Norm:
     """RMSNorm (arXiv 1910.07467) unweighted, once through a block and back: n = x inv, inv = 1 / sqrt(mean of squares +
@@ -34,6 +36,10 @@ class Norm:
         if self.way_back:
             self.n, self.x = n, None
         return n
+
+    def rest(self, x: torch.Tensor):
+        """Drop n until it is wanted again. x: what it is of."""
+        self.n, self.x = None, x
 
     def last(self) -> torch.Tensor:
         """n, for the last time."""
@@ -110,10 +116,11 @@ def gated(u: torch.Tensor) -> torch.Tensor:
 
 
 def gated_backward(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Gradient of gated(u). g is overwritten."""
-    a, b = u.chunk(2, dim=-1)
-    du = torch.empty_like(u)
-    da, db = du.chunk(2, dim=-1)
-    torch.ops.aten.silu.out(a, out=db).mul_(g)
-    torch.ops.aten.silu_backward.grad_input(g.mul_(b), a, grad_input=da)
-    return du
+    """Gradient of gated(u), in u's place: this is where a block's way back needs most. g is overwritten."""
+    rows = max(-(-len(u) // PIECES), PIECE // u.shape[1])
+    for some, part in zip(u.split(rows), g.split(rows)):
+        a, b = some.chunk(2, dim=-1)
+        db = F.silu(a).mul_(part)
+        torch.ops.aten.silu_backward.grad_input(part.mul_(b), a, grad_input=a)
+        b.copy_(db)
+    return u

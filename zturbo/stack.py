@@ -154,27 +154,24 @@ class Stack:
                     place += bias
         return output
 
-    def backward(
-        self, grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor | None, wanted: bool = True
+    def learn(
+        self, grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradients to x [N, in], where wanted, and to `parameters`. grad: to the output [N, out]."""
-        dx = self._through(grad) if wanted else None
+        """Gradients to A x, and to `parameters`. grad: to the output [N, out]. x: as `forward` was given it."""
         if hidden is None:
-            return dx, []
+            return None, []
         down = torch.empty_like(hidden)
         for group in self.groups:
             group.down(grad, down)
-        if dx is not None:
-            dx.addmm_(down, self.A)
         if not self.trained:
-            return dx, []
+            return down, []
         dA = down[:, : self.rank].T @ x
         dB = [one for group in self.groups if group.trained for one in group.gradient(grad, hidden)]
-        return dx, [dA[low.columns] for low in self.trained] + dB
+        return down, [dA[low.columns] for low in self.trained] + dB
 
-    def _through(self, grad: torch.Tensor) -> torch.Tensor | None:
-        """To x by way of the frozen weights."""
-        dx = None
+    def through(self, grad: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
+        """Gradient to x [N, in]. down: to A x."""
+        dx: Any = None
         parts = grad.split([target.out_features for target, _ in self.linears], dim=1)
         for (_, fetch), part in zip(self.linears, parts):
             with fetch(part) as (weight, _):
@@ -183,7 +180,7 @@ class Stack:
                     dx = more if dx is None else dx.add_(more)
                 else:
                     dx.addmm_(part, weight)
-        return dx
+        return dx if down is None else dx.addmm_(down, self.A)
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

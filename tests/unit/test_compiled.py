@@ -63,7 +63,7 @@ def parts(of, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         "scaled_backward": of.scaled_backward(g, m, first)[0],
         "to m": of.scaled_backward(g, m, second)[1],
         "turned_backward": of.turned_backward(d, heads, weight, rope.conj().resolve_conj(), third),
-        "gated_backward": of.gated_backward(gu, u),
+        "gated_backward": of.gated_backward(gu.clone(), u.clone()),
     }
 
 

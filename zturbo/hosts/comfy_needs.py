@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management
 
-from .. import attention, keeping, lowrank, memory, network, turbo
+from .. import attention, compiled, keeping, lowrank, memory, network, turbo
 from ..dataset import Dataset
 from ..keeping import Sizes
 from ..lowrank import Difference
@@ -45,7 +45,9 @@ def sizes_of(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
     else:
         ranks += sum(one.rank for one in lora.values()) // len(dit.layers)
     heads, size = layer.attention.n_local_heads, host.dtype.itemsize
-    return Sizes(len(dit.layers), dit.dim, inner, heads, ranks, size, attention.by_graph(host.device, host.dtype))
+    graph = attention.by_graph(host.device, host.dtype)
+    fused = not compiled.why_not(host.device, host.recipe.compute.compile, host.recipe.compute.repeat)
+    return Sizes(len(dit.layers), dit.dim, inner, heads, ranks, size, graph, fused)
 
 
 def activations(
