@@ -69,8 +69,8 @@ def use_run(name: str, place: Place):
         if found is not None:
             assert found.parent == place.runs, f"{found} is outside"
             runlog.summary(found, 10)
-            runfolder.request_stop(found)
-            runfolder.request_save(found)
+            runfolder.request(found, runfolder.STOP)
+            runfolder.request(found, runfolder.SAVE)
 
 
 def use_checkpoint(name: str, place: Place):
@@ -196,8 +196,8 @@ def work_in(run: RunFolder):
     run.event(event="note", text="x")
     run.rewind(1)
     run.save_lora(1, {"a": torch.ones(1)}, {})
-    runfolder.request_stop(run.path)
-    runfolder.request_save(run.path)
+    runfolder.request(run.path, runfolder.STOP)
+    runfolder.request(run.path, runfolder.SAVE)
     run.preview(1, 0, torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
 
 

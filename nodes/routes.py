@@ -1,41 +1,153 @@
-"""What the panel asks for: a run redrawn from its folder, and Stop and keep."""
+"""What the panel and the runs tab ask for: a run redrawn from its folder, wishes to a run, the list of all runs.
+
+Who asks from another site, with another kind of body or for a folder that is no run's gets a sentence, and nothing is
+done. Files are read by threads, so that the server goes on.
+"""
+
+import asyncio
+import functools
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from server import PromptServer
 
-from ..zturbo import runfolder, runlog
+from ..zturbo import files, overview, runfolder, runlog
+from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_paths
 
+log = logging.getLogger("zturbo")
 POINTS = 2000  # most points of a curve that are sent
+LONGEST = 4096  # bytes of a body
+WISHES = {wish: functools.partial(runfolder.request, wish=wish) for wish in runfolder.WISHES}
+WISHES["go_on"] = functools.partial(runfolder.take_back, wish=runfolder.PAUSE)
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class Refused(ZTurboError):
+    """status: of the answer."""
+
+    def __init__(self, sentence: str, status: int):
+        super().__init__(sentence)
+        self.status = status
 
 
 def register():
     routes = PromptServer.instance.routes
+    for path, handler in (("run", run), ("runs", runs), ("recipe", recipe), ("workflow", workflow)):
+        routes.get(f"/zturbo/{path}")(guarded(handler))
+    for wish, act in WISHES.items():
+        routes.post(f"/zturbo/{wish}")(guarded(asked(act)))
+    routes.post("/zturbo/delete")(guarded(asked(overview.delete)))
+    routes.post("/zturbo/take")(guarded(take))
 
-    @routes.get("/zturbo/run")
-    async def run(request: web.Request) -> web.Response:
-        found = comfy_paths.runs().named(request.query.get("name", ""))
-        if not found:
-            return web.json_response({"run": None})
-        facts = runlog.summary(found[-1], POINTS)
-        if facts["how"] is None and not runfolder.RunFolder(found[-1]).is_live():
-            facts["how"] = "died"  # its process went away before it could say how it ended
-        return web.json_response(facts)
 
-    async def ask(request: web.Request, wish) -> web.Response:
-        name = (await request.json()).get("run", "")
-        folder = comfy_paths.runs().folder(name)
-        if folder is None:
-            return web.json_response({"error": f"There is no run named {name!r}."}, status=404)
-        wish(folder)
+def guarded(handler: Handler) -> Handler:
+    """A handler that says in a sentence what it refuses, and why."""
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            need_own_site(request)
+            return await handler(request)
+        except ZTurboError as error:
+            log.warning("%s %s from %s was refused: %s", request.method, request.path, request.remote, error)
+            return web.json_response({"error": str(error)}, status=getattr(error, "status", 400))
+
+    return answer
+
+
+def need_own_site(request: web.Request):
+    """Raise Refused for what a page of another site asks. Browsers say which one a request comes from."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        foreign = site not in ("same-origin", "none")
+    else:
+        hosts = (request.headers.get(name) for name in ("Host", "X-Forwarded-Host"))
+        foreign = origin is not None and urlsplit(origin).netloc not in hosts
+    if foreign:
+        raise Refused("Another site cannot ask for this.", 403)
+
+
+async def body(request: web.Request) -> dict:
+    """The JSON object that came. Raises Refused."""
+    if request.content_type != "application/json":
+        raise Refused(f"The body is {request.content_type[:100]}; it must be application/json.", 415)
+    raw = b""
+    async for piece in request.content.iter_chunked(LONGEST):
+        raw += piece
+        if len(raw) > LONGEST:
+            raise Refused(f"The body is longer than {LONGEST} bytes.", 413)
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refused("The body is no JSON object.", 400)
+    return found
+
+
+def folder_of(name) -> Path:
+    """The run folder of exactly this name. Raises Refused."""
+    folder = comfy_paths.runs().folder(name) if isinstance(name, str) else None
+    if folder is None:
+        raise Refused(f"There is no run named {str(name)[:200]!r}.", 404)
+    return folder
+
+
+def asked(act: Callable[[Path], None]) -> Handler:
+    """Does something with the run that the body names."""
+
+    async def handler(request: web.Request) -> web.Response:
+        name = (await body(request)).get("run")
+        await asyncio.to_thread(lambda: act(folder_of(name)))
         return web.json_response({"run": name})
 
-    @routes.post("/zturbo/stop")
-    async def stop(request: web.Request) -> web.Response:
-        """Ask the run (its folder's exact name) to stop after the step it is in and hand its LoRA on."""
-        return await ask(request, runfolder.request_stop)
+    return handler
 
-    @routes.post("/zturbo/save")
-    async def save(request: web.Request) -> web.Response:
-        """Ask the run to save its LoRA and a checkpoint after the step it is in."""
-        return await ask(request, runfolder.request_save)
+
+async def run(request: web.Request) -> web.Response:
+    """A run's curve, previews and notes. name: the newest run of this name; folder: this one."""
+    return web.json_response(await asyncio.to_thread(_run, dict(request.query)))
+
+
+def _run(query: dict[str, str]) -> dict:
+    found = [folder_of(query["folder"])] if "folder" in query else comfy_paths.runs().named(query.get("name", ""))
+    if not found:
+        return {"run": None}
+    facts = runlog.summary(found[-1], POINTS)
+    live = runfolder.RunFolder(found[-1])
+    if facts["how"] is None and not live.is_live():
+        facts["how"] = overview.DIED  # its process went away before it could say how it ended
+    return {**facts, "paused": live.pause.exists()}
+
+
+async def runs(request: web.Request) -> web.Response:
+    return web.json_response({"runs": await asyncio.to_thread(overview.runs_of, comfy_paths.runs())})
+
+
+async def recipe(request: web.Request) -> web.Response:
+    text = await asyncio.to_thread(lambda: overview.recipe(folder_of(request.query.get("folder"))))
+    return web.json_response({"recipe": text})
+
+
+async def workflow(request: web.Request) -> web.Response:
+    return web.json_response(await asyncio.to_thread(lambda: overview.workflow(folder_of(request.query.get("folder")))))
+
+
+async def take(request: web.Request) -> web.Response:
+    """Copy a run's LoRA into models/loras, beside what is there. Answers with its name in ComfyUI's lists."""
+    wish = await body(request)
+    return web.json_response({"file": await asyncio.to_thread(_take, wish.get("run"), wish.get("lora", "newest"))})
+
+
+def _take(name, kind) -> str:
+    source = overview.lora(folder_of(name), str(kind))
+    target = comfy_paths.lora_path(name if kind == "newest" else f"{name}_{kind}", overwrite=False)
+    try:
+        files.write(target, source.read_bytes())
+    except OSError as error:
+        raise ZTurboError(f"{target.name} cannot be written: {error.strerror}. {files.advice(error)}") from error
+    return target.name

@@ -69,7 +69,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
             ),
             search_aliases=["lora training", "finetune", "train"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -152,8 +152,9 @@ class ZTurboTrainLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, dataset, resume, preview_model=None, **given) -> io.NodeOutput:
-        models = comfy_run.Models(model, clip, vae, preview_model)
-        trained = comfy_run.train(recipe_of(given), dataset, models, cls.hidden.unique_id, resume.strip())
+        models, hidden = comfy_run.Models(model, clip, vae, preview_model), cls.hidden
+        workflow = (hidden.extra_pnginfo or {}).get("workflow")
+        trained = comfy_run.train(recipe_of(given), dataset, models, hidden.unique_id, resume.strip(), workflow)
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.images, str(trained.path), trained.steps)
 
     @classmethod

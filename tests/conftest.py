@@ -14,7 +14,7 @@ COMFYUI = os.environ.get("COMFYUI_PATH") or None
 REQUIRE = os.environ.get("ZTURBO_REQUIRE") == "1"
 PACK = "zimage_turbo_lora_pack"
 
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 if COMFYUI:
     sys.path.insert(0, COMFYUI)  # in front: the pack's nodes/ must not hide ComfyUI's nodes.py
     import torch
@@ -112,3 +112,20 @@ def server(comfyui, tmp_path_factory):
     with dev.Server(comfyui, Path(sys.executable), tmp_path_factory.mktemp("comfyui"), "--disable-metadata") as running:
         running.object_info = running.get("/object_info")
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from ui.browser import chromium
+
+    yield from chromium()
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes2"])
+def canvas(browser, server, request):
+    """ComfyUI's page, empty, in both ways to draw nodes."""
+    from ui.browser import Canvas
+
+    made = Canvas(browser, server, request.param)
+    yield made
+    made.context.close()

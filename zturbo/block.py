@@ -109,7 +109,7 @@ class Pass:
         self.qkv: Any = None  # [N, 3 D]
         self.attended: Any = None  # attention.Attended
         self.o: Any = None  # [N, D], what is normed into x1
-        self.u: Any = None  # [N, 2 F]
+        self.u: Any = None  # [N, F] twice
         self.d: Any = None  # [N, D], what is normed into y
 
     def forward(self) -> torch.Tensor:
@@ -147,17 +147,21 @@ class Pass:
 
     # the parts
 
-    def apply(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """x through a stack. [..., in] -> [N, out]."""
-        output, self.hidden[name] = self.block.stacks[name].forward(x.reshape(-1, x.shape[-1]))
-        return output
+    def apply(self, name: str, x: torch.Tensor) -> list[torch.Tensor]:
+        """x through a stack. [..., in] -> [N, out] of each Linear."""
+        outputs, self.hidden[name] = self.block.stacks[name].forward(x.reshape(-1, x.shape[-1]))
+        return outputs
+
+    def only(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The same of a stack of one Linear."""
+        return self.apply(name, x)[0]
 
     def m(self, number: int) -> torch.Tensor:
         """[B, 1, D]"""
         return self.factors[:, number : number + 1]
 
     def modulate(self):
-        self.opening = self.apply("time", self.time).view(-1, 4, self.width)
+        self.opening = self.only("time", self.time).view(-1, 4, self.width)
         self.opening[:, SCALES].add_(1)
         self.opening[:, GATES].tanh_()
         self.factors = self.opening * self.block.norms
@@ -168,7 +172,7 @@ class Pass:
 
     def look(self):
         """[N, 3 D]: queries, keys and values; and attention, where it is not kept."""
-        self.qkv = self.apply("qkv", self.first())
+        self.qkv = self.only("qkv", self.first())
         if self.way_back:
             self.norms[0].rest(self.x)  # not before attention's own way back
         if self.attended is None:
@@ -179,10 +183,10 @@ class Pass:
         return self.qkv.view(*self.x.shape[:2], 3 * self.block.shape.heads, -1)
 
     def turned(self) -> tuple[torch.Tensor, ...]:
-        """q, k, v [B, heads, T, d] as attention takes them."""
+        """q, k, v [B, heads, T, d] as attention takes them; of q the tokens that are read."""
         heads, count = self.heads(), self.block.shape.heads
         both = self.ops.turned(heads, self.block.head_norms, self.rope[0], self.head_norm)
-        parts = both[:, :, :count], both[:, :, count:], heads[:, :, 2 * count :]
+        parts = both[:, self.start :, :count], both[:, :, count:], heads[:, :, 2 * count :]
         return tuple(part.transpose(1, 2) for part in parts)
 
     def attend(self):
@@ -193,10 +197,10 @@ class Pass:
 
     def seen(self) -> torch.Tensor:
         """[N, D], what attention gave, of the tokens that are read."""
-        return self.attended.out.transpose(1, 2)[:, self.start :].reshape(-1, self.width)
+        return self.attended.out.transpose(1, 2).reshape(-1, self.width)
 
     def give(self):
-        self.o = self.apply("out", self.seen())
+        self.o = self.only("out", self.seen())
 
     def middle(self) -> torch.Tensor:
         """x1 [B, T, D]. On the way back o has served its turn then."""
@@ -213,7 +217,7 @@ class Pass:
         self.u = self.apply("up", self.second(x1))
 
     def narrow(self):
-        self.d = self.apply("down", self.ops.gated(self.u))
+        self.d = self.only("down", self.ops.gated(self.u))
 
     # backward
 
@@ -230,19 +234,19 @@ class Pass:
         self.time_backward()
         return dx, together([one for name in self.block.stacks for one in self.found[name]], self.block.parameters)
 
-    def back(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """To the input of a stack, and to its parameters."""
-        return self.through(name, grad, self.learn(name, grad, x))
+    def back(self, name: str, grads: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """To the input of a stack, and to its parameters. grads: to the Linears' outputs."""
+        return self.through(name, grads, self.learn(name, grads, x))
 
-    def learn(self, name: str, grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    def learn(self, name: str, grads: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor | None:
         """To the parameters of a stack. Gives that to A x. x may go then."""
-        grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        down, self.found[name] = self.block.stacks[name].learn(grad, x, self.hidden.pop(name))
+        x = x.reshape(-1, x.shape[-1])
+        down, self.found[name] = self.block.stacks[name].learn(rows(grads), x, self.hidden.pop(name))
         return down
 
-    def through(self, name: str, grad: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
+    def through(self, name: str, grads: list[torch.Tensor], down: torch.Tensor | None) -> torch.Tensor:
         """To the input of a stack."""
-        return self.block.stacks[name].through(grad.reshape(-1, grad.shape[-1]), down)
+        return self.block.stacks[name].through(rows(grads), down)
 
     def norm_back(self, number: int, grad: torch.Tensor) -> torch.Tensor:
         """To the input of a norm, and to its m."""
@@ -253,8 +257,8 @@ class Pass:
         """To x1 by way of the feed-forward."""
         self.norms[3].x, self.d = self.d.view_as(g), None
         dd = self.norm_back(3, g)
-        down = self.learn("down", dd, self.ops.gated(self.u))
-        ds = self.through("down", dd, down)
+        down = self.learn("down", [dd], self.ops.gated(self.u))
+        ds = self.through("down", [dd], down)
         del dd, down
         du = self.ops.gated_backward(ds, self.u)
         self.u = None
@@ -265,21 +269,21 @@ class Pass:
     def attend_backward(self, dx1: torch.Tensor) -> torch.Tensor:
         """To x by way of attention."""
         do = self.norm_back(1, dx1)
-        da = self.back("out", do, self.seen())
+        da = self.back("out", [do], self.seen())
         do = da.view(len(self.x), -1, self.block.shape.heads, self.width // self.block.shape.heads)
-        if self.start:
-            do = F.pad(do, (0, 0, 0, 0, self.start, 0))
         del da
         dqkv = self.heads_backward(do.transpose(1, 2))
         self.qkv = None
         del do
-        dh = self.back("qkv", dqkv, self.first()).view_as(self.x)
+        dh = self.back("qkv", [dqkv], self.first()).view_as(self.x)
         return self.norm_back(0, dh)
 
     def heads_backward(self, da: torch.Tensor) -> torch.Tensor:
         """[N, 3 D]: to queries, keys and values as the Linear gave them."""
         q, k, v = self.turned()
         d = [one.transpose(1, 2) for one in attention.attend_backward(da, q, k, v, self.attended)]
+        if self.start:
+            d[0] = F.pad(d[0], (0, 0, 0, 0, self.start, 0))
         del q, k, v
         self.attended = None
         del da
@@ -290,7 +294,12 @@ class Pass:
         grad = torch.cat([self.dm[number] for number in range(4)], dim=1).mul_(self.block.norms)
         gates = grad[:, GATES]
         gates.copy_(torch.ops.aten.tanh_backward(gates, self.opening[:, GATES]))
-        self.learn("time", grad.view(len(grad), -1), self.time)
+        self.learn("time", [grad.view(len(grad), -1)], self.time)
+
+
+def rows(grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    """[..., out] -> [N, out]"""
+    return [grad.reshape(-1, grad.shape[-1]) for grad in grads]
 
 
 def together(found: list[torch.Tensor], parameters: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -108,15 +108,15 @@ def _turn(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     return (pairs * cosine + pairs.flip(-1) * (sine * sign)).flatten(-2)
 
 
-def gated(u: torch.Tensor) -> torch.Tensor:
-    a, b = u.float().chunk(2, dim=-1)
-    return (F.silu(a) * b).to(u.dtype)
+def gated(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (F.silu(a.float()) * b.float()).to(a.dtype)
 
 
-def gated_backward(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    g, (a, b) = g.float(), u.float().chunk(2, dim=-1)
-    s = torch.sigmoid(a)
-    return torch.cat(((g * b * s * (1 + a * (1 - s))).to(u.dtype), (g * a * s).to(u.dtype)), dim=-1)
+def gated_backward(g: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(to a, to b)"""
+    g, wide = g.float(), a.float()
+    s = torch.sigmoid(wide)
+    return (g * b.float() * s * (1 + wide * (1 - s))).to(a.dtype), (g * wide * s).to(a.dtype)
 
 
 BODIES = (scaled, added, scaled_backward, turned, turned_backward, gated, gated_backward)
@@ -167,13 +167,13 @@ class Compiled:
         norm.x = None
         return found
 
-    def gated(self, u: torch.Tensor) -> torch.Tensor:
-        found = self._run(gated, u[None])
+    def gated(self, u: list[torch.Tensor]) -> torch.Tensor:
+        found = self._run(gated, *(one[None] for one in u))
         return kernels.gated(u) if found is None else found[0]
 
-    def gated_backward(self, g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        found = self._run(gated_backward, g[None], u[None])
-        return kernels.gated_backward(g, u) if found is None else found[0]
+    def gated_backward(self, g: torch.Tensor, u: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = self._run(gated_backward, *(one[None] for one in (g, *u)))
+        return kernels.gated_backward(g, u) if found is None else [one[0] for one in found]
 
     @staticmethod
     def _keep(norm: Norm, x: torch.Tensor, y: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from .memory import GB
 
 SHARE = 0.9  # of the memory that is free, which a plan takes
 FP32 = 4
-HEIGHT = 10.8  # widths that are there at a block's height, beside what the feed-forward holds
+HEIGHT = 8.8  # widths that are there at a block's height, beside what the feed-forward holds
 
 
 @dataclass(frozen=True)

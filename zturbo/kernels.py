@@ -59,12 +59,14 @@ def normed(x: torch.Tensor, eps: float, inv: torch.Tensor | None = None) -> tupl
 
 def scaled(x: torch.Tensor, m: torch.Tensor, norm: Norm) -> torch.Tensor:
     """n m, n of x."""
-    return norm.of(x) * m
+    n = norm.of(x)
+    return n.mul_(m) if norm.n is None else n * m
 
 
 def added(x: torch.Tensor, y: torch.Tensor, m: torch.Tensor, norm: Norm) -> torch.Tensor:
     """x + n m, n of y."""
-    return torch.addcmul(x, norm.of(y), m)
+    n = norm.of(y)
+    return torch.addcmul(x, n, m, out=n) if norm.n is None else torch.addcmul(x, n, m)
 
 
 def scaled_backward(g: torch.Tensor, m: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +84,7 @@ def turned(heads: torch.Tensor, weight: torch.Tensor, rope: torch.Tensor, norm: 
     A pair that turns lies beside each other. weight: [2 H, d] fp32; rope: complex [T, 1, d / 2].
     """
     n = norm.of(heads[:, :, : len(weight)])
-    y = torch.mul(n, weight)
+    y = n.mul_(weight) if norm.n is None and n.dtype == weight.dtype else torch.mul(n, weight)
     _pairs(y).mul_(rope)
     return y.to(n.dtype)
 
@@ -109,18 +111,16 @@ def _pairs(x: torch.Tensor) -> torch.Tensor:
     return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
-def gated(u: torch.Tensor) -> torch.Tensor:
-    """silu(a) b of u = [a, b] in the last dimension (SwiGLU, arXiv 2002.05202)."""
-    a, b = u.chunk(2, dim=-1)
-    return F.silu(a).mul_(b)
+def gated(u: list[torch.Tensor]) -> torch.Tensor:
+    """silu(a) b of u = [a, b] (SwiGLU, arXiv 2002.05202)."""
+    return F.silu(u[0]).mul_(u[1])
 
 
-def gated_backward(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Gradient of gated(u), in u's place: this is where a block's way back needs most. g is overwritten."""
-    rows = max(-(-len(u) // PIECES), PIECE // u.shape[1])
-    for some, part in zip(u.split(rows), g.split(rows)):
-        a, b = some.chunk(2, dim=-1)
-        db = F.silu(a).mul_(part)
-        torch.ops.aten.silu_backward.grad_input(part.mul_(b), a, grad_input=a)
-        b.copy_(db)
+def gated_backward(g: torch.Tensor, u: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of gated(u), in u's place: this is where a block's way back needs most."""
+    rows = max(-(-len(g) // PIECES), PIECE // g.shape[1])
+    for a, b, part in zip(*(one.split(rows) for one in (*u, g))):
+        to_gate = part * b
+        torch.mul(F.silu(a), part, out=b)
+        torch.ops.aten.silu_backward.grad_input(to_gate, a, grad_input=a)
     return u

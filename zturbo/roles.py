@@ -140,6 +140,7 @@ class Control(Protocol):
 
 
 # What a run says that it does. Training and restoring are its phases (see `phases`), the others lie around those
+PAUSED = "paused"  # in the middle of any of these
 PHASES = ("encoding", "walking", "validating", "training", "restoring", "drawing", "saving")
 
 

@@ -31,8 +31,10 @@ from .world import ALONE, World
 log = logging.getLogger("zturbo")
 RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
 LORA, HEALTHY, LEARNT = "lora.safetensors", "healthy.safetensors", "taught.safetensors"
-STOP, SAVE, LOCK = "stop", "save", "lock"
-BLANK = {RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, STOP, SAVE, LOCK}
+WORKFLOW, LOCK = "workflow.json", "lock"
+# empty files: what someone asks of a run
+STOP, SAVE, PAUSE, CANCEL = WISHES = ("stop", "save", "pause", "cancel")
+BLANK = {RECIPE, EVENTS, PREVIEWS, CHECKPOINTS, WORKFLOW, LOCK, *WISHES}
 STEPS = "ss_steps"  # of a LoRA's metadata
 SAFE = 100  # steps: a checkpoint that far behind is from before an explosion that is noticed now
 
@@ -51,6 +53,8 @@ class RunFolder:
         self.lora = self.path / LORA
         self.stop = self.path / STOP  # exists once someone asked to stop and keep
         self.save_now = self.path / SAVE  # exists until someone's wish to save now is taken up
+        self.pause = self.path / PAUSE  # exists while someone wants it to wait
+        self.cancel = self.path / CANCEL  # exists until someone's wish to end it at once is taken up
         self.healthy = self.path / HEALTHY  # the newest LoRA with which turbo was healthy still
         self.healthy_step = steps_of(self.healthy)
         # the LoRA when the last picture had been trained, where turbo is restored behind that
@@ -226,6 +230,11 @@ class RunFolder:
             files.write(self.events, runlog.lines(kept))
         self.save_now.unlink(missing_ok=True)
 
+    def forget_wishes(self):
+        """What was asked of it before it began or was taken up, but for stopping."""
+        for wish in (self.save_now, self.pause, self.cancel):
+            wish.unlink(missing_ok=True)
+
     def begin(self, **start):
         """Append the start event, in place of what `adopt` said of this beginning."""
         events = runlog.read_events(self.events)
@@ -328,8 +337,13 @@ class RunFolder:
         return next((event["gauge"] for event in newest_first if event.get("event") == "health"), math.nan)
 
     def request_stop(self):
-        """See the function of this name."""
-        request_stop(self.path)
+        """As `request` with STOP."""
+        request(self.path, STOP)
+
+    def keep_workflow(self, workflow: dict):
+        """Write down the graph that this run is a node of, so that it can be opened again. A disk may refuse."""
+        with contextlib.suppress(OSError):
+            files.write(self.path / WORKFLOW, json.dumps(workflow).encode())
 
     def kept(self) -> str:
         """A sentence: what of the LoRA is on the disk."""
@@ -378,17 +392,11 @@ def _new_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
-def request_save(folder: Path):
-    """Ask the run in this folder to save after its current step."""
-    _put(folder / SAVE)
-
-
-def request_stop(folder: Path):
-    """Ask the run in this folder to stop after its current step and keep what it has."""
-    _put(folder / STOP)
-
-
-def _put(sign: Path):
-    """An empty file, here and not where a link may lead."""
-    with contextlib.suppress(FileExistsError), open(sign, "x"):
+def request(folder: Path, wish: str):
+    """Ask something of the run in this folder, after its current step. wish: one of WISHES."""
+    with contextlib.suppress(FileExistsError), open(folder / wish, "x"):  # here, and not where a link may lead
         pass
+
+
+def take_back(folder: Path, wish: str):
+    (folder / wish).unlink(missing_ok=True)

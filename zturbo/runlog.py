@@ -4,9 +4,12 @@
 """
 
 import json
+import re
 from pathlib import Path
 
 EVENTS, PREVIEWS = "events.jsonl", "previews"
+STEP = ("step", "loss", "lr", "seconds", "memory")  # of a step's event, what a panel draws
+PREVIEW = re.compile(r"step_([0-9]{6,9})_([0-9]{1,4})\.png")
 
 
 def read_events(path: Path) -> list[dict]:
@@ -47,7 +50,7 @@ def _is_text(value) -> bool:
 
 # What others rely on in an event: kinds of fields, and the fields that a kind of event must have
 FIELDS = {
-    **dict.fromkeys(("loss", "seconds", "trained", "held_out", "gauge"), _is_number),
+    **dict.fromkeys(("loss", "seconds", "lr", "memory", "trained", "held_out", "gauge"), _is_number),
     **dict.fromkeys(("step", "total", "saved"), _is_count),
     **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
     "teaches": lambda value: isinstance(value, dict),
@@ -77,7 +80,7 @@ def newest_start(events: list[dict]) -> dict:
 def summary(folder: Path, points: int) -> dict:
     """What the panel needs to redraw a run, with its curve in at most `points` points."""
     events = read_events(folder / EVENTS)
-    steps = [{key: event[key] for key in ("step", "loss", "seconds")} for event in events if "loss" in event]
+    steps = [{key: event[key] for key in STEP if key in event} for event in events if "loss" in event]
     start = newest_start(events)
     end = next((event for event in events if event.get("event") == "end"), {})
     thin = max(1, -(-len(steps) // points))
@@ -92,13 +95,16 @@ def summary(folder: Path, points: int) -> dict:
             if event.get("event") in ("validation", "health")
         ],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
-        "files": newest_previews(folder),
+        "previews": [{"step": step, "files": files} for step, files in previews(folder).items()],
         "how": end.get("how"),
         "saved": end.get("saved", 0),
     }
 
 
-def newest_previews(folder: Path) -> list[str]:
-    """File names of the previews of the newest step that has any."""
-    names = sorted(path.name for path in (folder / PREVIEWS).glob("step_*.png"))
-    return [name for name in names if name.rsplit("_", 1)[0] == names[-1].rsplit("_", 1)[0]] if names else []
+def previews(folder: Path) -> dict[int, list[str]]:
+    """Step -> file names of its previews, in the order of the prompts; the first step first."""
+    named = [found for path in (folder / PREVIEWS).glob("step_*.png") if (found := PREVIEW.fullmatch(path.name))]
+    shown: dict[int, list[str]] = {}
+    for name in sorted(named, key=lambda name: (int(name[1]), int(name[2]))):
+        shown.setdefault(int(name[1]), []).append(name[0])
+    return shown

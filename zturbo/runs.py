@@ -213,6 +213,7 @@ def conduct(
     foresee(recipe, dataset, host, run, given)
     control = control_of(run)
     log.info("%s Run folder: %s", host.describe(), run.path)
+    run.forget_wishes()
     run.begin(total=recipe.steps, adapter=host.describe(), way=host.way, **vars(given))
     control.begin(host.describe())
     crowd = run.world.describe(recipe.batch_size * recipe.optimizer.accumulation)

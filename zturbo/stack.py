@@ -14,24 +14,27 @@ import torch.nn.functional as F
 from .lowrank import Factors, Fetch, Target
 
 LARGE = 2**26  # multiplications; below, a call's own cost is more than what is won
+LONG = 2**20  # numbers
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @dataclass
 class Low:
-    """A low-rank difference in a stack. rows: of the stack's output; columns: of its hidden numbers A x."""
+    """A low-rank difference in a stack. rows: of its Linear's output; columns: of the stack's hidden numbers A x."""
 
     factors: Factors
+    linear: int
     rows: slice
     columns: slice
     trained: bool
 
 
 class Group:
-    """Differences of one shape and scale that lie beside each other."""
+    """Differences of one shape and scale that lie beside each other on one Linear."""
 
     def __init__(self, lows: list[Low], dtype: torch.dtype):
         self.lows, self.scale, self.trained, self.count = lows, lows[0].factors.scale, lows[0].trained, len(lows)
+        self.linear = lows[0].linear
         self.rows = slice(lows[0].rows.start, lows[-1].rows.stop)
         self.columns = slice(lows[0].columns.start, lows[-1].columns.stop)
         found = [low.factors.B.detach().to(dtype) for low in lows]
@@ -41,26 +44,31 @@ class Group:
         """[N, count * size] -> [count, N, size]"""
         return tensor.unflatten(1, (self.count, -1)).transpose(0, 1)
 
-    def add(self, hidden: torch.Tensor, output: torch.Tensor):
-        """output += scale B hidden."""
-        hidden, output = hidden[:, self.columns], output[:, self.rows]
+    def add(self, hidden: torch.Tensor, outputs: list[torch.Tensor]):
+        """outputs += scale B hidden."""
+        hidden, output = hidden[:, self.columns], outputs[self.linear][:, self.rows]
         if self.count == 1:
             output.addmm_(hidden, self.B.T, alpha=self.scale)
         else:
             self.split(output).baddbmm_(self.split(hidden), self.B.transpose(1, 2), alpha=self.scale)
 
-    def down(self, grad: torch.Tensor, hidden: torch.Tensor):
-        """hidden = scale B^T grad."""
-        grad, hidden = grad[:, self.rows], hidden[:, self.columns]
+    def down(self, grads: list[torch.Tensor], hidden: torch.Tensor):
+        """hidden = scale B^T grads."""
+        grad, hidden = grads[self.linear][:, self.rows], hidden[:, self.columns]
         if self.count == 1:
             torch.addmm(hidden, grad, self.B, beta=0, alpha=self.scale, out=hidden)
         else:
             self.split(hidden).baddbmm_(self.split(grad), self.B, beta=0, alpha=self.scale)
 
-    def gradient(self, grad: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+    def gradient(self, grads: list[torch.Tensor], hidden: torch.Tensor) -> list[torch.Tensor]:
         """To each B."""
-        grad, hidden = grad[:, self.rows], hidden[:, self.columns]
-        found = grad.T @ hidden if self.count == 1 else self.split(grad).transpose(1, 2) @ self.split(hidden)
+        grad, hidden = grads[self.linear][:, self.rows], hidden[:, self.columns]
+        if self.count > 1:
+            found = self.split(grad).transpose(1, 2) @ self.split(hidden)
+        elif grad.numel() >= LONG:  # a long strip is quicker made lying, but for the call that turns it
+            found = (hidden.T @ grad).T.contiguous()
+        else:
+            found = grad.T @ hidden
         found = found if self.scale == 1 else found.mul_(self.scale)
         return [found] if self.count == 1 else list(found.unbind())
 
@@ -78,15 +86,14 @@ class Stack:
         self._take(self.trained)
 
     def _place(self, factors: Mapping[str, Factors], start: int, trained: bool) -> list[Low]:
-        lows, above = [], 0
-        for target, _ in self.linears:
+        lows = []
+        for number, (target, _) in enumerate(self.linears):
             for part in target.parts:
                 if part.name in factors:
                     one = factors[part.name]
-                    rows = slice(above + part.start, above + part.start + part.size)
-                    lows.append(Low(one, rows, slice(start, start + one.rank), trained))
+                    rows = slice(part.start, part.start + part.size)
+                    lows.append(Low(one, number, rows, slice(start, start + one.rank), trained))
                     start += one.rank
-            above += target.out_features
         return lows
 
     def carry(self, adapter: Mapping[str, Factors]) -> bool:
@@ -97,9 +104,9 @@ class Stack:
         lows = self._place(adapter, self.rank, trained=False)
         self.adapter = adapter
         if len(before) == len(lows) and all(a.factors.A is b.factors.A for a, b in zip(before, lows)):
-            scales = {low.rows.start: low.factors.scale for low in lows}
+            scales = {(low.linear, low.rows.start): low.factors.scale for low in lows}
             for group in self.groups:  # the same at another strength
-                group.scale = group.scale if group.trained else scales[group.rows.start]
+                group.scale = group.scale if group.trained else scales[group.linear, group.rows.start]
             return False
         self._take(self.trained + lows)
         return True
@@ -128,58 +135,44 @@ class Stack:
             pairs += [(to, low.factors.B.detach()) for to, low in zip(places, group.lows) if group.trained]
         return [(to, source) for to, source in pairs if to.data_ptr() != source.data_ptr()]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x: [N, in]. Gives the outputs beside each other [N, out] and A x [N, ranks]."""
-        output = self._linears(x)
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """x: [N, in]. Gives the Linears' outputs, each [N, out], and A x [N, ranks]."""
+        outputs = []
+        for _, fetch in self.linears:
+            with fetch(x) as (weight, bias):
+                outputs.append(product(x, weight, bias))
         if not self.lows:
-            return output, None
+            return outputs, None
         hidden = x @ self.A.T
         for group in self.groups:
-            group.add(hidden, output)
-        return output, hidden
-
-    def _linears(self, x: torch.Tensor) -> torch.Tensor:
-        if len(self.linears) == 1:
-            with self.linears[0][1](x) as (weight, bias):
-                return product(x, weight, bias)
-        output = x.new_empty(len(x), sum(target.out_features for target, _ in self.linears))
-        places = output.split([target.out_features for target, _ in self.linears], dim=1)
-        for (_, fetch), place in zip(self.linears, places):
-            with fetch(x) as (weight, bias):
-                if by_onednn(x, weight):
-                    place.copy_(product(x, weight))
-                else:
-                    torch.mm(x, weight.T, out=place)
-                if bias is not None:
-                    place += bias
-        return output
+            group.add(hidden, outputs)
+        return outputs, hidden
 
     def learn(
-        self, grad: torch.Tensor, x: torch.Tensor, hidden: torch.Tensor | None
+        self, grads: list[torch.Tensor], x: torch.Tensor, hidden: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradients to A x, and to `parameters`. grad: to the output [N, out]. x: as `forward` was given it."""
+        """Gradients to A x, and to `parameters`. grads: to the outputs. x: as `forward` was given it."""
         if hidden is None:
             return None, []
         down = torch.empty_like(hidden)
         for group in self.groups:
-            group.down(grad, down)
+            group.down(grads, down)
         if not self.trained:
             return down, []
         dA = down[:, : self.rank].T @ x
-        dB = [one for group in self.groups if group.trained for one in group.gradient(grad, hidden)]
+        dB = [one for group in self.groups if group.trained for one in group.gradient(grads, hidden)]
         return down, [dA[low.columns] for low in self.trained] + dB
 
-    def through(self, grad: torch.Tensor, down: torch.Tensor | None) -> torch.Tensor:
+    def through(self, grads: list[torch.Tensor], down: torch.Tensor | None) -> torch.Tensor:
         """Gradient to x [N, in]. down: to A x."""
         dx: Any = None
-        parts = grad.split([target.out_features for target, _ in self.linears], dim=1)
-        for (_, fetch), part in zip(self.linears, parts):
-            with fetch(part) as (weight, _):
-                if dx is None or by_onednn(part, weight.T):
-                    more = product(part, weight.T)
+        for (_, fetch), grad in zip(self.linears, grads):
+            with fetch(grad) as (weight, _):
+                if dx is None or by_onednn(grad, weight.T):
+                    more = product(grad, weight.T)
                     dx = more if dx is None else dx.add_(more)
                 else:
-                    dx.addmm_(part, weight)
+                    dx.addmm_(grad, weight)
         return dx if down is None else dx.addmm_(down, self.A)
 
 
@@ -201,4 +194,4 @@ def beside(group: list[Low], low: Low) -> bool:
     last = group[-1]
     alike = low.factors.B.shape == last.factors.B.shape and low.factors.scale == last.factors.scale
     next_to = low.rows.start == last.rows.stop and low.columns.start == last.columns.stop
-    return alike and next_to and low.trained == last.trained
+    return alike and next_to and (low.trained, low.linear) == (last.trained, last.linear)

@@ -95,7 +95,7 @@ def test_a_run_with_links_in_it_is_no_run(place):
     run = RunFolder.new(place.runs, Recipe("cat"))
     assert comfy_paths.runs().folder("cat") == run.path
     (run.path / "stop").symlink_to(place.outside / "new")
-    runfolder.request_stop(run.path)
+    runfolder.request(run.path, runfolder.STOP)
     assert (
         comfy_paths.runs().folder("cat") is None
         and comfy_paths.runs().named("cat") == []

@@ -173,7 +173,7 @@ def test_ctrl_c_stops_and_keeps_and_a_killed_run_goes_on_to_the_same_bits(folder
 def test_resume_goes_on_with_a_stopped_run(folder, capsys):
     assert run("train", "recipe.toml", "--set", "steps=9") == 0
     path = folder / "zturbo_runs" / "cat"
-    runfolder.request_stop(path)
+    runfolder.request(path, runfolder.STOP)
     capsys.readouterr()
     assert run("resume", str(path)) == 0
     assert lines(capsys)[-1]["how"] == "finished" and not (path / "stop").exists()
@@ -200,7 +200,7 @@ def test_resume_takes_up_the_run_that_is_named_and_no_other(folder, capsys):
 def test_a_run_that_was_stopped_says_how_to_go_on(folder, capsys):
     assert run("train", "recipe.toml") == 0
     path = folder / "zturbo_runs" / "cat"
-    runfolder.request_stop(path)
+    runfolder.request(path, runfolder.STOP)
     runfolder.RunFolder(path).event(event="end", how="stopped", saved=12)
     capsys.readouterr()
     assert run("train", "recipe.toml") == 0
@@ -213,7 +213,7 @@ def test_a_run_that_another_process_trains_is_left_alone(folder, capsys):
     other = runfolder.RunFolder(path)
     assert other.take() and runfolder.RunFolder(path).is_live()
     before = (path / "events.jsonl").read_bytes()
-    runfolder.request_stop(path)
+    runfolder.request(path, runfolder.STOP)
     capsys.readouterr()
     assert run("resume", str(path)) == 1 and "being trained right now" in lines(capsys)[-1]["error"]
     assert (path / "stop").exists() and (path / "events.jsonl").read_bytes() == before

@@ -282,7 +282,7 @@ def test_a_loss_that_is_no_number_sends_all_processes_back(folder):
 def test_stop_and_keep_stops_all_processes_after_the_same_step(folder):
     children = start(2, "steps=500")
     wait_for_step("cat", 2)
-    runfolder.request_stop(Path("zturbo_runs/cat"))
+    runfolder.request(Path("zturbo_runs/cat"), runfolder.STOP)
     assert codes(children) == [0, 0]
     assert runlog.how_ended(Path("zturbo_runs/cat")) == "stopped" and len(learnt("cat")["losses"]) == len(losses("cat"))
 

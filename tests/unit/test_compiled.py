@@ -47,7 +47,8 @@ def parts(of, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What every function of `of` gives, and the backwards after their forwards."""
     torch.manual_seed(0)
     x, y, g = (numbers(2, 7, WIDTH, dtype=dtype) for _ in range(3))
-    m, u, gu = numbers(2, 4, WIDTH, dtype=dtype)[:, 1:2], numbers(14, 96, dtype=dtype), numbers(14, 48, dtype=dtype)
+    m, gu = numbers(2, 4, WIDTH, dtype=dtype)[:, 1:2], numbers(14, 48, dtype=dtype)
+    u = [numbers(14, 48, dtype=dtype) for _ in range(2)]
     heads, weight = numbers(2, 7, 3 * HEADS, SIDE, dtype=dtype), numbers(2 * HEADS, SIDE)
     d = [numbers(2, 7, HEADS, SIDE, dtype=dtype) for _ in range(3)]
     rope = torch.polar(torch.ones(7, 1, SIDE // 2), torch.rand(7, 1, SIDE // 2))
@@ -63,7 +64,7 @@ def parts(of, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         "scaled_backward": of.scaled_backward(g, m, first)[0],
         "to m": of.scaled_backward(g, m, second)[1],
         "turned_backward": of.turned_backward(d, heads, weight, rope.conj().resolve_conj(), third),
-        "gated_backward": of.gated_backward(gu.clone(), u.clone()),
+        "gated_backward": torch.cat(of.gated_backward(gu.clone(), [one.clone() for one in u])),
     }
 
 
@@ -137,7 +138,7 @@ def test_where_compiling_fails_the_numbers_are_the_same_and_it_is_said(from_the_
 def test_memory_that_runs_out_is_no_failure_of_the_compiler():
     ops = Compiled(broken(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError), torch.no_grad():
-        ops.gated(numbers(4, 8))
+        ops.gated([numbers(4, 8), numbers(4, 8)])
     assert not ops.why
 
 

@@ -217,7 +217,7 @@ def test_save_now(tmp_path):
         def step(self, event):
             super().step(event)
             if event["step"] == 5:
-                runfolder.request_save(run.path)
+                runfolder.request(run.path, runfolder.SAVE)
             if event["step"] == 6:
                 until(lambda: len(run.checkpoint_files()) == 2)  # written while training goes on
                 self.there = [path.stem for path in run.checkpoint_files()]

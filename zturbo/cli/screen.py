@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runfolder import RunFolder, request_stop
+from ..runfolder import STOP, RunFolder, request
 
 STEPS = ("training", "restoring")  # phases whose progress the bar itself shows
 PAUSE = 1.0  # seconds between two words on how far the others are
@@ -61,7 +61,7 @@ class Screen:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is kept is written now
             raise KeyboardInterrupt
         self.asked = True
-        request_stop(self.run.path)
+        request(self.run.path, STOP)
         self.say("Stopping after this step; what is learnt is kept. Ctrl-C again ends it at once.")
 
     def end(self, how: str, saved: int):

@@ -1,4 +1,4 @@
-"""The person at ComfyUI's screen: Cancel, Stop and keep, the progress bar, and the events that the panel draws."""
+"""The person at ComfyUI's screen: Cancel, Pause, Stop and keep, the progress bar, the events that the panel draws."""
 
 import logging
 import time
@@ -9,11 +9,13 @@ import comfy.utils
 import numpy as np
 from PIL import Image
 
+from ..roles import PAUSED
 from ..runfolder import RunFolder
+from ..runlog import STEP
 
 log = logging.getLogger("zturbo")
 PREVIEW_SIZE = 512  # pixels, of the small picture on the progress channel
-PAUSE = 0.2  # seconds between two events to the panel
+EVERY = 0.2  # seconds between two events to the panel, and between two looks whether a pause is over
 
 
 class ComfyControl:
@@ -25,6 +27,7 @@ class ComfyControl:
         self.pending: list[dict] = []
         self.sent = 0.0
         self.named: tuple[str, int] = ("", 0)
+        self.done = 0
 
     def begin(self, described: str):
         self.push("start", adapter=described)
@@ -39,6 +42,23 @@ class ComfyControl:
 
     def check(self):
         comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.run.cancel.exists():
+            raise comfy.model_management.InterruptProcessingException
+        if self.run.pause.exists() and not self.run.stop.exists():
+            self.wait()
+
+    def wait(self):
+        """Until the pause is taken back, or someone cancels or stops. The model stays where it is."""
+        self.flush()
+        before, done = self.named, self.done
+        self.named = PAUSED, 0
+        self.push("phase", done=0, of=0)
+        while self.run.pause.exists() and not (self.run.stop.exists() or self.run.cancel.exists()):
+            time.sleep(EVERY)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        self.named = before
+        self.push("phase", done=done, of=before[1])
+        self.check()
 
     def push(self, kind: str, **data):
         """phase: what the run does now; a page that is opened in the middle of it learns it from any event."""
@@ -48,15 +68,16 @@ class ComfyControl:
     def phase(self, name: str, done: int, total: int):
         """Pushed when it is another one, and else as often as steps are."""
         other = (name, total) != self.named
-        if other or time.monotonic() - self.sent > PAUSE:
+        self.done = done
+        if other or time.monotonic() - self.sent > EVERY:
             self.flush()
             self.named = name, total
             self.push("phase", done=done, of=total)
 
     def step(self, event: dict):
-        self.pending.append({"step": event["step"], "loss": event["loss"], "seconds": event["seconds"]})
+        self.pending.append({name: event[name] for name in STEP if name in event})
         self.bar.update_absolute(event["step"])
-        if time.monotonic() - self.sent > PAUSE:
+        if time.monotonic() - self.sent > EVERY:
             self.flush()
 
     def flush(self):

@@ -41,12 +41,19 @@ class Models:
     preview: Any = None
 
 
-def train(recipe: Recipe, dataset: Dataset, models: Models, node_id: str, resume: str = runs.AUTO) -> Trained:
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    models: Models,
+    node_id: str,
+    resume: str = runs.AUTO,
+    workflow: dict | None = None,
+) -> Trained:
     """Train in this process.
 
     Raises ZTurboError with a sentence, or ComfyUI's own interrupt; in both cases the LoRA so far is saved.
 
-    resume: see `runs.choose_run`.
+    resume: see `runs.choose_run`. workflow: the graph that the node is in, which the run folder keeps.
     """
     if not isinstance(dataset, Dataset):
         raise ZTurboError(f"dataset is a {type(dataset).__name__}; connect Image Dataset.")
@@ -58,6 +65,8 @@ def train(recipe: Recipe, dataset: Dataset, models: Models, node_id: str, resume
         host = ComfyHost(*given, recipe, models.preview, cache, comfy_paths.lora_file)
 
         def control_of(run: RunFolder) -> ComfyControl:
+            if workflow is not None:
+                run.keep_workflow(workflow)
             return ComfyControl(run, recipe.steps, node_id, _send)
 
         done = runs.conduct(recipe, dataset, host, comfy_paths.runs(), resume, control_of, cancelled)

@@ -1,0 +1,202 @@
+// Curves over steps: losses, readings of the gauge. Wheel or + and - zooms, dragging moves, hovering or the arrows read.
+import { element, button, svg, keep } from "./dom.js";
+import { say } from "./words.js";
+
+const SMOOTH = 0.95;
+const LEFT = 44;
+const BOTTOM = 16;
+const TOP = 6;
+const RIGHT = 8;
+
+/** Of {step, y}: the mean of the newest, older ones count less and less. */
+export function smoothed(points) {
+  let mean = 0;
+  let weight = 0;
+  return points.map(({ step, y }) => {
+    mean = SMOOTH * mean + (1 - SMOOTH) * y;
+    weight = SMOOTH * weight + (1 - SMOOTH);
+    return { step, y: mean / weight };
+  });
+}
+
+/** Round numbers between low and high, about `count` of them. */
+export function ticks(low, high, count) {
+  const rough = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const size = [1, 2, 5, 10].find((n) => n * power >= rough) * power;
+  const found = [];
+  for (let n = Math.ceil(low / size); n * size <= high + size * 1e-9; n++) found.push(n * size);
+  return found;
+}
+
+const short = (n) => (n === 0 ? "0" : Math.abs(n) >= 1000 ? `${+(n / 1000).toFixed(1)}k` : Math.abs(n) < 0.001 ? n.toExponential(0) : `${+n.toPrecision(3)}`);
+
+/** series: [{key, name, points: [{step, y}], faint, unit: on a scale of its own from 0 to 1}] */
+export class Chart {
+  constructor(parent, label) {
+    this.root = element("div", "zturbo-chart", parent);
+    this.svg = svg("svg", { role: "img", tabindex: 0, "aria-label": label }, this.root);
+    this.label = label;
+    const row = element("div", "zturbo-row", this.root);
+    this.legend = element("span", "zturbo-legend", row);
+    this.logButton = button("zturbo-small", "log", say("chart.log"), row, () => {
+      this.log = !this.log;
+      this.logButton.setAttribute("aria-pressed", this.log);
+      this.draw();
+    });
+    this.logButton.setAttribute("aria-pressed", false);
+    this.whole = button("zturbo-small", say("chart.whole"), say("chart.whole_title"), row, () => this.zoom());
+    this.read = element("div", "zturbo-readout", this.root);
+    this.read.hidden = true;
+    this.series = [];
+    this.total = 1;
+    this.view = null; // [first, last] step; null: all
+    this.at = null; // the step that is read
+    this.listen();
+    new ResizeObserver(() => this.soon()).observe(this.svg);
+  }
+
+  listen() {
+    const step = (event) => this.stepAt((event.offsetX - LEFT) / this.inner());
+    keep(this.svg, "pointerdown", "dblclick", "contextmenu");
+    this.svg.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      event.stopPropagation();
+      this.zoom(event.deltaY < 0 ? 0.8 : 1.25, step(event));
+    }, { passive: false });
+    this.svg.addEventListener("pointermove", (event) => {
+      if (event.buttons & 1) this.move(-event.movementX / this.inner());
+      else this.point(step(event));
+    });
+    this.svg.addEventListener("pointerleave", () => this.point(null));
+    this.svg.addEventListener("dblclick", () => this.zoom());
+    this.svg.addEventListener("keydown", (event) => {
+      const [first, last] = this.range();
+      const here = this.at ?? last;
+      const acts = {
+        ArrowLeft: () => this.point(Math.max(first, here - (last - first) / 50)),
+        ArrowRight: () => this.point(Math.min(last, here + (last - first) / 50)),
+        "+": () => this.zoom(0.8, here),
+        "-": () => this.zoom(1.25, here),
+        0: () => this.zoom(),
+      };
+      if (!acts[event.key]) return;
+      event.preventDefault();
+      event.stopPropagation();
+      acts[event.key]();
+    });
+  }
+
+  inner() {
+    return Math.max(1, this.svg.clientWidth - LEFT - RIGHT);
+  }
+
+  range() {
+    return this.view ?? [0, Math.max(1, this.total)];
+  }
+
+  stepAt(share) {
+    const [first, last] = this.range();
+    return first + Math.min(1, Math.max(0, share)) * (last - first);
+  }
+
+  zoom(factor, around) {
+    if (factor === undefined) this.view = null;
+    else {
+      const [first, last] = this.range();
+      const size = Math.min(this.total, Math.max(5, (last - first) * factor));
+      const start = Math.min(Math.max(0, around - ((around - first) / (last - first)) * size), this.total - size);
+      this.view = size >= this.total ? null : [start, start + size];
+    }
+    this.draw();
+  }
+
+  move(share) {
+    if (!this.view) return;
+    const [first, last] = this.view;
+    const way = Math.min(Math.max(share * (last - first), -first), this.total - last);
+    this.view = [first + way, last + way];
+    this.draw();
+  }
+
+  point(step) {
+    this.at = step;
+    this.draw();
+  }
+
+  set(series, total) {
+    this.series = series;
+    this.total = Math.max(1, total);
+    this.soon();
+  }
+
+  /** Draw in the next frame; several wishes are one drawing. */
+  soon() {
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = null;
+      this.draw();
+    });
+  }
+
+  draw() {
+    const [width, height] = [this.svg.clientWidth, this.svg.clientHeight];
+    if (!width || !height) return;
+    const [first, last] = this.range();
+    const seen = (points) => points.filter(({ step }) => step >= first && step <= last);
+    const [low, high] = this.heights(seen);
+    const x = (step) => LEFT + (this.inner() * (step - first)) / (last - first || 1);
+    const scale = (y, from, to) => height - BOTTOM - ((height - TOP - BOTTOM) * (y - from)) / (to - from || 1);
+    const up = (y) => (this.log ? Math.log10(Math.max(y, 1e-12)) : y);
+    const place = (one) => (one.unit ? (y) => scale(Math.min(1, y), 0, 1) : (y) => scale(up(y), low, high));
+    this.svg.replaceChildren();
+    const clip = `zturbo-clip-${(this.id ??= Math.random().toString(36).slice(2))}`;
+    svg("rect", { x: LEFT, y: 0, width: this.inner(), height: height - BOTTOM }, svg("clipPath", { id: clip }, svg("defs", {}, this.svg)));
+    for (const y of ticks(low, high, 4)) {
+      svg("line", { class: "zturbo-grid", x1: LEFT, x2: width - RIGHT, y1: scale(y, low, high), y2: scale(y, low, high) }, this.svg);
+      svg("text", { class: "zturbo-tick", x: LEFT - 4, y: scale(y, low, high) + 3, "text-anchor": "end" }, this.svg).textContent = short(this.log ? 10 ** y : y);
+    }
+    for (const step of ticks(first, last, Math.max(2, Math.floor(this.inner() / 70)))) {
+      svg("text", { class: "zturbo-tick", x: x(step), y: height - 3, "text-anchor": "middle" }, this.svg).textContent = short(step);
+    }
+    const lines = svg("g", { "clip-path": `url(#${clip})` }, this.svg);
+    for (const one of this.series) {
+      const points = seen(one.points).map(({ step, y }) => `${x(step).toFixed(1)},${place(one)(y).toFixed(1)}`);
+      const line = svg("polyline", { class: `zturbo-line-${one.key}${one.faint ? " zturbo-faint" : ""}`, points: points.join(" "), fill: "none" }, lines);
+      if (one.color) line.style.stroke = one.color;
+    }
+    if (this.at !== null) svg("line", { class: "zturbo-cross", x1: x(this.at), x2: x(this.at), y1: TOP, y2: height - BOTTOM }, this.svg);
+    this.sayWhat();
+    this.whole.hidden = !this.view;
+  }
+
+  /** Lowest and highest of what is seen; of the faint, which scatter, the outermost do not count. */
+  heights(seen) {
+    const found = [];
+    for (const one of this.series.filter((one) => !one.unit)) {
+      const ys = seen(one.points).map(({ y }) => y).sort((a, b) => a - b);
+      const spare = one.faint ? Math.floor(ys.length / 50) : 0;
+      if (ys.length) found.push(ys[spare], ys[ys.length - 1 - spare]);
+    }
+    if (!found.length) return [0, 1];
+    const up = (y) => (this.log ? Math.log10(Math.max(y, 1e-12)) : y);
+    const [low, high] = [up(Math.min(...found)), up(Math.max(...found))];
+    const air = (high - low || Math.abs(high) || 1) * 0.05;
+    return [this.log ? low - air : Math.max(0, low - air), high + air];
+  }
+
+  sayWhat() {
+    const near = (points) => points.reduce((best, point) => (!best || Math.abs(point.step - this.at) < Math.abs(best.step - this.at) ? point : best), null);
+    const shown = this.series.filter((one) => !one.faint && one.points.length);
+    this.legend.replaceChildren();
+    for (const one of shown) {
+      const entry = element("span", `zturbo-key zturbo-key-${one.key}`, this.legend, one.name);
+      if (one.color) entry.style.setProperty("--zturbo-color", one.color);
+    }
+    this.read.hidden = this.at === null;
+    if (this.at === null) return;
+    const parts = shown.map((one) => `${one.name} ${near(one.points).y.toPrecision(3)}`);
+    const more = this.reading?.(this.at) ?? [];
+    this.read.textContent = [say("chart.step", { step: Math.round(this.at) }), ...parts, ...more].join(" · ");
+    this.svg.setAttribute("aria-label", `${this.label}. ${this.read.textContent}`);
+  }
+}

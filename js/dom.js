@@ -1,0 +1,53 @@
+// Small help with the page.
+
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = new URL("./style.css", import.meta.url);
+document.head.append(style);
+
+export function element(tag, className, parent, text) {
+  const made = document.createElement(tag);
+  made.className = className;
+  if (text !== undefined) made.textContent = text;
+  parent?.append(made);
+  return made;
+}
+
+export function button(className, text, title, parent, act) {
+  const made = element("button", className, parent, text);
+  made.type = "button";
+  made.title = title;
+  made.addEventListener("click", act);
+  return made;
+}
+
+/** A button that asks once more before it acts. */
+export function careful(className, text, sure, title, parent, act) {
+  let timer = 0;
+  const calm = () => {
+    clearTimeout(timer);
+    timer = 0;
+    made.textContent = text;
+  };
+  const made = button(className, text, title, parent, () => {
+    if (timer) {
+      calm();
+      return act();
+    }
+    made.textContent = sure;
+    timer = setTimeout(calm, 4000);
+  });
+  return made;
+}
+
+export function svg(tag, attributes, parent) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  parent?.append(made);
+  return made;
+}
+
+/** What happens on an element of ours is not the canvas' business. */
+export function keep(target, ...events) {
+  for (const name of events) target.addEventListener(name, (event) => event.stopPropagation());
+}

@@ -1,0 +1,196 @@
+// The panel of a run: what it does, its curve, its previews, and what can be asked of it.
+import { Chart, smoothed } from "./chart.js";
+import { element, button, careful, keep } from "./dom.js";
+import { Gallery } from "./gallery.js";
+import { ask, runOf } from "./server.js";
+import { clock, has, say } from "./words.js";
+
+const MOST = 4000; // points of the curve
+const RECENT = 50; // steps whose pace counts
+const STEPS = ["training", "restoring"]; // phases that take steps
+const PAUSED = "paused";
+const WISHES = ["stop", "save", "pause", "cancel"];
+
+export class Panel {
+  constructor() {
+    this.root = element("div", "zturbo-panel");
+    keep(this.root, "keydown", "keyup", "paste", "copy");
+    this.status = element("div", "zturbo-status", this.root);
+    this.status.setAttribute("role", "status");
+    this.bar = element("progress", "zturbo-progress", this.root);
+    this.facts = element("div", "zturbo-line zturbo-facts", this.root);
+    const row = element("div", "zturbo-row zturbo-buttons", this.root);
+    this.buttons = Object.fromEntries(WISHES.map((wish) => [wish, this.wish(wish, row)]));
+    this.adapter = element("div", "zturbo-line zturbo-adapter", this.root);
+    this.gauge = element("div", "zturbo-line zturbo-gauge", this.root);
+    this.gauge.title = say("panel.gauge_title");
+    this.notice = element("div", "zturbo-line zturbo-notice", this.root);
+    this.chart = new Chart(this.root, say("chart.label"));
+    this.chart.reading = (step) => this.rateAt(step);
+    this.gallery = new Gallery(this.root);
+    this.begin({ run: null, total: 0 });
+    this.say(say("panel.not_trained"));
+  }
+
+  wish(wish, row) {
+    const [text, title] = [say(`panel.${wish}`), say(`panel.${wish}_title`)];
+    const act = () => this.ask(wish === "pause" && this.paused ? "go_on" : wish);
+    const made = wish === "cancel" ? careful("zturbo-cancel", text, say("panel.cancel_sure"), title, row, act) : button(`zturbo-${wish}`, text, title, row, act);
+    return made;
+  }
+
+  begin({ run, total, adapter = "" }) {
+    Object.assign(this, { run, total, points: [], looks: [], notes: [], doing: "", stopping: false, paused: false, ended: !run });
+    this.gallery.clear(run);
+    this.adapter.textContent = this.adapter.title = adapter;
+    this.gauge.textContent = this.facts.textContent = "";
+    this.progress(null);
+    this.note([]);
+    this.drawCurve();
+    this.enable();
+    this.say(run ? say("panel.preparing") : "");
+  }
+
+  say(text) {
+    this.status.textContent = this.status.title = text;
+  }
+
+  /** share: of the whole, 0 to 1; null: nobody knows, or nothing goes on. */
+  progress(share) {
+    this.bar.hidden = this.ended;
+    if (share === null) this.bar.removeAttribute("value");
+    else this.bar.value = share;
+  }
+
+  /** Before the first step there is nothing to keep, behind the last nothing to stop. */
+  enable() {
+    const done = this.points.at(-1)?.step ?? 0;
+    const idle = this.ended || this.stopping;
+    const between = done > 0 && done < this.total;
+    this.buttons.stop.disabled = idle || !between;
+    this.buttons.save.disabled = idle || !between;
+    this.buttons.pause.disabled = idle || (done > 0 && done >= this.total);
+    this.buttons.cancel.disabled = this.ended;
+    this.buttons.pause.textContent = say(this.paused ? "panel.go_on" : "panel.pause");
+    this.buttons.pause.title = say(this.paused ? "panel.go_on_title" : "panel.pause_title");
+  }
+
+  /** What a person should know of the run: the newest is shown, all of them on hovering. */
+  note(texts) {
+    this.notes.push(...texts);
+    this.notice.textContent = this.notes.at(-1) ?? "";
+    this.notice.title = this.notes.join("\n");
+  }
+
+  /** Losses at fixed noise levels ("validation": of pictures held out, and of pictures that are trained on), and the gauge ("health"). */
+  look(looks) {
+    for (const look of looks) this.looks = [...this.looks.filter(({ event, step }) => step < look.step || event !== look.event), look];
+    const reading = this.looks.filter(({ event }) => event === "health").at(-1);
+    this.gauge.textContent = reading ? say("panel.gauge", { gauge: reading.gauge.toFixed(2), step: reading.step }) : "";
+    this.gauge.style.setProperty("--zturbo-wear", Math.min(1, reading?.gauge ?? 0));
+    this.drawCurve();
+  }
+
+  /** What the run does now. The steps of a phase that takes steps are said by `add`, once there are some. */
+  phase({ phase: name, done, of }) {
+    if (this.ended) return;
+    this.paused = name === PAUSED;
+    this.enable();
+    if (STEPS.includes(name) && this.points.length) return this.sayStep();
+    const words = has(`phase.${name}`) ? say(`phase.${name}`) : name;
+    const count = of ? say(STEPS.includes(name) ? "panel.step_of" : "panel.count_of", { done: Math.min(done + 1, of), of }) : "";
+    this.say(`${this.stopping ? say("panel.stopping") : ""}${words}${count}…`);
+    if (!this.paused && !STEPS.includes(name)) this.progress(of ? done / of : null);
+  }
+
+  sayStep() {
+    const now = this.points.at(-1);
+    const recent = this.points.slice(-RECENT);
+    const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
+    const loss = smoothed(recent.map(({ step, loss }) => ({ step, y: loss }))).at(-1).y;
+    const left = clock((this.total - now.step) * pace);
+    this.say(say(this.doing === "restoring" ? "panel.restoring" : "panel.step", { step: now.step, total: this.total, loss: loss.toFixed(4), left }));
+    const speed = pace < 1 ? say("panel.per_second", { pace: (1 / pace).toPrecision(3) }) : say("panel.per_step", { pace: pace.toPrecision(3) });
+    const memory = now.memory === undefined ? "" : say("panel.memory", { memory: now.memory.toFixed(1) });
+    this.facts.textContent = [speed, now.lr === undefined ? "" : say("panel.rate", { rate: now.lr.toPrecision(3) }), memory].filter(Boolean).join(" · ");
+    this.progress(now.step / this.total);
+  }
+
+  rateAt(step) {
+    const near = this.points.reduce((best, point) => (!best || Math.abs(point.step - step) < Math.abs(best.step - step) ? point : best), null);
+    return near?.lr === undefined ? [] : [say("panel.rate", { rate: near.lr.toPrecision(3) })];
+  }
+
+  add(steps) {
+    const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
+    this.points = [...this.points.filter(({ step }) => step < first), ...steps];
+    if (this.points.length > MOST) this.points = this.points.filter((_, index) => index % 2 || index > MOST / 2); // the older half, thinner
+    this.drawCurve();
+    if (!this.points.length) return;
+    if (steps.length) this.gallery.rewind(this.points.at(-1).step);
+    this.enable();
+    this.sayStep();
+  }
+
+  drawCurve() {
+    const series = (key) => this.looks.filter((look) => key in look).map((look) => ({ step: look.step, y: look[key] }));
+    const losses = this.points.map(({ step, loss }) => ({ step, y: loss }));
+    this.chart.set(
+      [
+        { key: "raw", faint: true, points: losses },
+        { key: "loss", name: say("chart.loss"), points: smoothed(losses) },
+        { key: "trained", name: say("chart.trained"), points: series("trained") },
+        { key: "held", name: say("chart.held"), points: series("held_out") },
+        { key: "gauge", name: say("chart.gauge"), unit: true, points: series("gauge") },
+      ],
+      this.total,
+    );
+  }
+
+  show(step, files) {
+    if (files.length) this.gallery.add([{ step, files }]);
+  }
+
+  /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
+  end(how, saved) {
+    this.ended = true;
+    this.enable();
+    this.progress(null);
+    const done = this.points.at(-1)?.step ?? 0;
+    const kept = how === "died" || saved === done ? "" : saved ? ` ${say("end.saved", { saved })}` : ` ${say("end.none")}`;
+    this.say(say("end.at", { how: has(`end.${how}`) ? say(`end.${how}`) : how, step: done, total: this.total }) + kept);
+  }
+
+  /** wish: as `server.ask` knows them. */
+  async ask(wish) {
+    const before = this.stopping;
+    this.stopping ||= wish === "stop" || wish === "cancel";
+    this.enable();
+    try {
+      await ask(wish, this.run);
+      this.say(say(`asked.${wish}`));
+    } catch (error) {
+      this.stopping = before;
+      this.enable();
+      this.say(say("panel.unreached", { error: error.message }));
+    }
+  }
+
+  /** Redraw from the run folder. query: as `server.runOf`. */
+  async restore(query) {
+    const before = this.run;
+    const run = await runOf(query).catch(() => ({ run: null }));
+    if (!run.run || (this.run !== before && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
+    const [live, doing] = this.run === run.run ? [this.points, this.doing] : [[], ""];
+    this.begin(run);
+    this.doing = doing;
+    this.paused = run.paused && !run.how;
+    this.note(run.notes);
+    this.look(run.looks);
+    this.add(run.steps);
+    this.add(live);
+    this.gallery.add(run.previews);
+    if (this.paused) this.phase({ phase: PAUSED });
+    if (run.how) this.end(run.how, run.saved);
+  }
+}

@@ -1,0 +1,228 @@
+// The sidebar tab with all runs: look at one, compare several, go on with one, use its LoRA, open its graph, delete it.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { Chart, smoothed } from "./chart.js";
+import { element, button, careful, keep } from "./dom.js";
+import { Gallery } from "./gallery.js";
+import { allRuns, ask, picture, recipeOf, runOf, workflowOf } from "./server.js";
+import { NODE, restore, trainNodes } from "./train_panel.js";
+import { has, say } from "./words.js";
+
+const COLORS = ["#4aa8ff", "#ff9a3c", "#5fc15f", "#e65c8f", "#a58bff", "#c9b037", "#4bc9c0", "#e0604c"];
+const LIVE = ["running"];
+
+const toast = (severity, detail) => app.extensionManager.toast.add({ severity, summary: say("runs.title"), detail, life: 6000 });
+
+/** Do it, and say what went wrong in the server's own sentence. */
+async function tried(act) {
+  try {
+    await act();
+  } catch (error) {
+    toast("error", error.message);
+  }
+}
+
+class RunsTab {
+  constructor(root) {
+    this.root = element("div", "zturbo-runs", root);
+    keep(this.root, "keydown", "wheel");
+    const head = element("div", "zturbo-row", this.root);
+    element("strong", "", head, say("runs.title"));
+    button("zturbo-small", say("runs.refresh"), say("runs.refresh_title"), head, () => this.refresh());
+    this.note = element("div", "zturbo-line", this.root);
+    this.compared = element("div", "zturbo-compared", this.root);
+    this.list = element("div", "zturbo-list", this.root);
+    this.chosen = new Set();
+    this.open = null; // name of the run that is looked at
+    this.refresh();
+  }
+
+  async refresh() {
+    await tried(async () => {
+      this.runs = await allRuns();
+      this.chosen = new Set([...this.chosen].filter((name) => this.runs.some(({ run }) => run === name)));
+      this.note.textContent = this.runs.length ? say("runs.compare_how") : say("runs.none");
+      this.list.replaceChildren(...this.runs.map((run) => this.card(run)));
+      await this.compare();
+    });
+  }
+
+  card(run) {
+    const card = element("section", "zturbo-card");
+    card.dataset.run = run.run;
+    const head = element("div", "zturbo-row", card);
+    const box = element("input", "zturbo-choose", head);
+    box.type = "checkbox";
+    box.checked = this.chosen.has(run.run);
+    box.title = box.ariaLabel = say("runs.choose", { run: run.run });
+    box.addEventListener("change", () => {
+      this.chosen[box.checked ? "add" : "delete"](run.run);
+      this.compare();
+    });
+    const open = button("zturbo-open", "", say("runs.open_title"), head, () => this.look(run, card));
+    open.setAttribute("aria-expanded", false);
+    if (run.preview) {
+      const image = element("img", "", open);
+      image.loading = "lazy";
+      image.alt = "";
+      image.src = picture(run.run, run.preview, true);
+    }
+    const text = element("span", "", open);
+    element("b", "", text, run.run);
+    const how = say(has(`end.${run.how}`) ? `end.${run.how}` : "runs.running");
+    const facts = [how, say("runs.steps", { step: run.step, total: run.total })];
+    if (run.loss !== null) facts.push(`${say("chart.loss")} ${run.loss.toFixed(4)}`);
+    if (run.gauge !== null) facts.push(`${say("chart.gauge")} ${run.gauge.toFixed(2)}`);
+    element("span", "zturbo-line zturbo-wrapped", text, facts.join(" · "));
+    element("span", "zturbo-line", text, new Date(run.modified * 1000).toLocaleString());
+    if (this.open === run.run) this.look(run, card);
+    return card;
+  }
+
+  /** Open a card, or close the one that is open. */
+  async look(run, card) {
+    const there = card.querySelector(".zturbo-detail");
+    this.list.querySelectorAll(".zturbo-detail").forEach((detail) => detail.remove());
+    this.list.querySelectorAll(".zturbo-open").forEach((open) => open.setAttribute("aria-expanded", false));
+    this.open = there ? null : run.run;
+    if (there) return;
+    card.querySelector(".zturbo-open").setAttribute("aria-expanded", true);
+    const detail = element("div", "zturbo-detail", card);
+    this.acts(run, detail);
+    await tried(async () => {
+      const [facts, recipe] = await Promise.all([runOf({ folder: run.run }), recipeOf(run.run)]);
+      const chart = new Chart(detail, say("chart.label"));
+      const losses = facts.steps.map(({ step, loss }) => ({ step, y: loss }));
+      const looks = (key) => facts.looks.filter((look) => key in look).map((look) => ({ step: look.step, y: look[key] }));
+      chart.set(
+        [
+          { key: "raw", faint: true, points: losses },
+          { key: "loss", name: say("chart.loss"), points: smoothed(losses) },
+          { key: "held", name: say("chart.held"), points: looks("held_out") },
+          { key: "gauge", name: say("chart.gauge"), unit: true, points: looks("gauge") },
+        ],
+        facts.total,
+      );
+      const gallery = new Gallery(detail);
+      gallery.clear(run.run);
+      gallery.add(facts.previews);
+      for (const text of facts.notes) element("div", "zturbo-line zturbo-wrapped", detail, text);
+      const more = element("details", "", detail);
+      element("summary", "", more, say("runs.recipe"));
+      element("pre", "", more, recipe);
+    });
+  }
+
+  acts(run, detail) {
+    const live = LIVE.includes(run.how);
+    const row = element("div", "zturbo-row zturbo-buttons", detail);
+    const steps = element("select", "zturbo-from", row);
+    steps.title = steps.ariaLabel = say("runs.from");
+    steps.append(...run.checkpoints.map((step) => new Option(say("runs.checkpoint", { step }), step)));
+    const go = button("zturbo-go-on", say("runs.go_on"), say("runs.go_on_title"), row, () => tried(() => this.goOn(run, Number(steps.value))));
+    steps.hidden = go.disabled = live || !run.checkpoints.length;
+    const use = button("zturbo-use", say("runs.use"), say("runs.use_title"), row, () => tried(() => this.use(run, "newest")));
+    use.disabled = !run.saved;
+    if (run.healthy && run.healthy !== run.saved) button("zturbo-use-healthy", say("runs.use_healthy", { step: run.healthy }), say("runs.use_healthy_title"), row, () => tried(() => this.use(run, "healthy")));
+    const graph = button("zturbo-graph", say("runs.graph"), say("runs.graph_title"), row, () => tried(() => this.graph(run)));
+    graph.disabled = !run.workflow;
+    const gone = careful("zturbo-delete", say("runs.delete"), say("runs.delete_sure"), say("runs.delete_title"), row, () =>
+      tried(async () => {
+        await ask("delete", run.run);
+        await this.refresh();
+      }),
+    );
+    gone.disabled = live;
+  }
+
+  /** The run's graph on the canvas, or the Train node of that name in the open one. Gives the node. */
+  async node(run) {
+    const named = (node) => node.widgets.find((widget) => widget.name === "name").value.trim() === run.name;
+    const there = trainNodes().find(named);
+    if (there) return there;
+    await this.graph(run);
+    return trainNodes().find(named) ?? trainNodes()[0];
+  }
+
+  /** Have the Train node go on where the run is. One that was cut off is taken up; one that has ended becomes a new run. */
+  async goOn(run, step) {
+    const node = await this.node(run);
+    if (!node) throw new Error(say("runs.no_node"));
+    const widget = (name) => node.widgets.find((one) => one.name === name);
+    const newest = step === run.checkpoints[0];
+    const cutOff = ["cancelled", "failed", "died"].includes(run.how);
+    const set = (name, value) => {
+      widget(name).value = value;
+      widget(name).callback?.(value);
+    };
+    set("resume", cutOff && newest ? "auto" : newest ? run.run : `${run.run}/step_${String(step).padStart(6, "0")}`);
+    if (step >= widget("steps").value) set("steps", 2 * step);
+    app.graph.setDirtyCanvas(true, true);
+    app.canvas.centerOnNode?.(node);
+    toast("info", say("runs.ready", { step, steps: widget("steps").value }));
+  }
+
+  /** Copy the LoRA into models/loras, and put a loader with it on the canvas. */
+  async use(run, lora) {
+    const { file } = await ask("take", run.run, { lora });
+    await app.refreshComboInNodes?.();
+    const node = LiteGraph.createNode("LoraLoaderModelOnly");
+    app.graph.add(node);
+    const [x, y] = app.canvas.ds?.visible_area ? [app.canvas.ds.visible_area[0], app.canvas.ds.visible_area[1]] : [0, 0];
+    node.pos = [x + 80, y + 80];
+    const widget = node.widgets.find((one) => one.name === "lora_name");
+    if (Array.isArray(widget.options?.values) && !widget.options.values.includes(file)) widget.options.values.push(file);
+    widget.value = file;
+    app.graph.setDirtyCanvas(true, true);
+    toast("success", say("runs.used", { file }));
+  }
+
+  async graph(run) {
+    await app.loadGraphData(await workflowOf(run.run), true, true, run.run);
+    trainNodes().forEach(restore);
+  }
+
+  async compare() {
+    this.compared.replaceChildren();
+    if (this.chosen.size < 2) return;
+    const found = await Promise.all([...this.chosen].map((folder) => runOf({ folder })));
+    const chart = new Chart(this.compared, say("runs.compared"));
+    chart.set(
+      found.map((run, n) => ({ key: "run", name: run.run, color: COLORS[n % COLORS.length], points: smoothed(run.steps.map(({ step, loss }) => ({ step, y: loss }))) })),
+      Math.max(...found.map(({ total }) => total)),
+    );
+    const row = element("div", "zturbo-last", this.compared);
+    for (const run of found) {
+      const file = run.previews.at(-1)?.files[0];
+      if (!file) continue;
+      const figure = element("figure", "", row);
+      const image = element("img", "", figure);
+      image.src = picture(run.run, file, true);
+      image.alt = say("gallery.picture", { step: run.previews.at(-1).step, file });
+      element("figcaption", "", figure, `${run.run}, ${run.previews.at(-1).step}`);
+    }
+  }
+}
+
+let tab = null;
+for (const name of ["start", "end"]) api.addEventListener(`zturbo.${name}`, () => tab?.refresh());
+
+app.registerExtension({
+  name: "zturbo.Runs",
+
+  setup() {
+    app.extensionManager.registerSidebarTab({
+      id: "zturbo-runs",
+      icon: "pi pi-chart-line",
+      title: say("runs.title"),
+      tooltip: say("runs.tooltip"),
+      type: "custom",
+      render: (root) => {
+        tab = new RunsTab(root);
+      },
+      destroy: () => {
+        tab = null;
+      },
+    });
+  },
+});

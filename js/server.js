@@ -1,0 +1,25 @@
+// What the pages ask of the server. Each raises an Error with the server's own sentence.
+import { api } from "../../scripts/api.js";
+
+async function answered(path, options) {
+  const answer = await api.fetchApi(`/zturbo/${path}`, options);
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error ?? answer.statusText);
+  return found;
+}
+
+/** query: {name} for the newest run of a name, {folder} for one run. */
+export const runOf = (query) => answered(`run?${new URLSearchParams(query)}`);
+export const allRuns = async () => (await answered("runs")).runs;
+export const recipeOf = async (folder) => (await answered(`recipe?${new URLSearchParams({ folder })}`)).recipe;
+export const workflowOf = (folder) => answered(`workflow?${new URLSearchParams({ folder })}`);
+
+/** wish: stop, save, pause, go_on, cancel, delete, or take (which copies its LoRA into models/loras). */
+export const ask = (wish, run, more = {}) =>
+  answered(wish, { method: "POST", body: JSON.stringify({ run, ...more }), headers: { "Content-Type": "application/json" } });
+
+/** Address of a preview. small: compressed, for a thumbnail. */
+export function picture(run, file, small = false) {
+  const query = { filename: file, subfolder: `zturbo/${run}/previews`, type: "output", ...(small ? { preview: "webp;60" } : {}) };
+  return api.apiURL(`/view?${new URLSearchParams(query)}`);
+}

@@ -1,0 +1,176 @@
+"""The ComfyUI frontend in a real browser, classic and with Nodes 2.0."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from conftest import ROOT, missing  # noqa: E402
+
+SHOTS = ROOT / "build" / "screenshots"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READY = 120_000  # ms; a first start of the frontend on a busy machine
+
+
+def chromium() -> Iterator:
+    """The browser, headless."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = os.environ.get("CHROMIUM") or next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
+    if program is None:
+        missing("needs a browser: install chromium or Chrome, or set CHROMIUM to one")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Canvas:
+    """The ComfyUI frontend in a page, with what its console said about our files."""
+
+    def __init__(self, browser, server, vue: bool, address: str = ""):
+        self.context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        self.page = self.context.new_page()
+        self.address, self.ours, self.vue = address or server.address, [], vue
+        self.page.on(
+            "console",
+            lambda message: self.note(
+                f"{message.type}: {message.text} {message.location.get('url', '')}", message.type
+            ),
+        )
+        self.page.on("pageerror", lambda error: self.note(str(error.stack or error), "error"))
+        server.post(
+            "/settings",
+            {"Comfy.VueNodes.Enabled": vue, "Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": True},
+        )
+        self.open()
+
+    def note(self, text: str, kind: str):
+        if kind in ("error", "warning") and ("zimage-turbo-lora" in text or "zturbo" in text.lower()):
+            self.ours.append(text)
+
+    def open(self):
+        self.page.goto(self.address, wait_until="domcontentloaded")
+        self.page.wait_for_function(
+            "() => window.app?.graph && window.app?.extensionManager && !document.querySelector('#splash-loader')",
+            timeout=READY,
+        )
+        self.page.wait_for_function(
+            "() => window.app.canvas && window.app.extensions?.some((e) => e.name === 'zturbo.TrainPanel')",
+            timeout=READY,
+        )
+
+    def drop(self, path: Path):
+        """Drop a workflow file on the canvas, as from the file manager; wait until its nodes are there."""
+        text = path.read_text(encoding="utf-8")
+        script = (
+            "([text, name]) => { const data = new DataTransfer(); "
+            "data.items.add(new File([text], name, { type: 'application/json' })); return data; }"
+        )
+        data = self.page.evaluate_handle(script, [text, path.name])
+        self.page.dispatch_event("#graph-canvas", "drop", {"dataTransfer": data, "clientX": 800, "clientY": 500})
+        ids = sorted(str(node["id"]) for node in json.loads(text)["nodes"])
+        self.page.wait_for_function(
+            "(ids) => JSON.stringify(window.app.graph.nodes.map((n) => String(n.id)).sort()) === JSON.stringify(ids)",
+            arg=ids,
+            timeout=READY,
+        )
+
+    def widget(self, node: str, name: str, value):
+        self.page.evaluate(
+            "([type, name, value]) => { const n = window.app.graph.nodes.find((n) => n.type === type); "
+            "n.widgets.find((w) => w.name === name).value = value; }",
+            [node, name, value],
+        )
+
+    def missing_nodes(self) -> list[str]:
+        return self.page.evaluate(
+            "() => window.app.graph.nodes.filter((n) => !(n.type in LiteGraph.registered_node_types))"
+            ".map((n) => n.type)"
+        )
+
+    def run(self):
+        # The frontend's own veil over a drop sometimes stays when loading is done at once: its fading never ends.
+        self.page.evaluate(
+            "() => document.querySelectorAll('.p-blockui-mask-document').forEach((veil) => veil.remove())"
+        )
+        self.page.get_by_test_id("queue-button").first.click()
+
+    def press(self, selector: str, number: int = 0):
+        """Press a button of ours, wherever the canvas has it."""
+        self.page.locator(selector).nth(number).evaluate("(button) => button.click()")
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).first.text_content() or ""
+
+    def shot(self, name: str):
+        """A screenshot for people to look at, kept in build/screenshots."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def status(self) -> str:
+        return self.page.locator(".zturbo-status").first.text_content() or ""
+
+    def note_statuses(self):
+        """Write down all that the status line says from now on."""
+        self.page.evaluate(
+            """() => {
+                const line = document.querySelector('.zturbo-status');
+                window.statuses = [];
+                const note = () => window.statuses.push(line.textContent);
+                new MutationObserver(note).observe(line, { childList: true, characterData: true, subtree: true });
+            }"""
+        )
+
+    def statuses(self) -> list[str]:
+        return self.page.evaluate("() => window.statuses")
+
+    def wait_status(self, text: str, seconds: int = 300):
+        self.page.wait_for_function(
+            "(text) => document.querySelector('.zturbo-status')?.textContent.includes(text)",
+            arg=text,
+            timeout=seconds * 1000,
+        )
+
+    def wait_step(self, step: int, seconds: int = 300):
+        script = (
+            "(step) => Number(document.querySelector('.zturbo-status')"
+            "?.textContent.match(/Step (\\d+)/)?.[1] ?? 0) >= step"
+        )
+        self.page.wait_for_function(script, arg=step, timeout=seconds * 1000)
+
+    def wait_preview(self, seconds: int = 300):
+        self.page.wait_for_function(
+            "() => { const i = document.querySelector('.zturbo-panel .zturbo-now'); "
+            "return i && i.complete && i.naturalWidth > 0; }",
+            timeout=seconds * 1000,
+        )
+
+    def line(self, number: int) -> int:
+        """Points of a drawn line."""
+        return self.page.evaluate(
+            "(n) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '')"
+            ".split(' ').filter(Boolean).length",
+            number,
+        )
+
+    def curve(self) -> int:
+        return self.line(0)
+
+    def looks(self) -> int:
+        """Points of the held-out pictures' losses."""
+        return self.line(3)

@@ -1,0 +1,129 @@
+"""What can be done from the page beside training: pause, cancel, the runs tab, notices at nodes."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
+from conftest import ROOT  # noqa: E402
+
+DEMO, SAMPLE = (ROOT / "workflows" / f"{name}.json" for name in ("tiny_demo", "sample_8_steps"))
+
+
+@pytest.fixture
+def demo(canvas, tmp_path):
+    """The demo on the canvas, with a run's name of its own: (canvas, name)."""
+    canvas.drop(DEMO)
+    name = "studio_" + tmp_path.name.replace("-", "_")[-20:].strip("_[]")
+    for widget, value in (("name", name), ("steps", 400), ("preview_every", 8)):
+        canvas.widget("ZTurboTrainLoRA", widget, value)
+    canvas.widget("ZTurboHealthOptions", "gauge_every", 5)
+    return canvas, name
+
+
+def count_of(canvas) -> int:
+    found = canvas.status().split("at step ") if "at step " in canvas.status() else canvas.status().split("Step ")
+    return int(found[1].split()[0])
+
+
+def test_pause_go_on_compare_previews_and_cancel(demo, server):
+    canvas, name = demo
+    canvas.run()
+    canvas.wait_step(10)
+    canvas.press(".zturbo-pause")
+    canvas.wait_status("Paused")
+    points = canvas.curve()
+    canvas.page.wait_for_timeout(1000)
+    assert canvas.curve() == points and canvas.text(".zturbo-pause") == "Go on"
+    canvas.press(".zturbo-pause")
+    canvas.wait_step(26)
+    canvas.wait_preview()
+    assert "learning rate 0.0" in canvas.text(".zturbo-facts") and "GB in use" in canvas.text(".zturbo-facts")
+    # an earlier step beside the newest, under a slider; then enlarged, with the arrow keys from step to step
+    canvas.page.locator(".zturbo-before-step").first.select_option("8")
+    assert canvas.page.locator(".zturbo-slider").first.is_visible()
+    assert canvas.text(".zturbo-pair figcaption").startswith("step 8 | step ")
+    canvas.press(".zturbo-panel .zturbo-frame")
+    canvas.page.wait_for_selector(".zturbo-dialog[open]")
+    canvas.shot(f"enlarged_{name}")
+    canvas.page.keyboard.press("ArrowLeft")
+    canvas.page.keyboard.press("Escape")
+    canvas.page.wait_for_selector(".zturbo-dialog", state="detached")
+    canvas.press(".zturbo-cancel")
+    assert canvas.text(".zturbo-cancel") == "Really cancel?"
+    canvas.press(".zturbo-cancel")
+    canvas.wait_status("Cancelled at step")
+    canvas.shot(f"cancelled_{name}")
+    deadline = time.monotonic() + 30
+    while server.get("/queue")["queue_running"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (server.base / "output" / "zturbo" / name / "lora.safetensors").is_file()
+    assert canvas.ours == []
+
+
+def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
+    canvas, name = demo
+    canvas.widget("ZTurboTrainLoRA", "steps", 24)
+    canvas.run()
+    canvas.wait_status("Finished at step 24")
+    entry = next(iter(server.get("/history").values()))
+    canvas.page.locator(
+        ".zturbo-runs-tab-button, [aria-label='LoRA runs: curves, previews, checkpoints']"
+    ).first.click()
+    card = f".zturbo-card[data-run='{name}']"
+    canvas.page.wait_for_selector(card)
+    assert "Finished · step 24 of 24" in canvas.text(f"{card} .zturbo-open")
+    canvas.page.locator(f"{card} .zturbo-open").click()
+    canvas.page.wait_for_selector(f"{card} .zturbo-detail polyline")
+    canvas.page.wait_for_selector(f"{card} .zturbo-detail pre", state="attached")
+    assert "steps = 24" in canvas.text(f"{card} .zturbo-detail pre")
+    canvas.shot(f"runs_{name}")
+    # its LoRA on the canvas
+    canvas.page.locator(f"{card} .zturbo-use").click()
+    canvas.page.wait_for_function(
+        "(file) => window.app.graph.nodes.some((n) => n.type === 'LoraLoaderModelOnly' && "
+        "n.widgets.some((w) => w.value === file))",
+        arg=f"{name}.safetensors",
+    )
+    assert (server.base / "models" / "loras" / f"{name}.safetensors").is_file()
+    assert entry is not None and canvas.ours == []
+
+
+def link(canvas, before: str, slot: int, behind: str, name: str):
+    canvas.page.evaluate(
+        "([before, slot, behind, name]) => { const of = (type) => window.app.graph.nodes.find((n) => n.type === type); "
+        "const to = of(behind); of(before).connect(slot, to, to.inputs.findIndex((i) => i.name === name)); }",
+        [before, slot, behind, name],
+    )
+
+
+def test_a_notice_stands_at_a_node_that_is_wired_wrong_until_it_is_mended_or_dismissed(canvas):
+    canvas.drop(SAMPLE)
+    canvas.page.wait_for_timeout(1500)
+    assert canvas.page.locator(".zturbo-warning").count() == 0
+    canvas.page.evaluate("() => window.app.graph.add(LiteGraph.createNode('ZTurboDeDistillAdapter'))")
+    before = canvas.page.evaluate(
+        "() => { const n = window.app.graph.nodes.find((n) => n.type === 'ZTurboSampler'); "
+        "const i = n.inputs.find((i) => i.name === 'model'); const l = window.app.graph.links.get(i.link); "
+        "return [window.app.graph.getNodeById(l.origin_id).type, l.origin_slot]; }"
+    )
+    link(canvas, before[0], before[1], "ZTurboDeDistillAdapter", "model")
+    link(canvas, "ZTurboDeDistillAdapter", 0, "ZTurboSampler", "model")
+    warning = canvas.page.locator(".zturbo-warning", has_text="still on this model")
+    warning.wait_for()
+    canvas.shot(f"notice_{'vue' if canvas.vue else 'classic'}")
+    warning.locator("button").evaluate("(button) => button.click()")
+    warning.wait_for(state="detached")
+    canvas.page.wait_for_timeout(1500)
+    assert warning.count() == 0
+    canvas.widget("ZTurboDeDistillAdapter", "direction", "-1 restore")
+    canvas.page.locator(".zturbo-warning", has_text="no de-distill adapter on this model to take away").wait_for()
+    mode = "(mode) => { window.app.graph.nodes.find((n) => n.type === 'ZTurboDeDistillAdapter').mode = mode; }"
+    canvas.page.evaluate(mode, 4)  # bypassed: all is well
+    canvas.page.wait_for_function("() => !document.querySelector('.zturbo-warning')")
+    canvas.page.evaluate(mode, 0)
+    warning.wait_for()  # it is said again, as it was right in between
+    assert canvas.ours == []
