@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from . import maskfiles, rows, words
@@ -114,15 +113,19 @@ def look_through(folder: Path, but: Path | None = None) -> Listing:
     masks = maskfiles.find(folder, pictures)
     for some, what in maskfiles.lines(masks):
         found.note(some, what)
-    used = [path for path in pictures if path not in masks.left_out]
+    used = [path for path in pictures if path not in masks.left_out] if masks.left_out else pictures
     beside = _beside(texts, used, found)
     rest = [path for path, ending in zip(files, endings) if ending not in (*PICTURES, *CAPTIONS)]
     metadata = [file for file in rest if fold(file.name) in rows.NAMES]
     by_picture, absent, by_end = rows.by_picture(metadata, pictures, found.old)
     found.note(absent, "rows of metadata name pictures that are not there")
     found.note(by_end, "rows of metadata name another place and were matched by the end of it")
+    places: dict[str, tuple[str, tuple[int, str]]] = {}
     for path in used:
-        within, (repeats, behind) = _place(os.path.dirname(path), folder)
+        parent = os.path.dirname(path)
+        if parent not in places:
+            places[parent] = _place(Path(parent), folder)
+        within, (repeats, behind) = places[parent]
         name, row, mask = readable(os.path.join(within, path.name)), by_picture.get(path, NO_ROW), masks.of.get(path)
         captions, json = beside[path]
         found.pictures.append(Found(path, name, captions, row, json, mask, repeats, behind))
@@ -234,26 +237,29 @@ def _beside(texts: list[Path], used: list[Path], found: Listing) -> dict[Path, t
     for path in texts:
         there.add(words.stem(path) + words.ending(path), path)
 
-    def of(picture: Path, endings: tuple[str, ...]) -> list[Path]:
-        names = [stem + ending for stem in (words.stem(picture), str(picture)) for ending in endings]
-        return [found[0] for name in names if (found := there.find(name))]
+    def of(ways: list[tuple[str, str]], endings: tuple[str, ...]) -> list[Path]:
+        names = [(way + ending, folded + ending) for way, folded in ways for ending in endings]
+        return [found[0] for name, folded in names if (found := there.find(name, folded))]
 
-    beside = {picture: (tuple(of(picture, CAPTIONS)), next(iter(of(picture, (JSON,))), None)) for picture in used}
+    has_json = any(words.ending(path) == JSON for path in texts)
+    beside: dict[Path, tuple[tuple[Path, ...], Path | None]] = {}
+    stems = list(map(words.stem, used))
+    for picture, stem in zip(used, stems):
+        ways = [(way, fold(way)) for way in (stem, str(picture))]
+        beside[picture] = tuple(of(ways, CAPTIONS)), next(iter(of(ways, (JSON,))), None) if has_json else None
     taken = {path for captions, _ in beside.values() for path in captions}
     lonely = [path for path in texts if path not in taken and words.ending(path) in CAPTIONS]
     found.note(lonely, "captions have no picture and are not used")
-    stems = list(map(words.stem, used))
     alike = Counter(stems)
     twins = [path for path, stem in zip(used, stems) if alike[stem] > 1]
     found.note(twins, "pictures have the name of another with another ending, and its caption")
     return beside
 
 
-@lru_cache(1024)
-def _place(folder: str, root: Path) -> tuple[str, tuple[int, str]]:
+def _place(folder: Path, root: Path) -> tuple[str, tuple[int, str]]:
     """(a folder's way from the root, see `repeats_of`)."""
-    way = str(Path(folder).relative_to(root))
-    return "" if way == "." else way, repeats_of(Path(folder), root)
+    way = str(folder.relative_to(root))
+    return "" if way == "." else way, repeats_of(folder, root)
 
 
 def repeats_of(folder: Path, root: Path) -> tuple[int, str]:

@@ -14,6 +14,7 @@ LOOSE_ENDS = ("_mask", "-mask")  # the same, where the picture itself is there
 FOLDERS = ("mask", "masks")
 CONDITION = "-condlabel"  # a picture that another trainer shows beside its own
 ALL_ENDS = (*ENDS, *LOOSE_ENDS, CONDITION)
+MARKS = ("mask", CONDITION)  # one of them is in every name that counts here
 ANY = "*"  # a folder in the place of `masks`
 
 
@@ -44,7 +45,7 @@ class Masks:
 
 def find(folder: Path, pictures: list[Path]) -> Masks:
     """All masks among the pictures of a folder and its sub-folders."""
-    if not any(_end(fold(words.stem(path))) or _ways(folder, path) for path in pictures):
+    if not any(mark in name for name in map(fold, pictures) for mark in MARKS):
         return Masks()
     stems, beside, found = Names(), Names(), Masks()
     for path in pictures:

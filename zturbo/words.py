@@ -87,8 +87,9 @@ class Names:
         self.spelled[name].append(path)
         self.folded[fold(name)].append(path)
 
-    def find(self, name: str) -> list[Path]:
-        return self.spelled.get(name) or self.folded.get(fold(name), [])
+    def find(self, name: str, folded: str | None = None) -> list[Path]:
+        """folded: the name as `fold` gives it, where that is known."""
+        return self.spelled.get(name) or self.folded.get(fold(name) if folded is None else folded, [])
 
 
 def read(path: Path, old: dict[Path, None] | None = None) -> str:

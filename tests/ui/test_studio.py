@@ -69,10 +69,7 @@ def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
     canvas.widget("ZTurboTrainLoRA", "steps", 24)
     canvas.run()
     canvas.wait_status("Finished at step 24")
-    entry = next(iter(server.get("/history").values()))
-    canvas.page.locator(
-        ".zturbo-runs-tab-button, [aria-label='LoRA runs: curves, previews, checkpoints']"
-    ).first.click()
+    canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
     card = f".zturbo-card[data-run='{name}']"
     canvas.page.wait_for_selector(card)
     assert "Finished · step 24 of 24" in canvas.text(f"{card} .zturbo-open")
@@ -89,7 +86,34 @@ def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
         arg=f"{name}.safetensors",
     )
     assert (server.base / "models" / "loras" / f"{name}.safetensors").is_file()
-    assert entry is not None and canvas.ours == []
+    # it goes on as a new run, and so does its curve
+    canvas.page.locator(f"{card} .zturbo-go-on").click()
+    canvas.page.wait_for_function(
+        "(name) => { const n = window.app.graph.nodes.find((n) => n.type === 'ZTurboTrainLoRA'); "
+        "const of = (w) => n.widgets.find((one) => one.name === w).value; "
+        "return of('resume') === name && of('steps') === 48; }",
+        arg=name,
+    )
+    canvas.run()
+    canvas.wait_step(26)
+    assert canvas.curve() >= 26 and "of 48" in canvas.status()
+    canvas.press(".zturbo-stop")
+    canvas.wait_status("Stopped, LoRA kept at step")
+    canvas.page.wait_for_selector(f".zturbo-card[data-run='{name}_2']")
+    # and beside the first one
+    for run in (name, f"{name}_2"):
+        canvas.page.locator(f".zturbo-card[data-run='{run}'] .zturbo-choose").check()
+    canvas.page.wait_for_function("() => document.querySelectorAll('.zturbo-compared polyline').length === 2")
+    canvas.shot(f"compared_{name}")
+    # deleting asks once more
+    canvas.page.locator(f".zturbo-card[data-run='{name}_2'] .zturbo-open").click()
+    delete = canvas.page.locator(f".zturbo-card[data-run='{name}_2'] .zturbo-delete")
+    for text in ("Delete", "Really delete?"):
+        assert delete.text_content() == text
+        delete.click()
+    canvas.page.wait_for_selector(f".zturbo-card[data-run='{name}_2']", state="detached")
+    assert not (server.base / "output" / "zturbo" / f"{name}_2").exists()
+    assert canvas.ours == []
 
 
 def link(canvas, before: str, slot: int, behind: str, name: str):
