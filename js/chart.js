@@ -1,4 +1,5 @@
-// Curves over steps: losses, readings of the gauge. Wheel or + and - zooms, dragging moves, hovering or the arrows read.
+// Curves over steps: losses, readings of the gauge. Once it has the focus, wheel or + and - zooms, dragging or Page Up and
+// Down moves; hovering or the arrows read.
 import { element, button, svg, keep } from "./dom.js";
 import { say } from "./words.js";
 
@@ -12,11 +13,27 @@ const RIGHT = 8;
 export function smoothed(points) {
   let mean = 0;
   let weight = 0;
+  let before = null;
   return points.map(({ step, y }) => {
-    mean = SMOOTH * mean + (1 - SMOOTH) * y;
-    weight = SMOOTH * weight + (1 - SMOOTH);
+    const stays = SMOOTH ** Math.max(1, step - (before ?? step - 1)); // of thinned points each stands for several
+    before = step;
+    mean = stays * mean + (1 - stays) * y;
+    weight = stays * weight + (1 - stays);
     return { step, y: mean / weight };
   });
+}
+
+/** The series of a run. points: {step, loss}; looks: validations and readings of the gauge, as its log has them. */
+export function curves(points, looks) {
+  const series = (key) => looks.filter((look) => key in look).map((look) => ({ step: look.step, y: look[key] }));
+  const losses = points.map(({ step, loss }) => ({ step, y: loss }));
+  return [
+    { key: "raw", faint: true, points: losses },
+    { key: "loss", name: say("chart.loss"), points: smoothed(losses) },
+    { key: "trained", name: say("chart.trained"), points: series("trained") },
+    { key: "held", name: say("chart.held"), points: series("held_out") },
+    { key: "gauge", name: say("chart.gauge"), unit: true, points: series("gauge") },
+  ];
 }
 
 /** Round numbers between low and high, about `count` of them. */
@@ -60,13 +77,15 @@ export class Chart {
     const step = (event) => this.stepAt((event.offsetX - LEFT) / this.inner());
     keep(this.svg, "pointerdown", "dblclick", "contextmenu");
     this.svg.addEventListener("wheel", (event) => {
+      if (document.activeElement !== this.svg && !event.ctrlKey) return; // else nobody could scroll past it
       event.preventDefault();
       event.stopPropagation();
       this.zoom(event.deltaY < 0 ? 0.8 : 1.25, step(event));
     }, { passive: false });
     this.svg.addEventListener("pointermove", (event) => {
-      if (event.buttons & 1) this.move(-event.movementX / this.inner());
+      if (event.buttons & 1) this.move((this.held - event.offsetX) / this.inner());
       else this.point(step(event));
+      this.held = event.offsetX;
     });
     this.svg.addEventListener("pointerleave", () => this.point(null));
     this.svg.addEventListener("dblclick", () => this.zoom());
@@ -79,6 +98,8 @@ export class Chart {
         "+": () => this.zoom(0.8, here),
         "-": () => this.zoom(1.25, here),
         0: () => this.zoom(),
+        PageUp: () => this.move(-0.5),
+        PageDown: () => this.move(0.5),
       };
       if (!acts[event.key]) return;
       event.preventDefault();

@@ -17,6 +17,7 @@ export function button(className, text, title, parent, act) {
   const made = element("button", className, parent, text);
   made.type = "button";
   made.title = title;
+  if (text.length === 1) made.ariaLabel = title; // a sign says nothing to who cannot see it
   made.addEventListener("click", act);
   return made;
 }
@@ -24,6 +25,7 @@ export function button(className, text, title, parent, act) {
 /** A button that asks once more before it acts. */
 export function careful(className, text, sure, title, parent, act) {
   let timer = 0;
+  let since = 0;
   const calm = () => {
     clearTimeout(timer);
     timer = 0;
@@ -31,10 +33,12 @@ export function careful(className, text, sure, title, parent, act) {
   };
   const made = button(className, text, title, parent, () => {
     if (timer) {
+      if (performance.now() - since < 500) return; // a double click
       calm();
       return act();
     }
     made.textContent = sure;
+    since = performance.now();
     timer = setTimeout(calm, 4000);
   });
   return made;

@@ -29,7 +29,7 @@ export class Gallery {
     this.draw();
   }
 
-  /** previews: [{step, files}], in place of those of the same steps. */
+  /** previews: [{step, files, time}], in place of those of the same steps. */
   add(previews) {
     const steps = new Set(previews.map(({ step }) => step));
     this.previews = [...this.previews.filter(({ step }) => !steps.has(step)), ...previews].sort((a, b) => a.step - b.step);
@@ -56,7 +56,7 @@ export class Gallery {
     const shown = this.shown;
     this.root.hidden = !shown.length;
     const each = Math.max(1, Math.ceil(shown.length / STRIP));
-    const some = shown.filter((preview, n) => (shown.length - 1 - n) % each === 0 || preview === this.current);
+    const some = shown.filter((preview, n) => n % each === 0 || n === shown.length - 1 || preview === this.current);
     this.strip.replaceChildren(...some.map((preview) => this.thumbnail(preview)));
     this.strip.hidden = shown.length < 2;
     const steps = shown.slice(0, -1).map(({ step }) => String(step));
@@ -79,7 +79,7 @@ export class Gallery {
     const image = element("img", "", made);
     image.loading = "lazy";
     image.alt = title;
-    image.src = picture(this.run, preview.files[this.prompt], true);
+    image.src = picture(this.run, preview.files[this.prompt], preview.time, true);
     element("span", "", made, preview.step);
     made.setAttribute("aria-pressed", preview === this.current);
     return made;
@@ -100,18 +100,20 @@ export class Gallery {
 
   show() {
     const [now, before] = [this.current, this.shown.find(({ step }) => String(step) === this.before.value)];
-    this.pair.show(this.run, now && { step: now.step, file: now.files[this.prompt] }, before && { step: before.step, file: before.files[this.prompt] });
+    const one = (preview) => preview && { step: preview.step, file: preview.files[this.prompt], time: preview.time };
+    this.pair.show(this.run, one(now), one(before));
   }
 
   enlarge() {
     const dialog = element("dialog", "zturbo-dialog", document.body);
-    const pair = new Pair(dialog, () => dialog.close());
+    dialog.ariaLabel = say("gallery.strip");
+    const pair = new Pair(dialog, () => dialog.close(), say("gallery.close"));
     const show = () => pair.show(this.pair.run, this.pair.now, this.pair.before);
     const go = (way) => {
       const steps = this.shown.map(({ step }) => step);
-      const place = steps.indexOf(this.current.step) + way;
+      const place = steps.indexOf(this.current?.step) + way;
       if (place < 0 || place >= steps.length) return;
-      this.chosen = steps[place];
+      this.chosen = place === steps.length - 1 ? null : steps[place];
       this.draw();
       show();
     };
@@ -134,9 +136,9 @@ export class Gallery {
 
 /** A picture, and where there is one an earlier one on its left, up to a slider. */
 class Pair {
-  constructor(parent, act) {
+  constructor(parent, act, title = say("gallery.enlarge")) {
     this.root = element("figure", "zturbo-pair", parent);
-    this.frame = button("zturbo-frame", "", say("gallery.enlarge"), this.root, act);
+    this.frame = button("zturbo-frame", "", title, this.root, act);
     this.image = element("img", "zturbo-now", this.frame);
     this.under = element("img", "zturbo-then", this.frame);
     this.slider = element("input", "zturbo-slider", this.root);
@@ -158,8 +160,8 @@ class Pair {
     this.cut();
   }
 
-  set(image, { step, file }) {
-    const address = picture(this.run, file);
+  set(image, { step, file, time }) {
+    const address = picture(this.run, file, time);
     if (image.getAttribute("src") !== address) image.src = address;
     image.alt = image.title = say("gallery.picture", { step, file });
   }

@@ -21,15 +21,15 @@ function source(node, input) {
 }
 
 /**
- * What the MODEL that comes into a node carries: {ours: did it pass a node of this pack, net: of the adapter}. null: it cannot
- * be told, for instance since it comes out of a subgraph or by a strength that another node brings.
+ * What the MODEL that comes into a node carries: {ours: did it pass a node of this pack, net: of the adapter, turbo: is the file
+ * called so}. null: it cannot be told, for instance since it comes out of a subgraph or by a strength that another node brings.
  */
 export function carried(node, name = "model", seen = new Set()) {
   const input = name === null ? node.inputs?.find(({ type, link }) => type === "MODEL" && link != null) : node.inputs?.find((one) => one.name === name);
   const from = source(node, input ?? (node.type === "Reroute" ? node.inputs?.[0] : null));
   if (!from || seen.has(from) || from.subgraph || from.mode === MUTED) return null;
   seen.add(from);
-  if (from.type === LOADER) return { ours: true, net: 0 };
+  if (from.type === LOADER) return { ours: true, net: 0, turbo: /turbo|tiny/i.test(value(from, "diffusion_model") ?? "") };
   const reaches = from.type === "Reroute" || from.inputs?.some(({ type, link }) => type === "MODEL" && link != null);
   if (!reaches) return from.type === ADAPTER ? null : { ours: false, net: 0 };
   const before = carried(from, from.type === ADAPTER ? "model" : null, seen);
@@ -41,7 +41,7 @@ function after(before, node) {
   const [direction, strength, merged] = [value(node, "direction"), value(node, "strength"), value(node, "checkpoint_has_adapter")];
   if (direction === undefined || strength === undefined || merged === undefined) return null;
   const there = direction.startsWith("-") && merged ? 1 : 0; // in the file itself
-  return { ours: true, net: before.net + there + (direction.startsWith("-") ? -strength : strength) };
+  return { ...before, ours: true, net: before.net + there + (direction.startsWith("-") ? -strength : strength) };
 }
 
 /** Keys of what is to be said at a node, most important first. */
@@ -52,7 +52,8 @@ export function doubts(node) {
   if (SAMPLERS.includes(node.type)) {
     const model = carried(node);
     if (!model?.ours) return [];
-    if (!near(model.net, 0)) return ["adapter_on"];
+    if (model.net > 1e-6) return ["adapter_on"];
+    if (!model.turbo || (value(node, "denoise") ?? 1) < 1) return [];
     const [cfg, steps] = [value(node, "cfg"), value(node, "steps")];
     if (cfg !== undefined && !near(cfg, 1)) found.push("cfg");
     if (steps !== undefined && (steps < FEW || steps > MANY)) found.push("steps");
@@ -68,7 +69,7 @@ export function doubts(node) {
   } else if (node.type === TRAIN) {
     const model = carried(node);
     const preview = node.inputs?.find(({ name }) => name === "preview_model")?.link;
-    if (model?.ours && near(model.net, 0) && preview == null) found.push("no_adapter");
+    if (model?.turbo && near(model.net, 0) && preview == null) found.push("no_adapter");
   }
   return found;
 }

@@ -1,5 +1,5 @@
 // The panel of a run: what it does, its curve, its previews, and what can be asked of it.
-import { Chart, smoothed } from "./chart.js";
+import { Chart, curves, smoothed } from "./chart.js";
 import { element, button, careful, keep } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { ask, runOf } from "./server.js";
@@ -42,6 +42,7 @@ export class Panel {
   begin({ run, total, adapter = "" }) {
     Object.assign(this, { run, total, points: [], looks: [], notes: [], doing: "", stopping: false, paused: false, ended: !run });
     this.gallery.clear(run);
+    this.chart.view = null;
     this.adapter.textContent = this.adapter.title = adapter;
     this.gauge.textContent = this.facts.textContent = "";
     this.progress(null);
@@ -51,7 +52,9 @@ export class Panel {
     this.say(run ? say("panel.preparing") : "");
   }
 
-  say(text) {
+  /** quiet: it is not read out, as it comes again and again. */
+  say(text, quiet = false) {
+    this.status.ariaLive = quiet ? "off" : "polite";
     this.status.textContent = this.status.title = text;
   }
 
@@ -68,7 +71,7 @@ export class Panel {
     const idle = this.ended || this.stopping;
     const between = done > 0 && done < this.total;
     this.buttons.stop.disabled = idle || !between;
-    this.buttons.save.disabled = idle || !between;
+    this.buttons.save.disabled = idle || this.paused || !between;
     this.buttons.pause.disabled = idle || (done > 0 && done >= this.total);
     this.buttons.cancel.disabled = this.ended;
     this.buttons.pause.textContent = say(this.paused ? "panel.go_on" : "panel.pause");
@@ -84,7 +87,9 @@ export class Panel {
 
   /** Losses at fixed noise levels ("validation": of pictures held out, and of pictures that are trained on), and the gauge ("health"). */
   look(looks) {
-    for (const look of looks) this.looks = [...this.looks.filter(({ event, step }) => step < look.step || event !== look.event), look];
+    const first = {}; // a run that goes back takes its readings back, too
+    for (const { event, step } of looks) first[event] = Math.min(step, first[event] ?? Infinity);
+    this.looks = [...this.looks.filter(({ event, step }) => step < (first[event] ?? Infinity)), ...looks];
     const reading = this.looks.filter(({ event }) => event === "health").at(-1);
     this.gauge.textContent = reading ? say("panel.gauge", { gauge: reading.gauge.toFixed(2), step: reading.step }) : "";
     this.gauge.style.setProperty("--zturbo-wear", Math.min(1, reading?.gauge ?? 0));
@@ -109,7 +114,7 @@ export class Panel {
     const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
     const loss = smoothed(recent.map(({ step, loss }) => ({ step, y: loss }))).at(-1).y;
     const left = clock((this.total - now.step) * pace);
-    this.say(say(this.doing === "restoring" ? "panel.restoring" : "panel.step", { step: now.step, total: this.total, loss: loss.toFixed(4), left }));
+    this.say(say(this.doing === "restoring" ? "panel.restoring" : "panel.step", { step: now.step, total: this.total, loss: loss.toFixed(4), left }), true);
     const speed = pace < 1 ? say("panel.per_second", { pace: (1 / pace).toPrecision(3) }) : say("panel.per_step", { pace: pace.toPrecision(3) });
     const memory = now.memory === undefined ? "" : say("panel.memory", { memory: now.memory.toFixed(1) });
     this.facts.textContent = [speed, now.lr === undefined ? "" : say("panel.rate", { rate: now.lr.toPrecision(3) }), memory].filter(Boolean).join(" · ");
@@ -133,22 +138,11 @@ export class Panel {
   }
 
   drawCurve() {
-    const series = (key) => this.looks.filter((look) => key in look).map((look) => ({ step: look.step, y: look[key] }));
-    const losses = this.points.map(({ step, loss }) => ({ step, y: loss }));
-    this.chart.set(
-      [
-        { key: "raw", faint: true, points: losses },
-        { key: "loss", name: say("chart.loss"), points: smoothed(losses) },
-        { key: "trained", name: say("chart.trained"), points: series("trained") },
-        { key: "held", name: say("chart.held"), points: series("held_out") },
-        { key: "gauge", name: say("chart.gauge"), unit: true, points: series("gauge") },
-      ],
-      this.total,
-    );
+    this.chart.set(curves(this.points, this.looks), this.total);
   }
 
   show(step, files) {
-    if (files.length) this.gallery.add([{ step, files }]);
+    if (files.length) this.gallery.add([{ step, files, time: Math.round(Date.now() / 1000) }]);
   }
 
   /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
@@ -176,19 +170,29 @@ export class Panel {
     }
   }
 
-  /** Redraw from the run folder. query: as `server.runOf`. */
+  /** Redraw from the run folder, with what comes meanwhile behind it. query: as `server.runOf`. */
   async restore(query) {
-    const before = this.run;
+    const waiting = (this.waiting = []);
     const run = await runOf(query).catch(() => ({ run: null }));
-    if (!run.run || (this.run !== before && this.run !== run.run)) return; // nothing there, or another run has begun meanwhile
-    const [live, doing] = this.run === run.run ? [this.points, this.doing] : [[], ""];
+    if (this.waiting !== waiting) return; // it was asked for again
+    this.waiting = null;
+    if (run.run) this.redraw(run);
+    for (const act of waiting) act();
+  }
+
+  /** What an event does, now or once the panel is redrawn. */
+  take(act) {
+    if (this.waiting) this.waiting.push(act);
+    else act();
+  }
+
+  redraw(run) {
+    const doing = this.run === run.run ? this.doing : "";
     this.begin(run);
-    this.doing = doing;
-    this.paused = run.paused && !run.how;
+    Object.assign(this, { doing, paused: run.paused && !run.how, stopping: run.stopping && !run.how });
     this.note(run.notes);
     this.look(run.looks);
     this.add(run.steps);
-    this.add(live);
     this.gallery.add(run.previews);
     if (this.paused) this.phase({ phase: PAUSED });
     if (run.how) this.end(run.how, run.saved);

@@ -1,15 +1,14 @@
 // The sidebar tab with all runs: look at one, compare several, go on with one, use its LoRA, open its graph, delete it.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { Chart, smoothed } from "./chart.js";
+import { Chart, curves, smoothed } from "./chart.js";
 import { element, button, careful, keep } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { allRuns, ask, picture, recipeOf, runOf, workflowOf } from "./server.js";
-import { NODE, restore, trainNodes } from "./train_panel.js";
+import { restore, trainNodes } from "./train_panel.js";
 import { has, say } from "./words.js";
 
 const COLORS = ["#4aa8ff", "#ff9a3c", "#5fc15f", "#e65c8f", "#a58bff", "#c9b037", "#4bc9c0", "#e0604c"];
-const LIVE = ["running"];
 
 const toast = (severity, detail) => app.extensionManager.toast.add({ severity, summary: say("runs.title"), detail, life: 6000 });
 
@@ -57,7 +56,7 @@ class RunsTab {
     box.title = box.ariaLabel = say("runs.choose", { run: run.run });
     box.addEventListener("change", () => {
       this.chosen[box.checked ? "add" : "delete"](run.run);
-      this.compare();
+      tried(() => this.compare());
     });
     const open = button("zturbo-open", "", say("runs.open_title"), head, () => this.look(run, card));
     open.setAttribute("aria-expanded", false);
@@ -65,7 +64,7 @@ class RunsTab {
       const image = element("img", "", open);
       image.loading = "lazy";
       image.alt = "";
-      image.src = picture(run.run, run.preview, true);
+      image.src = picture(run.run, run.preview, Math.round(run.modified), true);
     }
     const text = element("span", "", open);
     element("b", "", text, run.run);
@@ -92,17 +91,7 @@ class RunsTab {
     await tried(async () => {
       const [facts, recipe] = await Promise.all([runOf({ folder: run.run }), recipeOf(run.run)]);
       const chart = new Chart(detail, say("chart.label"));
-      const losses = facts.steps.map(({ step, loss }) => ({ step, y: loss }));
-      const looks = (key) => facts.looks.filter((look) => key in look).map((look) => ({ step: look.step, y: look[key] }));
-      chart.set(
-        [
-          { key: "raw", faint: true, points: losses },
-          { key: "loss", name: say("chart.loss"), points: smoothed(losses) },
-          { key: "held", name: say("chart.held"), points: looks("held_out") },
-          { key: "gauge", name: say("chart.gauge"), unit: true, points: looks("gauge") },
-        ],
-        facts.total,
-      );
+      chart.set(curves(facts.steps, facts.looks), facts.total);
       const gallery = new Gallery(detail);
       gallery.clear(run.run);
       gallery.add(facts.previews);
@@ -114,7 +103,7 @@ class RunsTab {
   }
 
   acts(run, detail) {
-    const live = LIVE.includes(run.how);
+    const live = run.how === "running";
     const row = element("div", "zturbo-row zturbo-buttons", detail);
     const steps = element("select", "zturbo-from", row);
     steps.title = steps.ariaLabel = say("runs.from");
@@ -140,7 +129,7 @@ class RunsTab {
     const named = (node) => node.widgets.find((widget) => widget.name === "name").value.trim() === run.name;
     const there = trainNodes().find(named);
     if (there) return there;
-    await this.graph(run);
+    if (run.workflow) await this.graph(run);
     return trainNodes().find(named) ?? trainNodes()[0];
   }
 
@@ -150,16 +139,17 @@ class RunsTab {
     if (!node) throw new Error(say("runs.no_node"));
     const widget = (name) => node.widgets.find((one) => one.name === name);
     const newest = step === run.checkpoints[0];
-    const cutOff = ["cancelled", "failed", "died"].includes(run.how);
+    const cutOff = ["cancelled", "failed", "died"].includes(run.how) && this.runs.find(({ name }) => name === run.name) === run;
+    const takenUp = cutOff && newest;
     const set = (name, value) => {
       widget(name).value = value;
       widget(name).callback?.(value);
     };
-    set("resume", cutOff && newest ? "auto" : newest ? run.run : `${run.run}/step_${String(step).padStart(6, "0")}`);
+    set("resume", takenUp ? "auto" : newest ? run.run : `${run.run}/step_${String(step).padStart(6, "0")}`);
     if (step >= widget("steps").value) set("steps", 2 * step);
     app.graph.setDirtyCanvas(true, true);
-    app.canvas.centerOnNode?.(node);
-    toast("info", say("runs.ready", { step, steps: widget("steps").value }));
+    if (node.graph === app.canvas.graph) app.canvas.centerOnNode(node);
+    toast("info", say(takenUp ? "runs.ready_again" : "runs.ready", { step, steps: widget("steps").value }));
   }
 
   /** Copy the LoRA into models/loras, and put a loader with it on the canvas. */
@@ -167,7 +157,7 @@ class RunsTab {
     const { file } = await ask("take", run.run, { lora });
     await app.refreshComboInNodes?.();
     const node = LiteGraph.createNode("LoraLoaderModelOnly");
-    app.graph.add(node);
+    app.canvas.graph.add(node); // also in a subgraph that is open
     const [x, y] = app.canvas.ds?.visible_area ? [app.canvas.ds.visible_area[0], app.canvas.ds.visible_area[1]] : [0, 0];
     node.pos = [x + 80, y + 80];
     const widget = node.widgets.find((one) => one.name === "lora_name");
@@ -178,14 +168,18 @@ class RunsTab {
   }
 
   async graph(run) {
-    await app.loadGraphData(await workflowOf(run.run), true, true, run.run);
-    trainNodes().forEach(restore);
+    // under a name of its own: a workflow of the user's that is called as the run must stay as it is
+    await app.loadGraphData(await workflowOf(run.run), true, true, say("runs.graph_name", { run: run.run }));
+    const node = trainNodes().find((one) => one.widgets.find(({ name }) => name === "name").value.trim() === run.name);
+    if (node) restore(node, { folder: run.run });
   }
 
   async compare() {
+    const chosen = [...this.chosen];
+    const found = chosen.length < 2 ? [] : await Promise.all(chosen.map((folder) => runOf({ folder })));
+    if (chosen.join("/") !== [...this.chosen].join("/")) return; // it was asked for again
     this.compared.replaceChildren();
-    if (this.chosen.size < 2) return;
-    const found = await Promise.all([...this.chosen].map((folder) => runOf({ folder })));
+    if (!found.length) return;
     const chart = new Chart(this.compared, say("runs.compared"));
     chart.set(
       found.map((run, n) => ({ key: "run", name: run.run, color: COLORS[n % COLORS.length], points: smoothed(run.steps.map(({ step, loss }) => ({ step, y: loss }))) })),
@@ -193,13 +187,13 @@ class RunsTab {
     );
     const row = element("div", "zturbo-last", this.compared);
     for (const run of found) {
-      const file = run.previews.at(-1)?.files[0];
-      if (!file) continue;
+      const last = run.previews.at(-1);
+      if (!last) continue;
       const figure = element("figure", "", row);
       const image = element("img", "", figure);
-      image.src = picture(run.run, file, true);
-      image.alt = say("gallery.picture", { step: run.previews.at(-1).step, file });
-      element("figcaption", "", figure, `${run.run}, ${run.previews.at(-1).step}`);
+      image.src = picture(run.run, last.files[0], last.time, true);
+      image.alt = say("gallery.picture", { step: last.step, file: last.files[0] });
+      element("figcaption", "", figure, `${run.run}, ${last.step}`);
     }
   }
 }

@@ -18,8 +18,8 @@ export const workflowOf = (folder) => answered(`workflow?${new URLSearchParams({
 export const ask = (wish, run, more = {}) =>
   answered(wish, { method: "POST", body: JSON.stringify({ run, ...more }), headers: { "Content-Type": "application/json" } });
 
-/** Address of a preview. small: compressed, for a thumbnail. */
-export function picture(run, file, small = false) {
-  const query = { filename: file, subfolder: `zturbo/${run}/previews`, type: "output", ...(small ? { preview: "webp;60" } : {}) };
+/** Address of a preview. time: of the file, as one that is drawn anew has the same name. small: compressed. */
+export function picture(run, file, time, small = false) {
+  const query = { filename: file, subfolder: `zturbo/${run}/previews`, type: "output", t: time, ...(small ? { preview: "webp;60" } : {}) };
   return api.apiURL(`/view?${new URLSearchParams(query)}`);
 }

@@ -3,8 +3,8 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Panel } from "./panel.js";
 
-export const NODE = "ZTurboTrainLoRA";
-const HEIGHT = 420;
+const NODE = "ZTurboTrainLoRA";
+const HEIGHT = 620;
 const panels = new WeakMap(); // LiteGraph node -> Panel
 
 function runName(node) {
@@ -27,14 +27,17 @@ function nodeOf(id) {
   return node;
 }
 
+function follow(detail, act) {
+  const node = nodeOf(detail.node);
+  const panel = node && panels.get(node);
+  panel?.take(() => brought(node, panel, detail, act));
+}
+
 /**
  * Events go to every open page, and a node of another workflow may have the same number: a panel takes a new run as its own
  * only when it is named as the node says. It may have missed the start event (after a reload).
  */
-function follow(detail, act) {
-  const node = nodeOf(detail.node);
-  const panel = node && panels.get(node);
-  if (!panel) return;
+function brought(node, panel, detail, act) {
   const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
   const own = linked || detail.run.replace(/_\d+$/, "") === runName(node) || detail.run === runName(node);
   if (panel.run !== detail.run && !own) return;
@@ -45,7 +48,11 @@ function follow(detail, act) {
 
 // At import and not in setup: after a reload in mid-run events arrive before the app is set up.
 const on = (name, act) => api.addEventListener(`zturbo.${name}`, ({ detail }) => follow(detail, (panel) => act(panel, detail)));
-on("start", (panel, detail) => panel.begin(detail));
+// a run that is taken up, or goes on from another one, has a curve already
+on("start", (panel, detail) => {
+  panel.begin(detail);
+  panel.restore({ folder: detail.run });
+});
 on("phase", (panel, detail) => panel.phase(detail));
 on("steps", (panel, detail) => panel.add(detail.steps));
 on("look", (panel, detail) => panel.look(detail.looks));
@@ -53,11 +60,11 @@ on("note", (panel, detail) => panel.note(detail.notes));
 on("preview", (panel, detail) => panel.show(detail.step, detail.files));
 on("end", (panel, detail) => panel.end(detail.how, detail.saved));
 // Events of the time without a connection are lost: redraw from the run folders.
-api.addEventListener("reconnected", () => trainNodes().forEach(restore));
+api.addEventListener("reconnected", () => trainNodes().forEach((node) => restore(node)));
 
-export function restore(node) {
-  const name = runName(node);
-  if (name) panels.get(node)?.restore({ name });
+/** query: as `server.runOf`; the newest run of the node's name, unless another is said. */
+export function restore(node, query = { name: runName(node) }) {
+  if (query.name || query.folder) panels.get(node)?.restore(query);
 }
 
 app.registerExtension({

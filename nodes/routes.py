@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from server import PromptServer
@@ -24,6 +23,7 @@ POINTS = 2000  # most points of a curve that are sent
 LONGEST = 4096  # bytes of a body
 WISHES = {wish: functools.partial(runfolder.request, wish=wish) for wish in runfolder.WISHES}
 WISHES["go_on"] = functools.partial(runfolder.take_back, wish=runfolder.PAUSE)
+TAKING = asyncio.Lock()  # one after the other, as each looks for a name that is free
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -52,6 +52,8 @@ def guarded(handler: Handler) -> Handler:
         try:
             need_own_site(request)
             return await handler(request)
+        except OSError as error:  # of the disk
+            return web.json_response({"error": f"{error.strerror or error}. {files.advice(error)}"}, status=500)
         except ZTurboError as error:
             log.warning("%s %s from %s was refused: %s", request.method, request.path, request.remote, error)
             return web.json_response({"error": str(error)}, status=getattr(error, "status", 400))
@@ -65,8 +67,8 @@ def need_own_site(request: web.Request):
     if site is not None:
         foreign = site not in ("same-origin", "none")
     else:
-        hosts = (request.headers.get(name) for name in ("Host", "X-Forwarded-Host"))
-        foreign = origin is not None and urlsplit(origin).netloc not in hosts
+        hosts = [request.headers.get(name) for name in ("Host", "X-Forwarded-Host")]
+        foreign = origin is not None and origin.partition("://")[2] not in hosts
     if foreign:
         raise Refused("Another site cannot ask for this.", 403)
 
@@ -121,7 +123,7 @@ def _run(query: dict[str, str]) -> dict:
     live = runfolder.RunFolder(found[-1])
     if facts["how"] is None and not live.is_live():
         facts["how"] = overview.DIED  # its process went away before it could say how it ended
-    return {**facts, "paused": live.pause.exists()}
+    return {**facts, "paused": live.pause.exists(), "stopping": live.stop.exists()}
 
 
 async def runs(request: web.Request) -> web.Response:
@@ -140,7 +142,9 @@ async def workflow(request: web.Request) -> web.Response:
 async def take(request: web.Request) -> web.Response:
     """Copy a run's LoRA into models/loras, beside what is there. Answers with its name in ComfyUI's lists."""
     wish = await body(request)
-    return web.json_response({"file": await asyncio.to_thread(_take, wish.get("run"), wish.get("lora", "newest"))})
+    async with TAKING:
+        file = await asyncio.to_thread(_take, wish.get("run"), wish.get("lora", "newest"))
+    return web.json_response({"file": file})
 
 
 def _take(name, kind) -> str:

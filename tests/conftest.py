@@ -114,7 +114,7 @@ def server(comfyui, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: while it is there no other event loop can run
 def browser():
     from ui.browser import chromium
 

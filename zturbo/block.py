@@ -171,7 +171,7 @@ class Pass:
         return self.ops.scaled(self.x, self.m(0), self.norms[0])
 
     def look(self):
-        """[N, 3 D]: queries, keys and values; and attention, where it is not kept."""
+        """Queries, keys and values; and attention, where it is not kept."""
         self.qkv = self.only("qkv", self.first())
         if self.way_back:
             self.norms[0].rest(self.x)  # not before attention's own way back

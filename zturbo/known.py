@@ -1,4 +1,4 @@
-"""What was read out of picture files, kept on the disk: of a file that has not changed it need not be read again.
+"""What was read out of pictures, masks and captions, kept on the disk: of a file that has not changed it is known.
 
 A JSON file for each folder of pictures. A file is the same while its size and its times are: when its content changed,
 and when anything about it did, which no program can set (on Windows the second is when it was made).
@@ -34,7 +34,7 @@ class Known:
         self.read = 0
 
     def get(self, path: Path, what: str, read: Callable[[], T]) -> T:
-        """What `read` gives of a file: a truth, a text or a list of numbers. what: its name. Raises what `read` does.
+        """What `read` gives of a file: a truth, a text or a list. what: its name. Raises what `read` does.
 
         A file that cannot be asked for its times is read each time.
         """

@@ -53,7 +53,7 @@ def copy(recipe: Recipe, numbers: int) -> Need:
 def together(recipe: Recipe, picture: int, guarded: int, at_once: int | None = None) -> int:
     """Tokens that go through the model at once: of the batch's pictures, or of those that the guard holds.
 
-    picture, guarded: of one. at_once: so many at most; None: all.
+    picture, guarded: of one. at_once: so many at most; None or 0: all.
     """
     return max(
         min(recipe.batch_size, at_once or recipe.batch_size) * picture,
@@ -64,6 +64,11 @@ def together(recipe: Recipe, picture: int, guarded: int, at_once: int | None = N
 def most(recipe: Recipe) -> int:
     """Pictures that a step has at once, where there is room."""
     return max(recipe.batch_size, _held(recipe))
+
+
+def one_by_one(recipe: Recipe, at_once: int | None) -> bool:
+    """Does no more than one picture go through the model at once?"""
+    return (at_once or most(recipe)) == 1
 
 
 def fewer(recipe: Recipe, at_once: int | None) -> int:

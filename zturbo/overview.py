@@ -1,7 +1,9 @@
 """All runs at a glance, and what a person does with one that has ended: delete it, take its LoRA, open its graph."""
 
+import contextlib
 import json
 import shutil
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,8 +20,17 @@ def runs_of(runs: Runs) -> list[dict]:
     """Facts of each run, the one that was last trained first."""
     if not runs.root.is_dir():
         return []
-    found = [facts(path) for path in runs.root.iterdir() if path != runs.cache and own(path) and name_of(path)]
+    found = []
+    for path in runs.root.iterdir():
+        with contextlib.suppress(OSError):  # it may go in this moment
+            if is_run(path):
+                found.append(facts(path))
     return sorted(found, key=lambda run: (-run["modified"], run["run"]))
+
+
+def is_run(folder: Path) -> bool:
+    """Names with a dot in front are no run's."""
+    return not folder.name.startswith(".") and own(folder) and bool(name_of(folder))
 
 
 def facts(folder: Path) -> dict:
@@ -27,7 +38,7 @@ def facts(folder: Path) -> dict:
     run, log = RunFolder(folder), folder / runlog.EVENTS
     stamp = log.stat() if log.is_file() else folder.stat()
     told = _told(folder, stamp.st_mtime_ns, stamp.st_size)
-    shown = runlog.previews(folder)
+    shown = [one for one in runlog.previews(folder) if one["step"] <= told["step"]]
     return {
         "run": folder.name,
         "name": name_of(folder),
@@ -36,7 +47,7 @@ def facts(folder: Path) -> dict:
         "saved": run.saved_steps,
         "healthy": run.healthy_step,
         "checkpoints": [step_of(path) for path in run.checkpoint_files()],
-        "preview": shown[max(shown)][0] if shown else "",
+        "preview": shown[-1]["files"][0] if shown else "",
         "workflow": (folder / WORKFLOW).is_file(),
         "modified": stamp.st_mtime,
     }
@@ -51,10 +62,10 @@ def _told(folder: Path, changed: int, size: int) -> dict:
     last = losses[-100:]
     return {
         "total": runlog.newest_start(events).get("total", 0),
-        "step": max((event["step"] for event in events if "loss" in event), default=0),
+        "step": runlog.last_step(events),
         "loss": sum(last) / len(last) if last else None,
         "gauge": gauges[-1] if gauges else None,
-        "how": next((event["how"] for event in reversed(events) if event.get("event") == "end"), None),
+        "how": runlog.end_of(events).get("how"),
     }
 
 
@@ -73,22 +84,27 @@ def workflow(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ZTurboError(f"The run {folder.name} has no graph that can be opened ({error}).") from error
     if not isinstance(found, dict):
-        raise ZTurboError(f"The graph of the run {folder.name} is none.")
+        raise ZTurboError(f"The graph that the run {folder.name} has kept is no graph.")
     return found
 
 
 def delete(folder: Path):
-    """Remove a run with all that it has made. Raises ZTurboError for one that is being trained."""
-    run = RunFolder(folder)
-    if not run.take():
+    """Remove a run with all that it has made.
+
+    Raises ZTurboError for one that is being trained, for a link, and for a folder that is no run. It goes out of the
+    way as a whole first, so that no half of it is left where a file cannot be deleted.
+    """
+    if folder.is_symlink() or not is_run(folder):
+        raise ZTurboError(f"{folder.name} is no run's own folder, and is not deleted.")
+    if RunFolder(folder).is_live():
         raise ZTurboError(f"The run {folder.name} is being trained right now. Stop or cancel it first.")
+    aside = folder.with_name(f".deleted_{folder.name}_{time.time_ns()}")
     try:
-        run.release()
-        shutil.rmtree(folder)
+        folder.rename(aside)
+        shutil.rmtree(aside)
     except OSError as error:
-        raise ZTurboError(
-            f"The run {folder.name} cannot be deleted: {error.strerror}. {files.advice(error)}"
-        ) from error
+        why = f"{error.strerror or error}. {files.advice(error)}"
+        raise ZTurboError(f"The run {folder.name} cannot be deleted: {why}") from error
 
 
 def lora(folder: Path, kind: str) -> Path:

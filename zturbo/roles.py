@@ -54,6 +54,7 @@ class Host(Protocol):
     device: torch.device
     targets: list[Target]  # the trainable modules
     turbo: bool  # Is the model that trains turbo itself, once its adapter is taken away?
+    at_once: int | None  # pictures that go through the model together; 0: all of a batch; None: it is not decided yet
 
     def encode(self, dataset: Dataset, captions: Captions, progress: Progress) -> Encoded:
         """Latents of the pictures. The host keeps the captions' features, and behind them those of `turbo.texts`.
@@ -80,9 +81,6 @@ class Host(Protocol):
     def out_of_memory(self, error: Exception) -> bool:
         """Is this error a device whose memory ran out?"""
         ...
-
-    # Pictures that go through the model at once; None: all of a batch
-    at_once: int | None
 
     @property
     def frugal(self) -> bool:
@@ -140,8 +138,8 @@ class Control(Protocol):
 
 
 # What a run says that it does. Training and restoring are its phases (see `phases`), the others lie around those
-PAUSED = "paused"  # in the middle of any of these
 PHASES = ("encoding", "walking", "validating", "training", "restoring", "drawing", "saving")
+PAUSED = "paused"  # in the middle of any of them
 
 
 class Unattended:

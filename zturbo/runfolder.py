@@ -64,13 +64,13 @@ class RunFolder:
         self._log_failed = False
         self._lock = FileLock(self.path / LOCK)
 
-    def take(self) -> bool:
+    def take(self, wait: float = 0.2) -> bool:
         """Keep every other run out of the folder, in this process and in others, until `release` or the process's end.
 
-        False: another is in it.
+        False: another is in it. wait: seconds, as somebody may be just looking whether it is free.
         """
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=wait, poll_interval=0.02)
         except Timeout:
             return False
         # a network drive without locks, or a folder that cannot be written
@@ -89,7 +89,7 @@ class RunFolder:
 
     def is_live(self) -> bool:
         """Is it being trained in, in any process?"""
-        free = self.take()
+        free = self.take(wait=0)
         self.release()
         return not free
 

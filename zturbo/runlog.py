@@ -65,7 +65,17 @@ NEEDED: dict[str | None, tuple[str, ...]] = {
 
 def how_ended(folder: Path) -> str | None:
     """finished, stopped, cancelled or failed; None for a run that is under way or died."""
-    return next((event["how"] for event in reversed(read_events(folder / EVENTS)) if event.get("event") == "end"), None)
+    return end_of(read_events(folder / EVENTS)).get("how")
+
+
+def end_of(events: list[dict]) -> dict:
+    """The end event of what was begun last; nothing where there is none yet."""
+    last: dict = next((event for event in reversed(events) if event.get("event") in ("start", "end")), {})
+    return last if last.get("event") == "end" else {}
+
+
+def last_step(events: list[dict]) -> int:
+    return max((event["step"] for event in events if "loss" in event), default=0)
 
 
 def start_of(folder: Path) -> dict:
@@ -82,7 +92,7 @@ def summary(folder: Path, points: int) -> dict:
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in STEP if key in event} for event in events if "loss" in event]
     start = newest_start(events)
-    end = next((event for event in events if event.get("event") == "end"), {})
+    end, last = end_of(events), last_step(events)
     thin = max(1, -(-len(steps) // points))
     return {
         "run": folder.name,
@@ -95,16 +105,19 @@ def summary(folder: Path, points: int) -> dict:
             if event.get("event") in ("validation", "health")
         ],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
-        "previews": [{"step": step, "files": files} for step, files in previews(folder).items()],
+        "previews": [one for one in previews(folder) if one["step"] <= last],
         "how": end.get("how"),
         "saved": end.get("saved", 0),
     }
 
 
-def previews(folder: Path) -> dict[int, list[str]]:
-    """Step -> file names of its previews, in the order of the prompts; the first step first."""
+def previews(folder: Path) -> list[dict]:
+    """Of each step that has some: step, files (in the order of the prompts), time (when the first was drawn)."""
     named = [found for path in (folder / PREVIEWS).glob("step_*.png") if (found := PREVIEW.fullmatch(path.name))]
     shown: dict[int, list[str]] = {}
     for name in sorted(named, key=lambda name: (int(name[1]), int(name[2]))):
         shown.setdefault(int(name[1]), []).append(name[0])
-    return shown
+    place = folder / PREVIEWS
+    return [
+        {"step": step, "files": files, "time": int((place / files[0]).stat().st_mtime)} for step, files in shown.items()
+    ]

@@ -61,7 +61,7 @@ class Session:
     @property
     def split(self) -> Split:
         """How a batch goes through the model."""
-        return Split(self.host.at_once, self.world)
+        return Split(self.host.at_once or None, self.world)
 
     @property
     def ended(self) -> bool:
@@ -205,8 +205,8 @@ class Session:
 
     def can_save_memory(self, error: Exception) -> bool:
         """Is this memory that ran out, in the middle of no change, and is there something to give up for it?"""
-        out = self.host.out_of_memory(error) or (isinstance(error, Elsewhere) and error.memory)
-        return self.state.whole and out and not self.host.frugal
+        heard = isinstance(error, Elsewhere) and error.memory
+        return self.state.whole and (heard or (self.host.out_of_memory(error) and not self.host.frugal))
 
     def tell_of_memory(self, error: Exception):
         """Have the other processes need less memory too, unless it was one of them that ran out."""
@@ -216,11 +216,12 @@ class Session:
     def save_memory(self):
         """Memory ran out: from now on less is kept, or fewer pictures go through the model at once.
 
-        The LoRA is the same but for rounding.
+        The LoRA is the same but for rounding. Of many processes each gives up what it still can.
         """
         if self.world.size > 1:
             self.phase = None  # all begin it again: one of them may have failed while it began
-        self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1, how=self.host.save_memory()))
+        if not self.host.frugal:
+            self.tell(OUT_OF_MEMORY.format(step=self.state.step + 1, how=self.host.save_memory()))
 
 
 def open_session(
@@ -258,7 +259,7 @@ def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False)
     saved = run.newest_checkpoint()
     if saved is not None:
         state.take(*saved)
-        host.at_once = min(filter(None, (host.at_once, state.at_once)), default=None)
+        host.at_once = min(filter(None, (host.at_once, state.at_once)), default=0)
         log.info("Going on from step %d.", state.step)
     run.rewind(state.step, rolled_back)
     return state

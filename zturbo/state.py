@@ -169,7 +169,7 @@ def _form(tensor: torch.Tensor) -> tuple:
 
 
 def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], float, int, int, int, int]:
-    """`State`'s (losses, seconds, rollbacks, phase, phase_start, at_once). Raises CheckpointError for others."""
+    """`State`'s (losses, seconds, rollbacks, phase, phase_start, at_once). Raises CheckpointError for no such."""
     try:
         seconds = float(facts["seconds"])
         rollbacks, phase, phase_start = (int(facts[name]) for name in ("setbacks", "restoring", "since"))
@@ -179,7 +179,9 @@ def _course(losses: torch.Tensor, facts: dict[str, str]) -> tuple[list[float], f
     whole = losses.ndim == 1 and losses.dtype == torch.float64 and bool(losses.isfinite().all())
     counts = 0 <= seconds < float("inf") and min(rollbacks, at_once) >= 0 and 0 <= phase < MOST_PHASES
     if not (whole and counts and 0 <= phase_start <= len(losses)):
-        raise CheckpointError("The checkpoint is no run's: its losses, seconds, setbacks or phase are no such numbers.")
+        raise CheckpointError(
+            "The checkpoint is no run's: its losses, seconds, setbacks, phase or pictures at once are no such numbers."
+        )
     return losses.tolist(), seconds, rollbacks, phase, phase_start, at_once
 
 

@@ -50,8 +50,7 @@ def train(
     Must be called outside inference mode, with gradients enabled. plan: the phases; None: those of the recipe.
     Whatever ends the run, what is learnt is saved first: on cancel (whatever `control.check` raises), on anything else.
     A loss that is no number, or has exploded, rolls the run back, once; then LossError is raised. Memory that runs out
-    is answered once, with micro-batches of one picture and gradient checkpointing; taken up again, such a run is the
-    same but for rounding.
+    is answered with gradient checkpointing, then with half as many pictures at once, down to one.
     """
     session = open_session(recipe, dataset, host, run, control, metadata, plan or phases.plan(recipe))
     with session.saved_on_failure():

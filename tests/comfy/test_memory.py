@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.ldm.lumina.model
 import comfy.model_management
@@ -317,3 +318,17 @@ def test_a_text_encoder_on_a_cpu_goes_back_to_its_file(comfyui, tmp_path):
         assert torch.equal(comfy_draw.encode_prompt(clip, "a house")[0][0], after) and not torch.equal(after, before)
         changed.weight -= 1
         assert comfy_draw.encode_prompt(clip, "a house")[0][0].sub(before).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("gigabytes, together", [(30, 0), (16, 4), (11, 1), (5, 4), (1.5, 1), (0.5, 1)])
+def test_as_many_pictures_go_through_together_as_there_is_room_for_on_a_card(monkeypatch, gigabytes, together):
+    """Of eight that need a GB each beside ten of weights; where not one has room there, beside none of them."""
+    host = SimpleNamespace(
+        device=torch.device("cuda"),
+        recipe=Recipe(batch_size=8),
+        whole=30,
+        model=SimpleNamespace(model_size=lambda: 10e9),
+    )
+    monkeypatch.setattr(devices, "total_memory", lambda device: gigabytes * 1e9 + room.ASIDE)
+    monkeypatch.setattr(comfy_needs, "at_least", lambda host, lora, at_once, whole, fast: 1e9 * (at_once or 8))
+    assert comfy_needs.fitting(host, {}, fast=True) == together

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import prompts
 from safetensors.torch import load_file
 from test_server import events, wait_for_step
@@ -189,6 +189,24 @@ def test_a_run_is_deleted_whole(server):
     assert not run.exists() and left == {name: value for name, value in before.items() if not name.startswith(str(run))}
 
 
+def test_a_folder_that_is_no_run_is_not_deleted(server, run):
+    place = server.base / "output" / "zturbo" / "pictures"
+    place.mkdir()
+    (place / "mine.png").write_bytes(b"a picture")
+    assert post(server, "delete", "pictures")[0] == 400
+    assert (place / "mine.png").read_bytes() == b"a picture"
+    assert "pictures" not in [one["run"] for one in ask(server, "GET", "/zturbo/runs")[1]["runs"]]
+
+
+def test_a_page_of_another_machine_is_refused_by_its_origin(server, run):
+    """Where ComfyUI itself lets it pass: on a name of the local network."""
+    headers = {"Host": "studio.lan:8188", "Origin": "http://evil.example"}
+    status, answer = ask(server, "POST", "/zturbo/delete", b'{"run": "asked"}', **headers)
+    assert status == 403 and answer["error"] == "Another site cannot ask for this." and run.is_dir()
+    headers["Origin"] = "http://studio.lan:8188"
+    assert ask(server, "GET", "/zturbo/runs", **headers)[0] == 200
+
+
 def test_a_run_that_is_a_link_is_not_deleted(server, run, tmp_path):
     place = server.base / "output" / "zturbo" / "elsewhere"
     (tmp_path / "real").mkdir()
@@ -196,7 +214,7 @@ def test_a_run_that_is_a_link_is_not_deleted(server, run, tmp_path):
     place.symlink_to(tmp_path / "real")
     try:
         status, answer = post(server, "delete", "elsewhere")
-        assert status == 400 and "cannot be deleted" in answer["error"]
+        assert status == 400 and "is no run's own folder" in answer["error"]
         assert (tmp_path / "real" / "kept.txt").read_text() == "kept"
     finally:
         place.unlink()

@@ -72,12 +72,14 @@ def test_memory_that_runs_out_costs_time_only(run, tmp_path, monkeypatch, often,
 
 def test_a_batch_that_has_no_room_goes_through_in_parts(run, tmp_path, monkeypatch):
     whole = run()
-    folder, sums = tmp_path / recipe("merged").name, comfy_needs.least
-    monkeypatch.setattr(comfy_needs, "least", lambda host, lora, at_once, fast: 0 if at_once == 1 else 1e18)
+    folder, sums = tmp_path / recipe("merged").name, comfy_needs.at_least
+    monkeypatch.setattr(comfy_needs, "at_least", lambda host, lora, at_once, *more, **fast: 0 if at_once == 1 else 1e18)
     small = run(resume="new")
-    monkeypatch.setattr(comfy_needs, "least", sums)
+    monkeypatch.setattr(comfy_needs, "at_least", sums)
     notes = runlog.summary(folder.with_name(folder.name + "_2"), 10)["notes"]
-    assert any(note.startswith("Memory: one picture at a time of 2,") for note in notes)
+    assert any(
+        note.startswith("Memory: one picture at a time through the model, as there is no room for 2") for note in notes
+    )
     assert not any("not enough" in note for note in notes)
     assert small.losses == pytest.approx(whole.losses, rel=1e-4)
 

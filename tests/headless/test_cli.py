@@ -21,8 +21,11 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers", reason="needs diffusers: run `python dev.py test`, which brings it")
 
-from zturbo import cli, filenames, recipefile, runfolder, runlog
+from zturbo import cli, filenames, keeping, recipefile, runfolder, runlog
+from zturbo.cli import training
 from zturbo.hosts import diffusers_tiny
+from zturbo.lowrank import Target
+from zturbo.recipe import Compute, Network, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -311,6 +314,19 @@ def test_plan_counts_and_starts_nothing(folder, capsys):
         facts["trained_numbers"] == sum(tensor.numel() for tensor in state.values())
         and f"in {len(state) // 2} places" in facts["network"]
     )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_plan_tells_the_real_models_step(fast):
+    """Of the widths in its layers, not of the time's Linear, which comes first in a file."""
+    names = {"adaLN_modulation.0": (256, 4 * 3840), "feed_forward.w1": (3840, 10240), "feed_forward.w2": (10240, 3840)}
+    layers = [Target(f"layers.{n}.{name}", *size, ()) for n in range(30) for name, size in names.items()]
+    given = Recipe(network=Network(16, 16.0), compute=Compute("bf16"))
+    whole, least = training.step_bytes(given, layers, 4224, fast)
+    if fast:
+        sizes = keeping.Sizes(30, 3840, 10240, 30, 7 * 16, 2)
+        assert (whole, least) == (keeping.plan(sizes, 4224, 0, 30).bytes, keeping.plan(sizes, 4224, 0, 0).bytes)
+    assert 10e9 < whole < 40e9 and 1e9 < least < 3e9
 
 
 @pytest.mark.parametrize("kind", ["dora", "lokr", "loha"])

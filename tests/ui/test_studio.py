@@ -53,7 +53,9 @@ def test_pause_go_on_compare_previews_and_cancel(demo, server):
     canvas.page.keyboard.press("Escape")
     canvas.page.wait_for_selector(".zturbo-dialog", state="detached")
     canvas.press(".zturbo-cancel")
+    canvas.press(".zturbo-cancel")  # a double click cancels nothing
     assert canvas.text(".zturbo-cancel") == "Really cancel?"
+    canvas.page.wait_for_timeout(600)
     canvas.press(".zturbo-cancel")
     canvas.wait_status("Cancelled at step")
     canvas.shot(f"cancelled_{name}")
@@ -111,6 +113,7 @@ def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
     for text in ("Delete", "Really delete?"):
         assert delete.text_content() == text
         delete.click()
+        canvas.page.wait_for_timeout(600)
     canvas.page.wait_for_selector(f".zturbo-card[data-run='{name}_2']", state="detached")
     assert not (server.base / "output" / "zturbo" / f"{name}_2").exists()
     assert canvas.ours == []

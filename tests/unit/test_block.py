@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zturbo import attention, keeping
+from zturbo import attention, keeping, kernels
+from zturbo import stack as stacks
 from zturbo.block import Block, Keep, Shape
 from zturbo.keeping import Sizes
 from zturbo.lowrank import Factors, Part, Target
@@ -40,10 +41,10 @@ class Scene:
     unread: int = 0
 
     def block(self, dtype=torch.float32) -> Block:
-        stacks: dict[str, list] = {}
+        found: dict[str, list] = {}
         for name, (stack, *_) in LINEARS.items():
-            stacks.setdefault(stack, []).append((self.targets[name], self.fetch(name)))
-        built = {name: Stack(linears, self.lora, dtype) for name, linears in stacks.items()}
+            found.setdefault(stack, []).append((self.targets[name], self.fetch(name)))
+        built = {name: Stack(linears, self.lora, dtype) for name, linears in found.items()}
         return Block(Shape(HEADS, EPS, EPS), built, self.norms.to(dtype), self.head_norms)
 
     def fetch(self, name: str):
@@ -164,16 +165,9 @@ def test_what_is_kept_changes_no_bit():
 
 def test_attention_where_pytorch_chooses_runs_under_autograd(monkeypatch):
     """As on a device without flash attention, and then attention is not kept without q, k and v."""
-
-    def chosen(q, k, v, backward=True):
-        with torch.enable_grad():
-            inputs = tuple(one.detach().requires_grad_() for one in (q, k, v))
-            out = F.scaled_dot_product_attention(*inputs)
-        return attention.Attended(out.detach(), attention.Graph(inputs, out))
-
     made = scene()
     _, expected = run(made)
-    monkeypatch.setattr(attention, "attend", chosen)
+    monkeypatch.setattr(attention, "attend", by_graph)
     for keep in Keep:
         block = made.block()
         block.keep = keep
@@ -240,3 +234,30 @@ def test_a_plan_by_hand():
     assert four.bytes <= keeping.needed(SIZES, 4224, (Keep.INPUT,) * 26 + (Keep.ALL,) * 4)
     assert keeping.plan(SIZES, 4224, 0, 99).blocks == (Keep.ALL,) * 30
     assert "4 of 30 layers are kept" in four.spelled() and "computed twice" in four.spelled()
+
+
+@pytest.mark.parametrize("keep", Keep)
+@pytest.mark.parametrize("unread", [0, 3])
+@pytest.mark.parametrize("graph", [False, True])
+def test_in_pieces_and_long_strips_it_is_the_same(monkeypatch, keep, unread, graph):
+    """As large batches go: the gate's gradient piece by piece, gradients to B lying; by PyTorch's attention, too."""
+    monkeypatch.setattr(kernels, "PIECE", 1)
+    monkeypatch.setattr(stacks, "LONG", 1)
+    made = scene(carried=("to_k", "w3"), unread=unread)
+    if graph:
+        monkeypatch.setattr(attention, "attend", by_graph)
+    block = made.block()
+    block.keep = keep
+    for stacked in block.stacks.values():
+        stacked.carry(made.adapter)
+    _, expected = run(made)
+    _, found = run(made, block)
+    for mine, theirs in zip(found, expected):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def by_graph(q, k, v, backward=True):
+    with torch.enable_grad():
+        inputs = tuple(one.detach().requires_grad_() for one in (q, k, v))
+        out = F.scaled_dot_product_attention(*inputs)
+    return attention.Attended(out.detach(), attention.Graph(inputs, out))

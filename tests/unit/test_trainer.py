@@ -19,6 +19,7 @@ from zturbo.lorafile import module_targets
 from zturbo.recipe import AdapterCourse, Data, Optimizer, Previews, Recipe, Saving, Timesteps, Turbo
 from zturbo.runfolder import RunFolder
 from zturbo.step import exploded
+from zturbo.world import Elsewhere
 
 SHAPES = ((16, 2, 2), (16, 2, 4))
 
@@ -368,6 +369,29 @@ def test_memory_that_runs_out_with_nothing_to_give_up_ends_the_run(tmp_path):
     nowhere.room = 0
     with pytest.raises(MemoryError):
         go(tmp_path, given, nowhere)
+
+
+def test_a_process_that_has_nothing_to_give_up_goes_on_where_another_ran_out_of_memory(tmp_path):
+    class Frugal(LinearHost):
+        """Hears once that another process ran out of memory."""
+
+        heard = False
+
+        @contextmanager
+        def training(self, lora):
+            with super().training(lora) as velocity:
+
+                def run(*given):
+                    if len(self.seen) == 2 and not self.heard:
+                        self.heard = True
+                        raise Elsewhere("its memory ran out", memory=True)
+                    return velocity(*given)
+
+                yield run
+
+    result, run, host, control = go(tmp_path, recipe(steps=6), Frugal())
+    plain, _, _, _ = go(tmp_path, recipe(steps=6))
+    assert result.losses == plain.losses and not notes(run, "not enough memory")
 
 
 def test_pictures_held_out_are_looked_at_and_never_trained_on(tmp_path):

@@ -99,6 +99,11 @@ def choose(args, inputs: Inputs) -> str:
     return "comfy"
 
 
+def may_be_comfy(args, inputs: Inputs) -> bool:
+    """Would `choose` say comfy, as far as can be known with nothing loaded?"""
+    return args.host != "diffusers" and not is_folder(inputs.model) and find_comfyui(args.comfyui) is not None
+
+
 def need_diffusers() -> str:
     missing = []
     for name, least in NEEDED.items():

@@ -78,7 +78,14 @@ class Screen:
     def stop_requested(self) -> bool:
         return self.run.stop.exists()
 
-    def check(self): ...
+    def check(self):
+        """What a page of ComfyUI asks, where it shows this run. Many processes do not wait for one."""
+        if self.run.cancel.exists():
+            raise KeyboardInterrupt
+        while self.run.pause.exists() and self.run.world.size == 1:
+            if self.run.stop.exists() or self.run.cancel.exists():
+                return
+            time.sleep(0.2)
 
     def phase(self, name: str, done: int, total: int):
         if (name, total) == self.doing and time.monotonic() - self.said < PAUSE:

@@ -141,7 +141,7 @@ def run_plan(args) -> int:
     given = recipe_of(args)
     hosts.need(given.inputs, ())
     pictures = pictures_of(given)
-    facts = planned(given, pictures, fast=args.host != "diffusers" and given.network.kind == "lora")
+    facts = planned(given, pictures, fast=hosts.may_be_comfy(args, given.inputs) and given.network.kind == "lora")
     if args.json:
         print(json.dumps(facts))
     else:
@@ -155,7 +155,8 @@ def planned(given: Recipe, pictures: dataset.Dataset, fast: bool) -> dict:
 
     training_mb: the LoRA, its gradients and the optimizer's state; step_mb, least_step_mb: what a step keeps of the
     largest pictures with the longest caption, where there is room for all of it, and where there is none. fast: by
-    ComfyUI's code and its own backward. Raises ZTurboError where model, adapter and recipe do not fit.
+    ComfyUI's code and a backward written out; an adapter beside the weights is not counted.
+    Raises ZTurboError where model, adapter and recipe do not fit.
     """
     model, adapter = hosts.model_file(given.inputs), hosts.adapter_file(given.inputs)
     linears = [one.target for one in headers.matrices(model)]
@@ -199,11 +200,9 @@ def planned(given: Recipe, pictures: dataset.Dataset, fast: bool) -> dict:
 
 def step_bytes(given: Recipe, layers: list[Target], picture: int, fast: bool) -> tuple[float, float]:
     """(with all kept and a whole batch at once, with nothing kept and one picture at a time). picture: its tokens."""
-    width, inner = (
-        layers[0].in_features,
-        max(target.out_features for target in layers if "feed_forward" in target.module),
-    )
-    depth, size = len({target.module.split(".")[1] for target in layers}), 2 if given.compute.dtype == "bf16" else 4
+    wide = [target for target in layers if target.module.endswith("feed_forward.w1")]
+    width, inner, depth = wide[0].in_features, wide[0].out_features, len(wide)
+    size = 2 if given.compute.dtype == "bf16" else 4
     together, alone = (memory.together(given, picture, picture, at_once) for at_once in (None, 1))
     if not fast:
         whole = memory.activations(together, width, depth, size, checkpointing=False)

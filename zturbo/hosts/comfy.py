@@ -96,7 +96,7 @@ class ComfyHost:
         self.whole = None if recipe.compute.keep_layers < 0 else recipe.compute.keep_layers
         if not recipe.compute.checkpointing:
             self.whole = len(self.dit.layers)
-        self.at_once: int | None = None
+        self.at_once: int | None = None  # `Steps.decide` does, where no checkpoint says it
         self.steps = comfy_steps.Steps(self)
         self.prompts: list = []
         devices.begin_counting(self.device)
@@ -222,7 +222,7 @@ class ComfyHost:
     @property
     def frugal(self) -> bool:
         """See `roles.Host.frugal`."""
-        return self.steps.recomputes and (self.at_once or memory.most(self.recipe)) == 1
+        return self.steps.recomputes and memory.one_by_one(self.recipe, self.at_once)
 
     def told(self) -> list[str]:
         """See `roles.Host.told`."""
@@ -251,6 +251,7 @@ class ComfyHost:
         strengths = self._strengths()
         before = comfy.model_management.in_training
         with ExitStack() as stack:
+            self.steps.decide(lora)
             linears = stack.enter_context(self._loaded(self.steps.room(lora)))
             stack.callback(setattr, comfy.model_management, "in_training", before)
             comfy.model_management.in_training = True

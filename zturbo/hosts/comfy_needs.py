@@ -60,26 +60,32 @@ def activations(
     return memory.activations(tokens, host.dit.dim, depth, host.dtype.itemsize, whole != depth).size
 
 
-def least(host: ComfyHost, lora: Mapping[str, Difference], at_once: int | None, fast: bool) -> int:
-    """Bytes that a step takes at least beside the weights. at_once: pictures that go through together."""
+def at_least(
+    host: ComfyHost, lora: Mapping[str, Difference], at_once: int | None, whole: int | None, fast: bool
+) -> int:
+    """Bytes that a step takes at least beside the weights. at_once: pictures together; whole: see `activations`."""
     tokens = host.tokens(at_once)
-    kept = activations(host, lora, tokens, host.whole, fast)
+    kept = activations(host, lora, tokens, whole, fast)
     return int(memory.total(of_step(host, lowrank.count(lora), tokens, kept)))
 
 
-def fitting(host: ComfyHost, lora: Mapping[str, Difference], fast: bool) -> int | None:
-    """Pictures that go through together: all (None), or as many as there is room for beside the weights.
+def fitting(host: ComfyHost, lora: Mapping[str, Difference], fast: bool) -> int:
+    """Pictures that go through together: all (0), or as many as there is room for, at least one.
 
-    A card counts as a whole, as ComfyUI clears it for the run. Where not even one has that room weights come and go,
-    for all of a batch at once.
+    A card counts as a whole, as ComfyUI clears it for the run. Where not even one picture has room there beside all
+    weights, these come and go, and serve as many pictures as fit each time. Memory that runs out is answered on a card,
+    so what is kept by hand is not counted there.
     """
-    at_once: int | None = None
-    main = devices.shares_main_memory(host.device)
-    there = free(host) if main else devices.total_memory(host.device) - room.ASIDE - host.model.model_size()
-    while least(host, lora, at_once, fast) > there:
-        if at_once == 1 or memory.most(host.recipe) == 1:
-            return at_once if main else None
-        at_once = memory.fewer(host.recipe, at_once)
+    main, at_once = devices.shares_main_memory(host.device), 0
+    whole, card = (host.whole, 0.0) if main else (0, devices.total_memory(host.device) - room.ASIDE)
+    for there in [free(host)] if main else [card - host.model.model_size(), card]:
+        at_once = 0
+        while (needed := at_least(host, lora, at_once, whole, fast)) > there:
+            if memory.one_by_one(host.recipe, at_once):
+                break
+            at_once = memory.fewer(host.recipe, at_once)
+        if needed <= there:
+            break
     return at_once
 
 

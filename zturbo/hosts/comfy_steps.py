@@ -62,20 +62,23 @@ class Steps:
         sizes = comfy_needs.sizes_of(self.host, self.lora)
         return self.keeping.blocks == keeping.plan(sizes, self.tokens, 0, 0).blocks
 
+    def decide(self, lora: dict[str, Difference]):
+        """Which way to go, and how many pictures go through at once; that once for a run, as bits depend on it."""
+        host = self.host
+        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
+        if not lora or host.at_once is not None:
+            return
+        host.at_once = comfy_needs.fitting(host, lora, fast=not self.why_not)
+        if host.at_once:
+            self.tell(NOT_TOGETHER.format(some=memory.at_a_time(host.at_once), most=memory.most(host.recipe)))
+
     def room(self, lora: dict[str, Difference]) -> int:
         """Bytes that the memory manager is asked to keep free beside the weights: the least that a step takes.
 
-        Where layers are to be kept, all that they take. That is where it is decided how many pictures go through at
-        once.
+        Where layers are to be kept, all that they take.
         """
         host = self.host
-        self.why_not = self.why_not or comfy_blocks.usable(host.dit, lora, host.device)
-        if lora and host.at_once is None and self.keeping is None:
-            host.at_once = comfy_needs.fitting(host, lora, fast=not self.why_not)
-            if host.at_once is not None:
-                whole = memory.most(host.recipe)
-                self.tell(f"Memory: {memory.at_a_time(host.at_once)} of {whole}, as there is no room for all at once.")
-        return comfy_needs.least(host, lora, host.at_once, fast=not self.why_not)
+        return comfy_needs.at_least(host, lora, host.at_once, host.whole, fast=not self.why_not)
 
     def begin(self, linears, lora: dict[str, Difference]):
         """The model is loaded with these Linears. Without a LoRA nothing is kept for a backward."""
@@ -93,7 +96,9 @@ class Steps:
         if why_not and compute.compile == "on":
             self.compiling = self.compiling or self.tell(f"Not compiled: {why_not}.")
         if lora:
-            self.lora, self.tokens = lora, host.tokens(host.at_once)
+            before, self.lora, self.tokens = self.tokens, lora, host.tokens(host.at_once)
+            if before != self.tokens:
+                self.keeping = None
             self.plan()
 
     def end(self):
@@ -151,3 +156,9 @@ class Steps:
                 self.tell(f"Training goes through the model's own modules, which takes longer: {error}.")
         run_layer = None if self.host.whole == len(self.host.dit.layers) else comfy_forward.checkpointed
         return comfy_forward.velocity(self.host.dit, x, sigma, caption, run_layer)
+
+
+NOT_TOGETHER = (
+    "Memory: {some} through the model, as there is no room for {most} at once. What is learnt is the same but for "
+    "rounding."
+)

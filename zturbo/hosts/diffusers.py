@@ -206,7 +206,7 @@ class DiffusersHost:
     @property
     def frugal(self) -> bool:
         """See `roles.Host.frugal`."""
-        return self.dit.is_gradient_checkpointing and (self.at_once or memory.most(self.recipe)) == 1
+        return self.dit.is_gradient_checkpointing and memory.one_by_one(self.recipe, self.at_once)
 
     def told(self) -> list[str]:
         """See `roles.Host.told`."""

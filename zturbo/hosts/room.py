@@ -14,10 +14,8 @@ from . import devices
 
 log = logging.getLogger("zturbo")
 ASIDE = 0.5 * GB  # for the system, and for what else goes on
-WAYS = (
-    "Take an fp8 or int8 file of the model, a lower resolution, gradient_checkpointing on, batch_size 1, "
-    "or a lower rank."
-)
+WAYS = "Take an fp8 or int8 file of the model, a lower resolution, or a lower rank."
+KEPT = "gradient_checkpointing on, with keep_layers at -1, needs least."
 SMALLER = (
     "Make the previews smaller (preview_width, preview_height), "
     "or leave preview_prompts empty and draw when the run has ended."
@@ -53,7 +51,7 @@ def check(device: torch.device, step: list[Need], preview: list[Need], weights: 
     """
     if devices.shares_main_memory(device):
         here = main_memory()
-        for needs, way in ((step, WAYS), (preview, SMALLER)):
+        for needs, way in ((step, f"{WAYS} {KEPT}"), (preview, SMALLER)):
             if total(needs) > here:
                 raise ZTurboError(_no_main_memory(needs, here, way))
         return
