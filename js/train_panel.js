@@ -48,10 +48,9 @@ function brought(node, panel, detail, act) {
 
 // At import and not in setup: after a reload in mid-run events arrive before the app is set up.
 const on = (name, act) => api.addEventListener(`zturbo.${name}`, ({ detail }) => follow(detail, (panel) => act(panel, detail)));
-// a run that is taken up, or goes on from another one, has a curve already
 on("start", (panel, detail) => {
   panel.begin(detail);
-  panel.restore({ folder: detail.run });
+  if (detail.goes_on) panel.restore({ folder: detail.run }); // it has a curve already
 });
 on("phase", (panel, detail) => panel.phase(detail));
 on("steps", (panel, detail) => panel.add(detail.steps));

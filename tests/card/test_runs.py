@@ -182,7 +182,8 @@ def test_after_an_error_in_any_stage_the_next_run_is_right(train, card, tiny, pl
         (comfy_blocks.Fast, "velocity"),
         (comfy_blocks.Fast, "embedded"),
         (Stack, "forward"),
-        (Stack, "backward"),
+        (Stack, "learn"),
+        (Stack, "through"),
     ],
 )
 def test_weights_that_are_taken_away_at_the_worst_moment(train, card, tiny, place, name, monkeypatch):

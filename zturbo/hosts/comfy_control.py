@@ -30,7 +30,7 @@ class ComfyControl:
         self.done = 0
 
     def begin(self, described: str):
-        self.push("start", adapter=described)
+        self.push("start", adapter=described, goes_on=bool(self.run.checkpoint_files()))
 
     def end(self, how: str, saved: int):
         self.flush()
