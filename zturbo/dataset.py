@@ -1,9 +1,11 @@
 """A folder of pictures and captions, as the trainer wants it: checked, captioned, fitted to buckets."""
 
+import contextlib
+import gc
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -298,6 +300,19 @@ def from_folder(
     return Dataset((*items, *more), trigger, options, tuple(notes), str(folder), resolutions, apart)
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's garbage collector rests. It is set off by every new object, and looks at all that stay each time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@uncollected()
 def _read_folder(
     folder: Path, way: Way, trigger: str = "", but: Path | None = None, regularisation: bool = False
 ) -> tuple[list[Item], list[str]]:

@@ -50,7 +50,7 @@ def _is_text(value) -> bool:
 
 # What others rely on in an event: kinds of fields, and the fields that a kind of event must have
 FIELDS = {
-    **dict.fromkeys(("loss", "seconds", "lr", "memory", "trained", "held_out", "gauge"), _is_number),
+    **dict.fromkeys(("loss", "seconds", "trained", "held_out", "gauge"), _is_number),
     **dict.fromkeys(("step", "total", "saved"), _is_count),
     **dict.fromkeys(("event", "text", "how", "inputs", "adapter", "source"), _is_text),
     "teaches": lambda value: isinstance(value, dict),
@@ -90,7 +90,7 @@ def newest_start(events: list[dict]) -> dict:
 def summary(folder: Path, points: int) -> dict:
     """What the panel needs to redraw a run, with its curve in at most `points` points."""
     events = read_events(folder / EVENTS)
-    steps = [{key: event[key] for key in STEP if key in event} for event in events if "loss" in event]
+    steps = [{key: event[key] for key in STEP if _is_number(event.get(key))} for event in events if "loss" in event]
     start = newest_start(events)
     end, last = end_of(events), last_step(events)
     thin = max(1, -(-len(steps) // points))
