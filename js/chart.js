@@ -36,6 +36,11 @@ export function curves(points, looks) {
   ];
 }
 
+/** Of {step}: the one at a step, or next to it; null of none. */
+export function nearest(points, step) {
+  return points.reduce((best, point) => (!best || Math.abs(point.step - step) < Math.abs(best.step - step) ? point : best), null);
+}
+
 /** Round numbers between low and high, about `count` of them. */
 export function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
@@ -167,8 +172,7 @@ export class Chart {
     const [low, high] = this.heights(seen);
     const x = (step) => LEFT + (this.inner() * (step - first)) / (last - first || 1);
     const scale = (y, from, to) => height - BOTTOM - ((height - TOP - BOTTOM) * (y - from)) / (to - from || 1);
-    const up = (y) => (this.log ? Math.log10(Math.max(y, 1e-12)) : y);
-    const place = (one) => (one.unit ? (y) => scale(Math.min(1, y), 0, 1) : (y) => scale(up(y), low, high));
+    const place = (one) => (one.unit ? (y) => scale(Math.min(1, y), 0, 1) : (y) => scale(this.up(y), low, high));
     this.svg.replaceChildren();
     const clip = `zturbo-clip-${(this.id ??= Math.random().toString(36).slice(2))}`;
     svg("rect", { x: LEFT, y: 0, width: this.inner(), height: height - BOTTOM }, svg("clipPath", { id: clip }, svg("defs", {}, this.svg)));
@@ -190,6 +194,11 @@ export class Chart {
     this.whole.hidden = !this.view;
   }
 
+  /** A loss on the scale that is drawn. */
+  up(y) {
+    return this.log ? Math.log10(Math.max(y, 1e-12)) : y;
+  }
+
   /** Lowest and highest of what is seen; of the faint, which scatter, the outermost do not count. */
   heights(seen) {
     const found = [];
@@ -199,14 +208,12 @@ export class Chart {
       if (ys.length) found.push(ys[spare], ys[ys.length - 1 - spare]);
     }
     if (!found.length) return [0, 1];
-    const up = (y) => (this.log ? Math.log10(Math.max(y, 1e-12)) : y);
-    const [low, high] = [up(Math.min(...found)), up(Math.max(...found))];
+    const [low, high] = [this.up(Math.min(...found)), this.up(Math.max(...found))];
     const air = (high - low || Math.abs(high) || 1) * 0.05;
     return [this.log ? low - air : Math.max(0, low - air), high + air];
   }
 
   sayWhat() {
-    const near = (points) => points.reduce((best, point) => (!best || Math.abs(point.step - this.at) < Math.abs(best.step - this.at) ? point : best), null);
     const shown = this.series.filter((one) => !one.faint && one.points.length);
     this.legend.replaceChildren();
     for (const one of shown) {
@@ -215,7 +222,7 @@ export class Chart {
     }
     this.read.hidden = this.at === null;
     if (this.at === null) return;
-    const parts = shown.map((one) => `${one.name} ${near(one.points).y.toPrecision(3)}`);
+    const parts = shown.map((one) => `${one.name} ${nearest(one.points, this.at).y.toPrecision(3)}`);
     const more = this.reading?.(this.at) ?? [];
     this.read.textContent = [say("chart.step", { step: Math.round(this.at) }), ...parts, ...more].join(" · ");
     this.svg.setAttribute("aria-label", `${this.label}. ${this.read.textContent}`);

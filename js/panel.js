@@ -1,5 +1,5 @@
 // The panel of a run: what it does, its curve, its previews, and what can be asked of it.
-import { Chart, curves, smoothed } from "./chart.js";
+import { Chart, curves, nearest, smoothed } from "./chart.js";
 import { element, button, careful, keep } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { ask, runOf } from "./server.js";
@@ -35,8 +35,7 @@ export class Panel {
   wish(wish, row) {
     const [text, title] = [say(`panel.${wish}`), say(`panel.${wish}_title`)];
     const act = () => this.ask(wish === "pause" && this.paused ? "go_on" : wish);
-    const made = wish === "cancel" ? careful("zturbo-cancel", text, say("panel.cancel_sure"), title, row, act) : button(`zturbo-${wish}`, text, title, row, act);
-    return made;
+    return wish === "cancel" ? careful("zturbo-cancel", text, say("panel.cancel_sure"), title, row, act) : button(`zturbo-${wish}`, text, title, row, act);
   }
 
   begin({ run, total, adapter = "" }) {
@@ -122,7 +121,7 @@ export class Panel {
   }
 
   rateAt(step) {
-    const near = this.points.reduce((best, point) => (!best || Math.abs(point.step - step) < Math.abs(best.step - step) ? point : best), null);
+    const near = nearest(this.points, step);
     return near?.lr === undefined ? [] : [say("panel.rate", { rate: near.lr.toPrecision(3) })];
   }
 

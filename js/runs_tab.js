@@ -5,12 +5,14 @@ import { Chart, curves, smoothed } from "./chart.js";
 import { element, button, careful, keep } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { allRuns, ask, picture, recipeOf, runOf, workflowOf } from "./server.js";
-import { restore, trainNodes } from "./train_panel.js";
+import { restore, runName, trainNodes } from "./train_panel.js";
 import { has, say } from "./words.js";
 
 const COLORS = ["#4aa8ff", "#ff9a3c", "#5fc15f", "#e65c8f", "#a58bff", "#c9b037", "#4bc9c0", "#e0604c"];
 
 const toast = (severity, detail) => app.extensionManager.toast.add({ severity, summary: say("runs.title"), detail, life: 6000 });
+
+const nodeOfRun = (run) => trainNodes().find((node) => runName(node) === run.name);
 
 /** Do it, and say what went wrong in the server's own sentence. */
 async function tried(act) {
@@ -126,11 +128,8 @@ class RunsTab {
 
   /** The run's graph on the canvas, or the Train node of that name in the open one. Gives the node. */
   async node(run) {
-    const named = (node) => node.widgets.find((widget) => widget.name === "name").value.trim() === run.name;
-    const there = trainNodes().find(named);
-    if (there) return there;
-    if (run.workflow) await this.graph(run);
-    return trainNodes().find(named) ?? trainNodes()[0];
+    if (!nodeOfRun(run) && run.workflow) await this.graph(run);
+    return nodeOfRun(run) ?? trainNodes()[0];
   }
 
   /** Have the Train node go on where the run is. One that was cut off is taken up; one that has ended becomes a new run. */
@@ -170,7 +169,7 @@ class RunsTab {
   async graph(run) {
     // under a name of its own: a workflow of the user's that is called as the run must stay as it is
     await app.loadGraphData(await workflowOf(run.run), true, true, say("runs.graph_name", { run: run.run }));
-    const node = trainNodes().find((one) => one.widgets.find(({ name }) => name === "name").value.trim() === run.name);
+    const node = nodeOfRun(run);
     if (node) restore(node, { folder: run.run });
   }
 

@@ -7,7 +7,7 @@ const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 620;
 const panels = new WeakMap(); // LiteGraph node -> Panel
 
-function runName(node) {
+export function runName(node) {
   return node.widgets?.find((widget) => widget.name === "name")?.value?.trim?.(); // as the node takes it
 }
 

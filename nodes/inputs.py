@@ -14,10 +14,7 @@ from .screen import lines
 def of(kind, *fields: str, advanced: bool | None = None) -> list[io.Input]:
     """An input for each of these fields of a dataclass. advanced: folded away until someone asks for them."""
     known = {field.name: (field, setting) for field, setting in settings.each(kind)}
-    made = [_input(*known[name]) for name in fields]
-    for one in made:
-        one.advanced = advanced
-    return made
+    return [_input(*known[name], advanced) for name in fields]
 
 
 def sentence(kind, name: str) -> str:
@@ -34,8 +31,8 @@ def values(kind, given: dict) -> dict:
     }
 
 
-def _input(field, setting):
-    text, default = {"id": setting.input, "tooltip": setting.sentence}, field.default
+def _input(field, setting, advanced):
+    text, default = {"id": setting.input, "tooltip": setting.sentence, "advanced": advanced}, field.default
     if setting.choices:
         return io.Combo.Input(**text, options=list(setting.choices), default=default)
     if field.type is bool:

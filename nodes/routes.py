@@ -37,8 +37,8 @@ class Refused(ZTurboError):
 
 def register():
     routes = PromptServer.instance.routes
-    for path, handler in (("run", run), ("runs", runs), ("recipe", recipe), ("workflow", workflow)):
-        routes.get(f"/zturbo/{path}")(guarded(handler))
+    for path, find in (("run", run), ("runs", runs), ("recipe", recipe), ("workflow", workflow)):
+        routes.get(f"/zturbo/{path}")(guarded(told(find)))
     for wish, act in WISHES.items():
         routes.post(f"/zturbo/{wish}")(guarded(asked(act)))
     routes.post("/zturbo/delete")(guarded(asked(overview.delete)))
@@ -110,33 +110,37 @@ def asked(act: Callable[[Path], None]) -> Handler:
     return handler
 
 
-async def run(request: web.Request) -> web.Response:
-    """A run's curve, previews and notes. name: the newest run of this name; folder: this one."""
-    return web.json_response(await asyncio.to_thread(_run, dict(request.query)))
+def told(find: Callable[[dict[str, str]], dict]) -> Handler:
+    """Answers with what is found by a request's query."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(find, dict(request.query)))
+
+    return handler
 
 
-def _run(query: dict[str, str]) -> dict:
+def run(query: dict[str, str]) -> dict:
+    """A curve, previews and notes: of the newest run of a name, or of a folder. how: None while it runs."""
     found = [folder_of(query["folder"])] if "folder" in query else comfy_paths.runs().named(query.get("name", ""))
     if not found:
         return {"run": None}
-    facts = runlog.summary(found[-1], POINTS)
-    live = runfolder.RunFolder(found[-1])
-    if facts["how"] is None and not live.is_live():
-        facts["how"] = overview.DIED  # its process went away before it could say how it ended
-    return {**facts, "paused": live.pause.exists(), "stopping": live.stop.exists()}
+    folder = runfolder.RunFolder(found[-1])
+    facts = runlog.summary(folder.path, POINTS)
+    how = overview.how(folder, facts["how"])
+    asked_of = {"paused": folder.pause.exists(), "stopping": folder.stop.exists()}
+    return {**facts, **asked_of, "how": None if how == overview.RUNNING else how}
 
 
-async def runs(request: web.Request) -> web.Response:
-    return web.json_response({"runs": await asyncio.to_thread(overview.runs_of, comfy_paths.runs())})
+def runs(query: dict[str, str]) -> dict:
+    return {"runs": overview.runs_of(comfy_paths.runs())}
 
 
-async def recipe(request: web.Request) -> web.Response:
-    text = await asyncio.to_thread(lambda: overview.recipe(folder_of(request.query.get("folder"))))
-    return web.json_response({"recipe": text})
+def recipe(query: dict[str, str]) -> dict:
+    return {"recipe": overview.recipe(folder_of(query.get("folder")))}
 
 
-async def workflow(request: web.Request) -> web.Response:
-    return web.json_response(await asyncio.to_thread(lambda: overview.workflow(folder_of(request.query.get("folder")))))
+def workflow(query: dict[str, str]) -> dict:
+    return overview.workflow(folder_of(query.get("folder")))
 
 
 async def take(request: web.Request) -> web.Response:

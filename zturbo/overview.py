@@ -38,12 +38,12 @@ def facts(folder: Path) -> dict:
     run, log = RunFolder(folder), folder / runlog.EVENTS
     stamp = log.stat() if log.is_file() else folder.stat()
     told = _told(folder, stamp.st_mtime_ns, stamp.st_size)
-    shown = [one for one in runlog.previews(folder) if one["step"] <= told["step"]]
+    shown = runlog.previews(folder, told["step"])
     return {
         "run": folder.name,
         "name": name_of(folder),
         **told,
-        "how": told["how"] or (RUNNING if run.is_live() else DIED),
+        "how": how(run, told["how"]),
         "saved": run.saved_steps,
         "healthy": run.healthy_step,
         "checkpoints": [step_of(path) for path in run.checkpoint_files()],
@@ -51,6 +51,11 @@ def facts(folder: Path) -> dict:
         "workflow": (folder / WORKFLOW).is_file(),
         "modified": stamp.st_mtime,
     }
+
+
+def how(run: RunFolder, ended: str | None) -> str:
+    """How a run is: as it said that it ended, or running, or died where its process went away before it could."""
+    return ended or (RUNNING if run.is_live() else DIED)
 
 
 @lru_cache(1024)

@@ -92,7 +92,7 @@ def summary(folder: Path, points: int) -> dict:
     events = read_events(folder / EVENTS)
     steps = [{key: event[key] for key in STEP if _is_number(event.get(key))} for event in events if "loss" in event]
     start = newest_start(events)
-    end, last = end_of(events), last_step(events)
+    end = end_of(events)
     thin = max(1, -(-len(steps) // points))
     return {
         "run": folder.name,
@@ -105,18 +105,22 @@ def summary(folder: Path, points: int) -> dict:
             if event.get("event") in ("validation", "health")
         ],
         "notes": [event["text"] for event in events if event.get("event") == "note"],
-        "previews": [one for one in previews(folder) if one["step"] <= last],
+        "previews": previews(folder, last_step(events)),
         "how": end.get("how"),
         "saved": end.get("saved", 0),
     }
 
 
-def previews(folder: Path) -> list[dict]:
-    """Of each step that has some: step, files (in the order of the prompts), time (when the first was drawn)."""
+def previews(folder: Path, last: int) -> list[dict]:
+    """Of each step that has some: step, files (in the order of the prompts), time (when the first was drawn).
+
+    last: the run's step; what lies behind it is undone.
+    """
     named = [found for path in (folder / PREVIEWS).glob("step_*.png") if (found := PREVIEW.fullmatch(path.name))]
     shown: dict[int, list[str]] = {}
     for name in sorted(named, key=lambda name: (int(name[1]), int(name[2]))):
-        shown.setdefault(int(name[1]), []).append(name[0])
+        if int(name[1]) <= last:
+            shown.setdefault(int(name[1]), []).append(name[0])
     place = folder / PREVIEWS
     return [
         {"step": step, "files": files, "time": int((place / files[0]).stat().st_mtime)} for step, files in shown.items()

@@ -25,13 +25,16 @@ def foresee(host: ComfyHost, dataset: Dataset):
     picture = memory.tokens(pixels, max(dataset.captions().texts, key=len))
     watched = turbo.side(host.recipe, host, least // reduction) * reduction
     guarded = memory.tokens(watched**2, max(host.recipe.turbo.prompts, key=len, default=""))
-    # on a card memory that runs out is an error, which is answered
-    whole = host.whole if devices.shares_main_memory(host.device) else 0
     tokens = memory.together(host.recipe, picture, guarded, 1)
     numbers = network.count(host.targets, host.recipe.network)
     fast = host.recipe.network.kind == "lora" and not comfy_blocks.usable(host.dit, {}, host.device)
-    step = of_step(host, numbers, tokens, activations(host, None, tokens, whole, fast))
+    step = of_step(host, numbers, tokens, activations(host, None, tokens, by_hand(host), fast))
     room.check(host.device, step, of_previews(host, numbers), host.model.model_size())
+
+
+def by_hand(host: ComfyHost) -> int | None:
+    """Layers that are kept by hand, as far as sums count them: on a card memory that runs out is answered."""
+    return host.whole if devices.shares_main_memory(host.device) else 0
 
 
 def sizes_of(host: ComfyHost, lora: Mapping[str, Difference] | None) -> Sizes:
@@ -73,11 +76,10 @@ def fitting(host: ComfyHost, lora: Mapping[str, Difference], fast: bool) -> int:
     """Pictures that go through together: all (0), or as many as there is room for, at least one.
 
     A card counts as a whole, as ComfyUI clears it for the run. Where not even one picture has room there beside all
-    weights, these come and go, and serve as many pictures as fit each time. Memory that runs out is answered on a card,
-    so what is kept by hand is not counted there.
+    weights, these come and go, and serve as many pictures as fit each time.
     """
     main, at_once = devices.shares_main_memory(host.device), 0
-    whole, card = (host.whole, 0.0) if main else (0, devices.total_memory(host.device) - room.ASIDE)
+    whole, card = by_hand(host), 0.0 if main else devices.total_memory(host.device) - room.ASIDE
     for there in [free(host)] if main else [card - host.model.model_size(), card]:
         at_once = 0
         while (needed := at_least(host, lora, at_once, whole, fast)) > there:
