@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import routes
+from .compare import ZTurboCompare
 from .convert import ZTurboConvertLoRA
 from .dataset import ZTurboImageDataset
 from .health import ZTurboHealth
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZTurboSaveLoRA,
     ZTurboConvertLoRA,
     ZTurboHealth,
+    ZTurboCompare,
     ZTurboGenerateSet,
     ZTurboExtractAdapter,
     ZTurboCheckAdapter,

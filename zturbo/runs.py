@@ -19,12 +19,12 @@ from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
 from .filenames import file_name
 from .recipe import Inputs, Previews, Recipe, teaches
-from .runfolder import RECIPE, RunFolder
+from .runfolder import RECIPE, RunFolder, step_of
 from .together import Together
 from .world import ALONE, World
 
 log = logging.getLogger("zturbo")
-AUTO, NEW = "auto", "new"
+AUTO, NEW, ALL = "auto", "new", "all"
 # of a prompt for another trainer or program
 FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)
 
@@ -78,6 +78,41 @@ class Runs:
         if step and step.removesuffix(".safetensors") not in found:
             raise ZTurboError(f"The run {run!r} has no checkpoint {step!r}; it has {', '.join(sorted(found))}.")
         return found[step.removesuffix(".safetensors")] if step else next(iter(found.values()))
+
+    def loras(self, name: str) -> list[tuple[str, Path]]:
+        """(name, file) of what a run has learnt: a LoRA's file, or a checkpoint's.
+
+        `my_lora` or `my_lora/newest` is its newest LoRA, `my_lora/step_000500` a checkpoint, `my_lora/healthy` the
+        newest LoRA with which turbo was not worn, `my_lora/all` every checkpoint, the oldest first, and the newest LoRA
+        where it has learnt more. Raises ZTurboError.
+        """
+        run, _, which = name.strip().partition("/")
+        folder = self.folder(run)
+        if folder is None:
+            raise ZTurboError(
+                f"There is no LoRA {name!r} in models/loras, and no run {run!r} in {self.root}. Write the name of one."
+            )
+        there = RunFolder(folder)
+        found = {f"{run}/{path.stem}": path for path in reversed(there.checkpoint_files())}
+        steps = {step_of(path) for path in found.values()}
+        named = {f"{run}/newest": there.lora} if there.saved_steps else {}
+        if which == ALL:
+            found |= {} if there.saved_steps in steps else named
+        else:
+            named |= {f"{run}/healthy": there.healthy} if there.healthy_step else {}
+            wanted = f"{run}/{which or 'newest'}"
+            found = {one: path for one, path in (found | named).items() if one == wanted}
+        if not found:
+            has = [*map(step_name, sorted(steps)), *(one.removeprefix(f"{run}/") for one in named)]
+            raise ZTurboError(
+                f"The run {run!r} has no {which or 'LoRA'}; it has {', '.join(has) or 'learnt nothing yet'}."
+            )
+        return list(found.items())
+
+
+def step_name(step: int) -> str:
+    """Of a checkpoint."""
+    return f"step_{step:06d}"
 
 
 def own(run: Path) -> bool:

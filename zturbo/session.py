@@ -252,10 +252,7 @@ def open_session(
 
 def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False) -> State:
     """The state to go on from: the newest checkpoint's, or an untrained LoRA. The log forgets what came behind it."""
-    start, groups = host.start(), host.family.groups
-    lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, start, groups)
-    ema = network.frozen_copy(lora) if recipe.optimizer.ema else {}
-    state = State(lora, optimizers.build(recipe.optimizer, lowrank.parameters(lora)), ema)
+    state = untrained(recipe, host)
     saved = run.newest_checkpoint()
     if saved is not None:
         state.take(*saved)
@@ -263,6 +260,14 @@ def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False)
         log.info("Going on from step %d.", state.step)
     run.rewind(state.step, rolled_back)
     return state
+
+
+def untrained(recipe: Recipe, host: Host) -> State:
+    """The state before the first step."""
+    start, groups = host.start(), host.family.groups
+    lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, start, groups)
+    ema = network.frozen_copy(lora) if recipe.optimizer.ema else {}
+    return State(lora, optimizers.build(recipe.optimizer, lowrank.parameters(lora)), ema)
 
 
 def only_restores(recipe: Recipe, state: State) -> bool:

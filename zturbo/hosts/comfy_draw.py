@@ -5,6 +5,7 @@ Previews and the Sampler node share it.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -15,7 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .. import lorafile
 from ..family import Z_IMAGE
+from . import comfy_adapter
 
 CFG = 1.0  # Turbo is distilled with its guidance: no negative prompt, one pass a step
 SCHEDULER = "simple"
@@ -34,9 +37,27 @@ class Drawing:
     negative: Any = None
 
 
-def with_lora(model, state: dict[str, torch.Tensor]):
-    """A clone of MODEL with a LoRA file's tensors at strength 1, exactly as core's LoraLoaderModelOnly applies them."""
-    return comfy.sd.load_lora_for_models(model, None, dict(state), 1.0, 0)[0]
+def with_lora(model, state: dict[str, torch.Tensor], strength: float = 1.0):
+    """A clone of MODEL with a LoRA file's tensors on it, exactly as core's LoraLoaderModelOnly applies them."""
+    return comfy.sd.load_lora_for_models(model, None, dict(state), strength, 0)[0]
+
+
+def lora_for(
+    model, lora: dict[str, torch.Tensor] | Path, name: str = "The LoRA"
+) -> tuple[dict[str, torch.Tensor], str]:
+    """(tensors for `with_lora`, what of it is left out, or nothing) of a file in any dialect, or of a LORA_MODEL.
+
+    name: what it is called. Raises LoraFileError where it has nothing for this MODEL.
+    """
+    if isinstance(lora, Path):
+        file = lorafile.read(lora, keep_fused=True)
+    else:
+        file = lorafile.of_state(lora, name, keep_fused=True)
+    state, _, lost = lorafile.whole_state(file, torch.float32, name, lossy=True)
+    # one that stayed whole is core's own
+    parts = {part: one for part, one in file.factors.items() if not part.endswith("attention.qkv")}
+    lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(model), ("",)), name)
+    return (lora if isinstance(lora, dict) else state), lost
 
 
 def encode_prompt(clip, text: str):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .. import health, lorafile, plots, turbo
+from .. import health, plots, turbo
 from ..errors import ZTurboError
 from ..family import Z_IMAGE
 from ..recipe import Compute, Recipe, Turbo
@@ -40,19 +40,12 @@ def report(model, clip, vae, lora: dict | Path, prompts: tuple[str, ...], size: 
     """
     if not prompts:
         raise ZTurboError("There are no prompts. Write some that have nothing to do with the LoRA, one a line.")
-    if isinstance(lora, Path):
-        file = lorafile.read(lora, keep_fused=True)
-    else:
-        file = lorafile.of_state(lora, "The LoRA", keep_fused=True)
-    state, _, lost = lorafile.whole_state(file, torch.float32, "The LoRA", lossy=True)
     if size < 64 or size % 16:
         raise ZTurboError(f"size is {size}; it must be a multiple of 16 from 64.")
     clean = comfy_adapter.clean(model)
     comfy_added.refuse(clean, "the gauge")
-    # one that stayed whole is core's own
-    parts = {name: one for name, one in file.factors.items() if not name.endswith("attention.qkv")}
-    lorafile.check_fit(parts, comfy_adapter.targets(comfy_adapter.diffusion_model(clean), ("",)), "The LoRA")
-    changed = comfy_draw.with_lora(clean, lora if isinstance(lora, dict) else state)
+    state, lost = comfy_draw.lora_for(clean, lora)
+    changed = comfy_draw.with_lora(clean, state)
     side = size // Z_IMAGE.reduction
     with torch.inference_mode(False), torch.no_grad():
         with velocities(clean, clip, vae, prompts) as (velocity, host):
