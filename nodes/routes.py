@@ -1,4 +1,4 @@
-"""What the panel and the runs tab ask for: a run redrawn from its folder, wishes to a run, the list of all runs.
+"""What the pages ask for: a run redrawn from its folder, wishes to a run, the list of all runs, a dataset's pictures.
 
 Who asks from another site, with another kind of body or for a folder that is no run's gets a sentence, and nothing is
 done. Files are read by threads, so that the server goes on.
@@ -6,6 +6,7 @@ done. Files are read by threads, so that the server goes on.
 
 import asyncio
 import functools
+import io
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -14,13 +15,16 @@ from pathlib import Path
 from aiohttp import web
 from server import PromptServer
 
-from ..zturbo import files, overview, runfolder, runlog
+from ..zturbo import album, buckets, files, overview, runfolder, runlog
+from ..zturbo.album import Album
 from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_paths
 
 log = logging.getLogger("zturbo")
 POINTS = 2000  # most points of a curve that are sent
 LONGEST = 4096  # bytes of a body
+CAPTION = 8 * album.LONGEST  # bytes of one with a caption in it
+SIDE = 320  # pixels of a dataset's small pictures
 WISHES = {wish: functools.partial(runfolder.request, wish=wish) for wish in runfolder.WISHES}
 WISHES["go_on"] = functools.partial(runfolder.take_back, wish=runfolder.PAUSE)
 TAKING = asyncio.Lock()  # one after the other, as each looks for a name that is free
@@ -37,12 +41,14 @@ class Refused(ZTurboError):
 
 def register():
     routes = PromptServer.instance.routes
-    for path, find in (("run", run), ("runs", runs), ("recipe", recipe), ("workflow", workflow)):
-        routes.get(f"/zturbo/{path}")(guarded(told(find)))
+    for find in (run, runs, recipe, workflow, pictures):
+        routes.get(f"/zturbo/{find.__name__}")(guarded(told(find)))
     for wish, act in WISHES.items():
         routes.post(f"/zturbo/{wish}")(guarded(asked(act)))
     routes.post("/zturbo/delete")(guarded(asked(overview.delete)))
     routes.post("/zturbo/take")(guarded(take))
+    routes.get("/zturbo/picture")(guarded(picture))
+    routes.post("/zturbo/caption")(guarded(caption))
 
 
 def guarded(handler: Handler) -> Handler:
@@ -73,15 +79,15 @@ def need_own_site(request: web.Request):
         raise Refused("Another site cannot ask for this.", 403)
 
 
-async def body(request: web.Request) -> dict:
+async def body(request: web.Request, longest: int = LONGEST) -> dict:
     """The JSON object that came. Raises Refused."""
     if request.content_type != "application/json":
         raise Refused(f"The body is {request.content_type[:100]}; it must be application/json.", 415)
     raw = b""
     async for piece in request.content.iter_chunked(LONGEST):
         raw += piece
-        if len(raw) > LONGEST:
-            raise Refused(f"The body is longer than {LONGEST} bytes.", 413)
+        if len(raw) > longest:
+            raise Refused(f"The body is longer than {longest} bytes.", 413)
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):
@@ -159,3 +165,60 @@ def _take(name, kind) -> str:
     except OSError as error:
         raise ZTurboError(f"{target.name} cannot be written: {error.strerror}. {files.advice(error)}") from error
     return target.name
+
+
+@functools.lru_cache(4)
+def _album(folder: Path) -> Album:
+    """As the folder was when somebody looked at it last."""
+    return Album(folder, comfy_paths.runs().cache)
+
+
+def album_of(name, anew: bool = False) -> Album:
+    """Of a dataset's folder, by its name in Image Dataset. Raises DatasetError."""
+    if not isinstance(name, str):
+        raise Refused("The folder has no name.", 400)
+    if anew:
+        _album.cache_clear()
+    return _album(comfy_paths.dataset_folder(name))
+
+
+def pictures(query: dict[str, str]) -> dict:
+    """A page of a dataset's pictures, as the node of these settings will train them."""
+    sides = buckets.read_sides(",".join((query.get("resolution", ""), query.get("more_resolutions", ""))))
+    if not sides:
+        raise Refused("There is no resolution.", 400)
+    seen = album_of(query.get("folder"), anew=True)
+    upscale, masks = query.get("upscale") == "true", query.get("masks", "files")
+    found = seen.pictures(album.Asked(sides, query.get("trigger", ""), upscale, masks))
+    first = query.get("first", "0")
+    shown = album.page(found, query.get("only", ""), int(first) if first.isdecimal() and len(first) < 9 else 0)
+    return {**shown, "notes": seen.listing.notes, "writable": query["folder"].strip() != comfy_paths.BUNDLED}
+
+
+async def picture(request: web.Request) -> web.Response:
+    """A small picture of a dataset."""
+    content = await asyncio.to_thread(_small, request.query.get("folder"), request.query.get("name", ""))
+    return web.Response(body=content, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _small(folder, name: str) -> bytes:
+    content = io.BytesIO()
+    album_of(folder).thumbnail(name, SIDE).save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+async def caption(request: web.Request) -> web.Response:
+    """Write a picture's caption. Answers with it as it is now."""
+    wish = await body(request, CAPTION)
+    name, text, was = (wish.get(key) for key in ("name", "caption", "was"))
+    if not (isinstance(name, str) and isinstance(text, str) and isinstance(was, str)):
+        raise Refused("name, caption and was must be texts.", 400)
+    async with TAKING:
+        await asyncio.to_thread(_write, wish.get("folder"), name, text, was)
+    return web.json_response({"caption": text.strip()})
+
+
+def _write(folder, name: str, text: str, was: str):
+    if isinstance(folder, str) and folder.strip() == comfy_paths.BUNDLED:
+        raise Refused("The bundled pictures stay as they are.", 403)
+    album_of(folder, anew=True).write(name, text, was)
