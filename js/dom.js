@@ -51,6 +51,15 @@ export function svg(tag, attributes, parent) {
   return made;
 }
 
+/** A dialog over the page, which goes with its closing; the canvas' shortcuts rest. To be shown by showModal(). */
+export function dialog(label, className = "") {
+  const made = element("dialog", `zturbo-dialog ${className}`, document.body);
+  made.ariaLabel = label;
+  made.addEventListener("keydown", (event) => event.stopPropagation());
+  made.addEventListener("close", () => made.remove());
+  return made;
+}
+
 /** What happens on an element of ours is not the canvas' business. */
 export function keep(target, ...events) {
   for (const name of events) target.addEventListener(name, (event) => event.stopPropagation());

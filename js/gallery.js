@@ -1,5 +1,5 @@
 // Previews of a run: a strip by step, the chosen one beside an earlier one under a slider, enlarged on a click.
-import { element, button, keep } from "./dom.js";
+import { element, button, dialog, keep } from "./dom.js";
 import { picture } from "./server.js";
 import { say } from "./words.js";
 
@@ -105,9 +105,8 @@ export class Gallery {
   }
 
   enlarge() {
-    const dialog = element("dialog", "zturbo-dialog", document.body);
-    dialog.ariaLabel = say("gallery.strip");
-    const pair = new Pair(dialog, () => dialog.close(), say("gallery.close"));
+    const large = dialog(say("gallery.strip"));
+    const pair = new Pair(large, () => large.close(), say("gallery.close"));
     const show = () => pair.show(this.pair.run, this.pair.now, this.pair.before);
     const go = (way) => {
       const steps = this.shown.map(({ step }) => step);
@@ -117,20 +116,18 @@ export class Gallery {
       this.draw();
       show();
     };
-    const row = element("div", "zturbo-row", dialog);
+    const row = element("div", "zturbo-row", large);
     button("zturbo-small", "‹", say("gallery.earlier"), row, () => go(-1));
     button("zturbo-small", "›", say("gallery.later"), row, () => go(1));
-    button("zturbo-small zturbo-close", say("gallery.close"), "", row, () => dialog.close());
-    dialog.addEventListener("keydown", (event) => {
-      event.stopPropagation(); // the canvas has shortcuts of its own
+    button("zturbo-small zturbo-close", say("gallery.close"), "", row, () => large.close());
+    large.addEventListener("keydown", (event) => {
       if (event.target.type === "range") return;
       if (event.key === "ArrowLeft") go(-1);
       if (event.key === "ArrowRight") go(1);
     });
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    dialog.addEventListener("close", () => dialog.remove());
+    large.addEventListener("click", (event) => event.target === large && large.close());
     show();
-    dialog.showModal();
+    large.showModal();
   }
 }
 

@@ -117,6 +117,8 @@ class RunsTab {
     if (run.healthy && run.healthy !== run.saved) button("zturbo-use-healthy", say("runs.use_healthy", { step: run.healthy }), say("runs.use_healthy_title"), row, () => tried(() => this.use(run, "healthy")));
     const graph = button("zturbo-graph", say("runs.graph"), say("runs.graph_title"), row, () => tried(() => this.graph(run)));
     graph.disabled = !run.workflow;
+    const compare = button("zturbo-compare", say("runs.compare"), say("runs.compare_title"), row, () => this.put("ZTurboCompare", "loras", `${run.run}/all`));
+    compare.disabled = !run.checkpoints.length;
     const gone = careful("zturbo-delete", say("runs.delete"), say("runs.delete_sure"), say("runs.delete_title"), row, () =>
       tried(async () => {
         await ask("delete", run.run);
@@ -155,15 +157,20 @@ class RunsTab {
   async use(run, lora) {
     const { file } = await ask("take", run.run, { lora });
     await app.refreshComboInNodes?.();
-    const node = LiteGraph.createNode("LoraLoaderModelOnly");
+    this.put("LoraLoaderModelOnly", "lora_name", file);
+    toast("success", say("runs.used", { file }));
+  }
+
+  /** A node on the canvas that is open, in a corner of what is seen, with a value. */
+  put(kind, name, value) {
+    const node = LiteGraph.createNode(kind);
     app.canvas.graph.add(node); // also in a subgraph that is open
     const [x, y] = app.canvas.ds?.visible_area ? [app.canvas.ds.visible_area[0], app.canvas.ds.visible_area[1]] : [0, 0];
     node.pos = [x + 80, y + 80];
-    const widget = node.widgets.find((one) => one.name === "lora_name");
-    if (Array.isArray(widget.options?.values) && !widget.options.values.includes(file)) widget.options.values.push(file);
-    widget.value = file;
+    const widget = node.widgets.find((one) => one.name === name);
+    if (Array.isArray(widget.options?.values) && !widget.options.values.includes(value)) widget.options.values.push(value);
+    widget.value = value;
     app.graph.setDirtyCanvas(true, true);
-    toast("success", say("runs.used", { file }));
   }
 
   async graph(run) {

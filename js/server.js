@@ -18,6 +18,16 @@ export const workflowOf = (folder) => answered(`workflow?${new URLSearchParams({
 export const ask = (wish, run, more = {}) =>
   answered(wish, { method: "POST", body: JSON.stringify({ run, ...more }), headers: { "Content-Type": "application/json" } });
 
+/** A page of a dataset's pictures. query: the settings of Image Dataset, `only` and `first`. */
+export const picturesOf = (query) => answered(`pictures?${new URLSearchParams(query)}`);
+
+/** was: what stood there when its person began to write. */
+export const writeCaption = (folder, name, caption, was) =>
+  answered("caption", { method: "POST", body: JSON.stringify({ folder, name, caption, was }), headers: { "Content-Type": "application/json" } });
+
+/** Address of a dataset's picture, made small. time: of the file. */
+export const smallPicture = (folder, name, time) => api.apiURL(`/zturbo/picture?${new URLSearchParams({ folder, name, t: time })}`);
+
 /** Address of a preview. time: of the file, as one that is drawn anew has the same name. small: compressed. */
 export function picture(run, file, time, small = false) {
   const query = { filename: file, subfolder: `zturbo/${run}/previews`, type: "output", t: time, ...(small ? { preview: "webp;60" } : {}) };

@@ -79,7 +79,7 @@ class ZTurboImageDataset(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Pictures from the graph instead of a folder: a batch, or a list of any sizes, as core's Load "
-                        "Image-Text Dataset from Folder gives."
+                        "Image-Text (from Folder) gives."
                     ),
                 ),
                 io.String.Input(

@@ -9,6 +9,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 IDS = [
     "ZTurboAdapterSchedule",
     "ZTurboCheckAdapter",
+    "ZTurboCompare",
     "ZTurboConvertLoRA",
     "ZTurboDeDistillAdapter",
     "ZTurboExtractAdapter",

@@ -89,7 +89,7 @@ def test_the_frontend_can_offer_every_download(name):
 def test_every_node_of_the_pack_is_in_a_workflow():
     used = {node["type"] for name in NAMES for node in load(name)["nodes"]}
     ours = {path.stem for path in (dev.ROOT / "js" / "docs").glob("*.md")}
-    assert len(ours) == 17 and ours <= used
+    assert len(ours) == 18 and ours <= used
 
 
 def run_small(server, name: str, seed: int = 0) -> list[dict]:
