@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Panel } from "./panel.js";
+import { say } from "./words.js";
 
 const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 620;
@@ -73,7 +74,8 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const panel = new Panel();
     panels.set(node, panel);
-    node.addDOMWidget("zturbo_panel", "zturbo_panel", panel.root, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
+    const widget = node.addDOMWidget("zturbo_panel", "zturbo_panel", panel.root, { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT });
+    widget.label = say("panel.label"); // where a form shows it
   },
 
   loadedGraphNode(node) {

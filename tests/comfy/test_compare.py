@@ -76,7 +76,7 @@ def test_what_the_trainer_hands_on_comes_first(server):
     outputs = server.run(graph)
     (picture,) = files_of(server, outputs, "pictures")
     assert picture.read_bytes() == drawn_by_core(server, "handed")
-    assert outputs["compare"]["text"][0].startswith("column 1: connected at 1\nrow 1:")
+    assert outputs["compare"]["text"][0].startswith("column 1: LoRA at 1\nrow 1:")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from . import comfy_adapter, comfy_draw, comfy_paths
 from .comfy import ComfyHost, release
 
 log = logging.getLogger("zturbo")
-CONNECTED = "connected"
+CONNECTED = "LoRA"  # the name of the one that comes in by a wire
 Given = dict[str, torch.Tensor] | Path  # a LORA_MODEL, or a LoRA's or a checkpoint's file
 
 
