@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ZTurboError
 from . import kohya_sets, reasons, sets, shared
 from .kohya_prompts import read_prompts
-from .record import LEFT, OFF, Line, Moved, Theirs, brief
+from .record import LEFT, OFF, TAKEN, Line, Moved, Theirs, brief
 from .sets import PictureSet
 from .toolkit import DTYPES, looks_like_z_image
 
@@ -131,7 +131,7 @@ def need_z_image(moved: Moved, source: Theirs):
         )
     sure = "zimage" in plain or looks_like_z_image(named)
     why = "Z-Image" if sure else "nothing in the file says which model it is for; it is taken for Z-Image"
-    moved.lines.append(Line("taken", source.said("network_module") or source.said(*MODELS) or "the file", why=why))
+    moved.lines.append(Line(TAKEN, source.said("network_module") or source.said(*MODELS) or "the file", why=why))
 
 
 def _network(moved: Moved, source: Theirs, near: Path):
@@ -152,7 +152,7 @@ def _network(moved: Moved, source: Theirs, near: Path):
         moved.leave(more.said("algo"), "there is no such network here; lora")
     if module.startswith("networks."):
         why = "it trains no modulation (adaln) unless told; empty trains all"
-        moved.put("network.targets", MUSUBI_PARTS, source.said("network_module"), why, "taken")
+        moved.put("network.targets", MUSUBI_PARTS, source.said("network_module"), why, TAKEN)
     for key in ("exclude_patterns", "include_patterns"):
         if more.text(key):
             moved.leave(more.said(key), reasons.PATTERNS)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import folder
 from ..errors import DatasetError
-from .record import Moved, Theirs, brief, unique
+from .record import TAKEN, Moved, Theirs, brief, unique
 from .shared import there
 
 ONE_FOLDER = (
@@ -63,7 +63,7 @@ def _folders(moved: Moved, ours: str, sets: list[PictureSet], near: Path):
     if len(folders) == 1:
         found = there(folders[0], near)
         why = "" if found else "nothing is there from here; give the folder when you train"
-        moved.put(ours, str(found or folders[0]), sets[0].said, why, "taken")
+        moved.put(ours, str(found or folders[0]), sets[0].said, why, TAKEN)
     elif folders:
         moved.leave(", ".join(one.said for one in sets), ONE_FOLDER)
     elif ours == "inputs.pictures":

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import lycoris
 from ..errors import ZTurboError
 from ..filenames import bad_name
-from .record import CHANGED, Moved, Theirs, brief, unique
+from .record import CHANGED, TAKEN, Moved, Theirs, brief, unique
 
 GRAIN = 16  # pixels
 # their name, in small letters and without what a package is called -> ours
@@ -24,10 +25,12 @@ OPTIMIZERS = {
     "muon": "muon",
 }
 ALIKE = {"adamw", "adamw8bit", "adafactor", "prodigy", "lion", "came", "muon", "prodigyopt", "adamwschedulefree"}
-DECAY = ("adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit", "adamwschedulefree")  # by 0.01 unless a file says else
+DECAY = ("adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit")  # by 0.01 unless a file says else
 PACKAGE = {"adamw8bit": "bitsandbytes"} | dict.fromkeys(
     ("adafactor", "prodigy", "schedule_free", "lion", "came"), "pytorch-optimizer"
 )
+LARGEST_FACTOR = 1024  # of a LoKr; more than the root of every width
+WIDTHS = (3840, 10240, 256, 15360)  # of Z-Image's Linears
 OWN_RATE = 0.1  # an optimizer that finds its own rate takes a smaller one as 1, as ai-toolkit does
 
 
@@ -52,7 +55,7 @@ def optimizer(moved: Moved, said: str, name: str, decay: float | None):
     else:
         needs = f"needs the package {PACKAGE[ours]}" if ours in PACKAGE else ""
         near = "" if plain in ALIKE else "the nearest that there is here"
-        moved.put("optimizer.name", ours, said, "; ".join(filter(None, (near, needs))), "" if near else "taken")
+        moved.put("optimizer.name", ours, said, "; ".join(filter(None, (near, needs))), "" if near else TAKEN)
     if decay is None and plain in DECAY:
         moved.default("optimizer.weight_decay", 0.01, "weight_decay")
     if ours == "prodigy" and moved.values.get("optimizer.learning_rate", 0) < OWN_RATE:
@@ -74,9 +77,9 @@ def place(moved: Moved, ours: str, said: str, text: str, near: Path):
     """A path, whole where something is there, else as it is written, which training then says."""
     found = there(text, near)
     if found is not None:
-        moved.put(ours, str(found), said, how="taken")
+        moved.put(ours, str(found), said, how=TAKEN)
     else:
-        moved.put(ours, text, said, "nothing is there from here; set it, or give the option", "taken")
+        moved.put(ours, text, said, "nothing is there from here; set it, or give the option", TAKEN)
 
 
 def there(text: str, near: Path) -> Path | None:
@@ -157,15 +160,9 @@ def network_kind(moved: Moved, said: str, kind: str, rank: int, factor: int | No
         moved.put("network.alpha", float(max(rank, least)), f"{said}, full rank", why)
 
 
-LARGEST_FACTOR = 1024  # more than the root of every width
-WIDTHS = (3840, 10240, 256, 15360)  # of Z-Image's Linears
-
-
 def whole_rank(factor: int) -> int:
     """The least rank at which the second matrix of a LoKr is whole in every Linear. See `lycoris.create_lokr`."""
-    from ..lycoris import split
-
-    return -(-max(split(width, factor)[1] for width in WIDTHS) // 2)
+    return -(-max(lycoris.split(width, factor)[1] for width in WIDTHS) // 2)
 
 
 def noise(moved: Moved, source: Theirs, keys: Mapping[str, str]):

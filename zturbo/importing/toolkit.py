@@ -4,13 +4,13 @@ from pathlib import Path
 
 from ..errors import ZTurboError
 from . import reasons, sets, shared
-from .record import LEFT, Line, Moved, Theirs, brief
+from .record import LEFT, TAKEN, Line, Moved, Theirs, brief
 from .sets import PictureSet
 from .shared import Drawn
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 Z_IMAGE = "zimage"
-TURBO_FLAGS = ("is_flux", "is_xl", "is_v2", "is_v3", "is_lumina2", "is_pixart", "is_auraflow", "is_ssd", "is_vega")
+OTHER_FLAGS = ("is_flux", "is_xl", "is_v2", "is_v3", "is_lumina2", "is_pixart", "is_auraflow", "is_ssd", "is_vega")
 DENSITIES = {"linear": "linear", "sigmoid": "sigmoid", "weighted": "weighted", "shift": "shift"}
 NEAR = {
     "flux_shift": ("shift", "its shift changes with a picture's size; here it is 3, as turbo draws"),
@@ -90,10 +90,10 @@ def only_process(config: Theirs, name: str) -> Theirs:
 def need_z_image(moved: Moved, model: Theirs):
     """Raises ZTurboError for a model of another kind, with what was found."""
     arch, name = model.text("arch") or "", model.text("name_or_path") or ""
-    flags = [flag for flag in TURBO_FLAGS if model.flag(flag)]
+    flags = [flag for flag in OTHER_FLAGS if model.flag(flag)]
     kind = arch.split(":")[0].lower()
     if kind == Z_IMAGE or (not kind and not flags and looks_like_z_image(name)):
-        moved.lines.append(Line("taken", model.said("arch") or model.said("name_or_path"), why="Z-Image"))
+        moved.lines.append(Line(TAKEN, model.said("arch") or model.said("name_or_path"), why="Z-Image"))
         return
     found = ", ".join(filter(None, (model.said("arch", "name_or_path"), *(f"{flag} true" for flag in flags))))
     raise ZTurboError(
@@ -201,7 +201,7 @@ def _schedule(moved: Moved, train: Theirs):
     if name == "linear" and (more.number("end_factor") or 1.0) < (more.number("start_factor") or 1 / 3):
         moved.put("optimizer.schedule", "linear", train.said("lr_scheduler"), "falls to 0 at the end")
     elif name in SCHEDULES:
-        moved.put("optimizer.schedule", SCHEDULES[name][0], train.said("lr_scheduler"), SCHEDULES[name][1], "taken")
+        moved.put("optimizer.schedule", SCHEDULES[name][0], train.said("lr_scheduler"), SCHEDULES[name][1], TAKEN)
     else:
         moved.leave(train.said("lr_scheduler"), "there is no such course here; the rate stays constant")
 
