@@ -63,6 +63,7 @@ def kinds() -> list[Kind]:
         fuzz_cache,
         fuzz_captions,
         fuzz_checkpoints,
+        fuzz_importing,
         fuzz_names,
         fuzz_pictures,
         fuzz_sets,
@@ -77,6 +78,7 @@ def kinds() -> list[Kind]:
         fuzz_pictures,
         fuzz_captions,
         fuzz_text,
+        fuzz_importing,
         fuzz_names,
         fuzz_sets,
     )

@@ -120,6 +120,12 @@ def create_lokr(name: str, rows: int, columns: int, rank: int, alpha: float, fac
     return LoKr(w1, (uniform(o2, rank, seed, "lokr w2", name), torch.zeros(rank, i2)), alpha / rank)
 
 
+def count_lokr(rows: int, columns: int, rank: int, factor: int) -> int:
+    """Numbers of such a LoKr."""
+    (o1, o2), (i1, i2) = split(rows, factor), split(columns, factor)
+    return o1 * i1 + (o2 * i2 if 2 * rank >= max(o2, i2) else rank * (o2 + i2))
+
+
 def create_loha(name: str, rows: int, columns: int, rank: int, alpha: float, seed: int) -> LoHa:
     """An untrained LoHa as LyCORIS begins it: w1_a N(0, 0.1), w1_b and w2_b N(0, 1), w2_a zero.
 

@@ -120,10 +120,12 @@ def create(
 
 
 def count(targets: list[Target], network: Network) -> int:
-    """How many numbers would be trained, at most (a LoKr has fewer)."""
+    """How many numbers would be trained."""
+    chosen = [(one.part.size, one.target.in_features, one.rank) for one in trainable_modules(targets, network)]
+    if network.kind == "lokr":
+        return sum(lycoris.count_lokr(*one, network.factor) for one in chosen)
     halves = 2 if network.kind == "loha" else 1
-    chosen = trainable_modules(targets, network)
-    return halves * sum(one.rank * (one.part.size + one.target.in_features) for one in chosen)
+    return halves * sum(rank * (rows + columns) for rows, columns, rank in chosen)
 
 
 def begin(module: TrainableModule, network: Network, seed: int, magnitudes: dict[str, torch.Tensor]) -> Difference:

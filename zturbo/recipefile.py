@@ -53,6 +53,11 @@ def with_settings(text: str, given: Sequence[str], kind=Recipe):
     values = read_toml(text, "The recipe", "Mend that line, or take the recipe.toml of a run.")
     for one in given:
         put(values, one)
+    return from_values(values, kind)
+
+
+def from_values(values: dict, kind=Recipe):
+    """A recipe of values as TOML gives them. Raises ZTurboError."""
     try:
         return _build(kind, values, "")
     except ZTurboError as error:

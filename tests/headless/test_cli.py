@@ -543,6 +543,59 @@ def killed_at(number: int, *arguments: str) -> bool:
         os._exit(0)
 
 
+JOB = """
+job: extension
+config:
+  name: imported_cat
+  process:
+    - type: sd_trainer
+      trigger_word: zsmile
+      network: {type: lora, linear: 4, linear_alpha: 4}
+      save: {save_every: 2}
+      datasets:
+        - {folder_path: PICTURES, resolution: [128]}
+      train: {steps: 3, lr: 1e-3, optimizer: adamw, timestep_type: weighted, noise_offset: 0.1}
+      model: {arch: "zimage:turbo", name_or_path: Tongyi-MAI/Z-Image-Turbo, assistant_lora_path: x/adapter.safetensors}
+"""
+
+
+def test_another_trainers_job_is_imported_and_trained(folder, capsys):
+    """What is not here is said, and given as options; the recipe is not written over."""
+    (folder / "job.yaml").write_text(JOB.replace("PICTURES", diffusers_tiny.PICTURES.as_posix()))
+    assert cli.main(["import", "job.yaml", "--output", "mine.toml"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "taken     train.steps 3 -> steps 3" in told
+    assert any(line.startswith("left out  train.noise_offset 0.1: there is no noise offset here") for line in told)
+    assert told[-1].endswith("python -m zturbo plan mine.toml --model … --text-encoder … --vae …")
+    assert cli.main(["import", "job.yaml", "--output", "mine.toml", "--json"]) == 1
+    assert "there already" in lines(capsys)[-1]["error"]
+    assert run("train", "mine.toml", "--model", "tiny") == 1
+    assert "inputs.adapter is 'adapter.safetensors', and nothing is there" in lines(capsys)[-1]["error"]
+    assert run("train", "mine.toml", "--model", "tiny", "--adapter", "tiny") == 0
+    assert lines(capsys)[-1]["saved"] == 3
+    assert cli.main(["import", "job.yaml", "--output", "mine.toml", "--overwrite", "--json"]) == 0
+    facts = lines(capsys)[0]
+    assert facts["trainer"] == "ai-toolkit" and {one["how"] for one in facts["settings"]} >= {"taken", "left out"}
+    assert recipefile.read(folder / "mine.toml").name == "imported_cat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("recipe.toml", "--output", "new.toml"), "recipe of this pack already"),
+        (("nowhere.yaml",), "There is no file nowhere.yaml"),
+        (("job.yaml", "--output", "new.txt"), "does not end in .toml"),
+        (("job.yaml", "--output", "no/folder/new.toml"), "cannot be written"),
+    ],
+)
+def test_an_import_that_cannot_be_gets_a_sentence(folder, capsys, arguments, words):
+    (folder / "job.yaml").write_text(JOB)
+    if "--output" not in arguments:
+        arguments += ("--output", "new.toml")
+    assert cli.main(["import", *arguments, "--json"]) == 1
+    assert words in lines(capsys)[-1]["error"] and not (folder / "new.toml").exists()
+
+
 NEWS = ("A new run begins",)
 
 

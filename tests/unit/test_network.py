@@ -44,6 +44,14 @@ def test_groups_patterns_and_ranks_of_their_own_the_last_that_fits_counts():
     )
 
 
+@pytest.mark.parametrize("rank", [2, 4, 400])
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_counting_is_of_what_would_be_trained(kind, rank):
+    """400: the second matrix of a LoKr is whole."""
+    given = Network(rank, float(rank), kind, factor=4, targets=f"attention:{rank}, feed_forward:3", layers="1-2")
+    assert network.count(TARGETS, given) == lowrank.count(network.create(TARGETS, given, 0))
+
+
 def test_layers_are_numbers_and_ranges():
     assert {network.layer_of(name) for name in ranks(layers="0-1, 3")} == {0, 1, 3}
     assert network.read_layers(" ") is None

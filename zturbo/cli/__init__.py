@@ -6,7 +6,7 @@ import json
 import sys
 
 from ..errors import ZTurboError
-from . import files, sampling, screen, training
+from . import files, importing, sampling, screen, training
 
 DESCRIPTION = """Train LoRAs on Z-Image-Turbo and keep its 8 steps, without a graph.
 
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
 --prompt "a large zsmile on a blue background" --size 128x128
   python -m zturbo inspect my_lora.safetensors
   python -m zturbo convert kohya.safetensors mine.safetensors --rank 16
+  python -m zturbo import train_lora.yaml --output recipe.toml
 
 Ctrl-C stops a run and keeps what it has learnt; a second Ctrl-C ends it at once, \
 and resume goes on from its last checkpoint.
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for room in (training, sampling, files):
+    for room in (training, sampling, files, importing):
         room.add(commands)
     args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
