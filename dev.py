@@ -381,7 +381,7 @@ def demo(args) -> int:
     print(f"Done in {seconds:.0f} s.\nThe LoRA:     {lora}")
     for image in images:
         print(f"The pictures: {image}")
-    print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
+    print("Left: turbo without the LoRA. Right: with it. Same noise, 8 steps; a prompt a row.")
     if args.json:
         facts = {
             "lora": str(lora),
@@ -411,7 +411,7 @@ def headless_demo(reason: str, args) -> int:
     print(f"Done in {time.monotonic() - started:.0f} s.\nThe LoRA:     {run / 'lora.safetensors'}")
     for image in images:
         print(f"The pictures: {image}")
-    print("Left: the turbo model before. Right: with the LoRA. Same prompts, same seeds, 8 steps.")
+    print("Left: turbo without the LoRA. Right: with it. Same noise, 8 steps; a prompt a row.")
     if args.json:
         facts = {
             "lora": str(run / "lora.safetensors"),

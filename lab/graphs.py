@@ -80,8 +80,7 @@ def train_lora_16gb(graph: Graph):
 
 
 def train_lora_12gb(graph: Graph):
-    train = {"keep_layers": 0, "preview_width": 768, "preview_height": 768}
-    training(graph, {"resolution": 512}, train, width=768, height=768)
+    training(graph, {"resolution": 512}, {"preview_width": 768, "preview_height": 768}, width=768, height=768)
 
 
 def train_lora_app(graph: Graph):

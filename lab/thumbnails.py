@@ -33,14 +33,16 @@ def main(argv: list[str]):
                 continue
             prompt = read(path.stem, info)
             if path.stem != "tiny_demo":
-                prompt = with_tiny(prompt, demo, concept=path.stem.startswith(("train", "convert")))
+                prompt = with_tiny(
+                    prompt, demo, concept=path.stem.startswith(("train", "convert", "resume", "compare"))
+                )
             if path.stem == "make_adapter":
                 prompt = making_adapter(prompt)
             outputs = server.run(prompt)
             if path.stem == "tiny_demo":
-                shutil.copy(
-                    base / "models" / "loras" / "smiley.safetensors", base / "models" / "loras" / "my_lora.safetensors"
-                )
+                loras, runs = base / "models" / "loras", base / "output" / "zturbo"
+                shutil.copy(loras / "smiley.safetensors", loras / "my_lora.safetensors")
+                shutil.copytree(runs / "smiley", runs / "my_lora")
             if path.stem not in wanted:
                 continue
             files = [

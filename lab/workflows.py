@@ -45,16 +45,24 @@ def with_tiny(prompt: dict, demo: dict, concept: bool) -> dict:
     }
     unrelated = "\n".join(settings["ZTurboHealthOptions"]["prompts"].splitlines()[:6])
     settings["ZTurboHealth"] = settings["ZTurboCheckAdapter"] = {"size": 128, "prompts": unrelated}
+    draws = {"width": 128, "height": 128}
+    compared = {**draws, "prompts": settings["ZTurboCompare"]["prompts"]}
+    loader = next(number for number, node in prompt.items() if node["class_type"] == "ZTurboLoadModel")
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]
+        resume, steps = inputs.get("resume"), inputs.get("steps", 0)
         if kind in ("ZTurboLoadModel", "ZTurboImageDataset", "ZTurboTrainLoRA", "ZTurboHealth", "ZTurboCheckAdapter"):
             inputs.update(
                 {key: value for key, value in settings[kind].items() if not isinstance(inputs.get(key), list)}
             )
         if kind == "ZTurboSampler":
-            inputs.update(width=128, height=128, prompt=settings[kind]["prompt"] if concept else PROMPT)
+            inputs.update(draws, prompt=compared["prompts"].splitlines()[0] if concept else PROMPT)
+        if kind == "ZTurboCompare":
+            inputs.update(compared)
+        if resume not in (None, "auto"):  # a run that goes on
+            inputs.update(resume=resume, steps=steps // 2)
         if kind == "UNETLoader":  # an undistilled model: the tiny one with its adapter on
-            node.update(class_type="ZTurboDeDistillAdapter", inputs={"model": ["1", 0], **TINY_ADAPTER})
+            node.update(class_type="ZTurboDeDistillAdapter", inputs={"model": [loader, 0], **TINY_ADAPTER})
     return prompt
 
 

@@ -1,11 +1,23 @@
-"""The texts of our pages: each that js/ says is in locales/en/main.json, and none is left there unsaid."""
+"""The texts of nodes and pages in all languages: none is missing, and none falls behind the English one.
 
+Each that js/ says is in locales/en/main.json, and none is left there unsaid. locales/translated.json says, by a short
+hash, from which English text each translation was made. Where the English one changes, translate anew, then run with
+ZTURBO_WRITE_LOCALES=1.
+"""
+
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+LOCALES = ROOT / "locales"
+TRANSLATED = LOCALES / "translated.json"
+LANGUAGES = ("de", "es", "fr", "ja", "ko", "zh")
 SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "js").glob("*.js")))
 SAID = set(re.findall(r'(?:say|has)\((?:[^"`()]*\? *)?"([a-z]+\.[a-z_]+)"', SCRIPTS))
 SAID |= set(re.findall(r'[?:] "([a-z]+\.[a-z_]+)"', SCRIPTS))  # one of two
@@ -19,7 +31,7 @@ def flat(texts: dict, before: str = "") -> Iterator[tuple[str, str]]:
 
 
 def texts(language: str) -> dict[str, str]:
-    path = ROOT / "locales" / language / "main.json"
+    path = LOCALES / language / "main.json"
     return dict(flat(json.loads(path.read_text(encoding="utf-8"))["zturbo"]))
 
 
@@ -36,10 +48,42 @@ def test_no_text_stands_in_the_scripts():
     assert shown == []
 
 
-def test_every_language_has_every_text_with_the_same_places():
-    english = texts("en")
-    for folder in sorted((ROOT / "locales").iterdir()):
-        found = texts(folder.name)
-        assert found.keys() == english.keys(), folder.name
-        for key, text in found.items():
-            assert sorted(PLACE.findall(text)) == sorted(PLACE.findall(english[key])), (folder.name, key)
+def node_texts(language: str) -> dict[str, str]:
+    return dict(flat(json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))))
+
+
+def english() -> dict[str, str]:
+    return {f"main.{key}": text for key, text in texts("en").items()} | node_texts("en")
+
+
+def short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def test_the_languages_are_these():
+    assert sorted(path.name for path in LOCALES.iterdir() if path.is_dir()) == sorted(("en", *LANGUAGES))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_is_there_with_the_same_places_and_numbers(language):
+    found = {f"main.{key}": text for key, text in texts(language).items()} | node_texts(language)
+    wanted = english()
+    assert found.keys() == wanted.keys()
+    for key, text in found.items():
+        assert text.strip() and sorted(PLACE.findall(text)) == sorted(PLACE.findall(wanted[key])), key
+        if not key.startswith("main."):
+            # digits as they stand: 0.4 GB, 1024, +1
+            assert set(re.findall(r"\d+(?:\.\d+)?", wanted[key])) <= set(re.findall(r"\d+(?:\.\d+)?", text)), key
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_tooltips_and_descriptions_are_translated(language):
+    found, wanted = node_texts(language), node_texts("en")
+    assert [key for key in found if key.endswith((".tooltip", ".description")) and found[key] == wanted[key]] == []
+
+
+def test_no_translation_is_of_an_older_text():
+    now = {key: short(text) for key, text in english().items()}
+    if os.environ.get("ZTURBO_WRITE_LOCALES"):
+        TRANSLATED.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    assert json.loads(TRANSLATED.read_text(encoding="utf-8")) == now

@@ -18,15 +18,20 @@ import dev
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = [
     "adapter_plus_zero_minus",
+    "compare_checkpoints",
     "convert_lora",
     "extract_adapter",
+    "health_report",
     "make_adapter",
+    "resume_or_extend",
     "sample_8_steps",
     "tiny_demo",
     "train_lora",
+    "train_lora.app",
+    "train_lora_12gb",
+    "train_lora_16gb",
     "train_lora_minus_one",
     "train_lora_options",
-    "turbo_health",
 ]
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
 SMALL = {
@@ -44,6 +49,7 @@ SMALL = {
     "sizes": "128x128, 80x80",
     "cfg": 2.0,
 }
+RUN = "my_lora"  # that two of them go on from and compare
 
 
 def load(name: str) -> dict:
@@ -55,6 +61,38 @@ def test_the_folder_holds_exactly_these_with_thumbnails():
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as thumbnail:
             assert min(thumbnail.size) >= 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_what_the_lab_writes(server, name):
+    """`python dev.py lab graphs` has been run since the nodes were changed."""
+    from lab import graphs
+
+    assert sorted(graphs.GRAPHS) == NAMES
+    written = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    assert written == graphs.made(server.get("/object_info"), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_lies_on_another_and_groups_hold_their_nodes(name):
+    """From left to right: a wire's end is never left of the group in which it begins."""
+    workflow = load(name)
+    boxes = {node["id"]: (*node["pos"], *node["size"]) for node in workflow["nodes"]}
+    for number, (x, y, width, height) in boxes.items():
+        for other, (left, top, wide, high) in boxes.items():
+            apart = x + width <= left or left + wide <= x or y + height + 30 <= top or top + high + 30 <= y
+            assert number >= other or apart, (number, other)
+    groups = {}
+    for number, group in enumerate(workflow["groups"]):
+        left, top, wide, high = group["bounding"]
+        for one, (x, y, width, height) in boxes.items():
+            if left <= x and top <= y - 30 and x + width <= left + wide and y + height <= top + high:
+                groups[one] = number
+    notes = {node["id"] for node in workflow["nodes"] if node["type"] == "MarkdownNote"}
+    assert groups.keys() == boxes.keys() - notes
+    for _, source, _, target, _, _ in workflow["links"]:
+        begins = workflow["groups"][groups[source]]["bounding"][0]
+        assert begins <= workflow["groups"][groups[target]]["bounding"][0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +139,10 @@ def run_small(server, name: str, seed: int = 0) -> list[dict]:
         (server.base / "models" / "loras" / file).write_bytes(
             (dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors").read_bytes()
         )
+    if name in ("compare_checkpoints", "resume_or_extend") and not (server.base / "output" / "zturbo" / RUN).exists():
+        server.run(prompts.training(name=RUN, steps=2, rank=16, alpha=16.0, preview_prompts=""))
     prompt = dev.to_prompt(load(name), server.get("/object_info"))
+    loader = next(number for number, node in prompt.items() if node["class_type"] == "ZTurboLoadModel")
     for node in prompt.values():
         inputs = node["inputs"]
         inputs.update(
@@ -118,7 +159,7 @@ def run_small(server, name: str, seed: int = 0) -> list[dict]:
         if node["class_type"] == "ZTurboTrainLoRA":
             inputs.update(name=name, seed=seed)
         if node["class_type"] == "UNETLoader":  # an undistilled model: the tiny one with its adapter on
-            node.update(prompts.adapter(["1", 0]))
+            node.update(prompts.adapter([loader, 0]))
     outputs = server.run(prompt)
     return [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
 
@@ -126,4 +167,4 @@ def run_small(server, name: str, seed: int = 0) -> list[dict]:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_on_the_real_server(server, name):
     pictures = run_small(server, name)
-    assert len(pictures) == {"adapter_plus_zero_minus": 3, "turbo_health": 2}.get(name, 1)
+    assert len(pictures) == {"adapter_plus_zero_minus": 3, "health_report": 2}.get(name, 1)
