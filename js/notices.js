@@ -74,7 +74,7 @@ export function doubts(node) {
   return found;
 }
 
-const dismissed = new Set();
+const dismissed = new Map(); // "node:kind" -> node
 const shown = new Map(); // "node:kind" -> {node, root}
 let layer = null;
 let frame = 0;
@@ -83,7 +83,7 @@ function look() {
   if (document.hidden || !app.canvas?.graph) return;
   const wanted = new Map();
   for (const node of app.canvas.graph.nodes ?? []) for (const kind of doubts(node)) wanted.set(`${node.id}:${kind}`, { node, kind });
-  for (const key of dismissed) if (!wanted.has(key)) dismissed.delete(key); // once mended it may be said again
+  for (const [key, node] of dismissed) if (wanted.get(key)?.node !== node) dismissed.delete(key); // once mended it may be said again
   for (const [key, { root, node }] of shown) {
     if (wanted.get(key)?.node === node) continue;
     root.remove();
@@ -103,7 +103,7 @@ function show(key, node, kind) {
   root.setAttribute("role", "alert");
   element("span", "", root, say(`notices.${kind}`));
   button("", "×", say("notices.dismiss"), root, () => {
-    dismissed.add(key);
+    dismissed.set(key, node);
     shown.delete(key);
     root.remove();
   });

@@ -24,7 +24,9 @@ export class Panel {
     this.adapter = element("div", "zturbo-line zturbo-adapter", this.root);
     this.gauge = element("div", "zturbo-line zturbo-gauge", this.root);
     this.gauge.title = say("panel.gauge_title");
-    this.notice = element("div", "zturbo-line zturbo-notice", this.root);
+    this.more = element("details", "zturbo-more", this.root);
+    this.notice = element("summary", "zturbo-line zturbo-notice", this.more);
+    this.said = element("div", "zturbo-said", this.more);
     this.chart = new Chart(this.root, say("chart.label"));
     this.chart.reading = (step) => this.rateAt(step);
     this.gallery = new Gallery(this.root);
@@ -77,11 +79,12 @@ export class Panel {
     this.buttons.pause.title = say(this.paused ? "panel.go_on_title" : "panel.pause_title");
   }
 
-  /** What a person should know of the run: the newest is shown, all of them on hovering. */
+  /** What a person should know of the run: the newest is shown, all of them on hovering, or unfolded. */
   note(texts) {
     this.notes.push(...texts);
+    this.more.hidden = !this.notes.length;
     this.notice.textContent = this.notes.at(-1) ?? "";
-    this.notice.title = this.notes.join("\n");
+    this.notice.title = this.said.textContent = this.notes.join("\n");
   }
 
   /** Losses at fixed noise levels ("validation": of pictures held out, and of pictures that are trained on), and the gauge ("health"). */

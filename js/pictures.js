@@ -74,10 +74,12 @@ class Pictures {
     card.dataset.name = one.name;
     const frame = element("div", "zturbo-crop", card);
     const [width, height] = one.size;
-    const image = element("img", "", frame);
-    image.loading = "lazy";
-    image.alt = one.name;
-    image.src = smallPicture(this.asked.folder, one.name, one.time);
+    if (width) {
+      const image = element("img", "", frame);
+      image.loading = "lazy";
+      image.alt = one.name;
+      image.src = smallPicture(this.asked.folder, one.name, one.time);
+    }
     if (width && one.sizes.length) this.crop(frame, width, height, one.sizes.at(-1));
     const facts = element("div", "", card);
     element("b", "zturbo-wrapped", facts, one.name);

@@ -29,7 +29,7 @@ class RunsTab {
     keep(this.root, "keydown", "wheel");
     const head = element("div", "zturbo-row", this.root);
     element("strong", "", head, say("runs.title"));
-    button("zturbo-small", say("runs.refresh"), say("runs.refresh_title"), head, () => this.refresh());
+    button("zturbo-small zturbo-refresh", say("runs.refresh"), say("runs.refresh_title"), head, () => this.refresh());
     this.note = element("div", "zturbo-line", this.root);
     this.compared = element("div", "zturbo-compared", this.root);
     this.list = element("div", "zturbo-list", this.root);

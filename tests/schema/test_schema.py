@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 
 import pytest
+from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IDS = [
@@ -81,3 +83,13 @@ def test_locale_is_generated_from_the_schemas(schemas):
         with open(LOCALE, "w", encoding="utf-8") as file:
             file.write(fresh)
     assert read("locales", "en", "nodeDefs.json") == fresh
+
+
+@pytest.mark.parametrize("node", IDS)
+def test_its_help_page_has_a_picture_and_an_example_graph_that_has_the_node(node):
+    page = read("js", "docs", f"{node}.md")
+    (workflow,) = re.findall(r"^Example graph: the workflow \*([\w.]+)\*\.", page, re.MULTILINE)
+    assert node in {one["type"] for one in json.loads(read("workflows", f"{workflow}.json"))["nodes"]}
+    assert f"(images/{node}.jpg)" in page
+    with Image.open(os.path.join(ROOT, "js", "docs", "images", f"{node}.jpg")) as picture:
+        assert 300 <= picture.width <= 760 and picture.height > 150

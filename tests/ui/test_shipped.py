@@ -1,0 +1,138 @@
+"""Every shipped workflow, dropped on the canvas and run by its button on the bundled model, against recorded facts.
+
+What comes out is written down in shipped.json: pictures by their sizes and by what they look like, files, and what
+nodes say, without their numbers. ZTURBO_RECORD=1 writes it anew.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "workflows"))
+import prompts  # noqa: E402
+from browser import Canvas  # noqa: E402
+from conftest import ROOT  # noqa: E402
+from test_workflows import ADAPTER, NAMES, RUN, SMALL  # noqa: E402
+
+from zturbo import album  # noqa: E402
+
+RECORDED = Path(__file__).with_name("shipped.json")
+UNDISTILLED = "z_image_de_turbo_v1_bf16.safetensors"
+MINE = {"ZTurboLoadModel": {"diffusion_model": prompts.TINY, "text_encoder": "auto", "vae": "auto"}}
+BITS, COLOURS = (
+    12,
+    8.0,
+)  # most differing bits of 64, and mean difference of colours of 255: other processors round elsewise
+SET = """([small, mine]) => {
+    for (const node of window.app.graph.nodes)
+        for (const widget of node.widgets ?? []) {
+            const wanted = { ...small, ...(mine[node.type] ?? {}) };
+            const steps = widget.name === "steps" && node.type !== "ZTurboTrainLoRA";
+            if (widget.name in wanted && !steps) widget.value = wanted[widget.name];
+        }
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    """The page in Nodes 2.0, on a server that has what the workflows name: an adapter, a LoRA, a run, other models."""
+    tiny = ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors"
+    for file in (ADAPTER, "my_lora.safetensors"):
+        shutil.copy(tiny, server.base / "models" / "loras" / file)
+    shutil.rmtree(server.base / "output" / "zturbo" / RUN, ignore_errors=True)
+    server.run(prompts.training(name=RUN, steps=2, rank=16, alpha=16.0, preview_prompts=""))
+    save = prompts.node("ModelSave", model=["adapter", 0], filename_prefix="undistilled")
+    server.run({"load": prompts.load(), "adapter": prompts.adapter(["load", 0]), "save": save})
+    made = next((server.base / "output").glob("undistilled*.safetensors"))
+    made.replace(server.base / "models" / "diffusion_models" / UNDISTILLED)
+    canvas = Canvas(browser, server, True)
+    yield canvas
+    canvas.context.close()
+
+
+def start(canvas, server) -> str:
+    """Press Run, in the graph or in the form; gives the prompt's id."""
+    skip = canvas.page.get_by_text("Skip", exact=True)
+    if skip.count():
+        skip.first.click()
+    canvas.page.evaluate("() => document.querySelectorAll('.p-blockui-mask-document').forEach((v) => v.remove())")
+    known = set(server.get("/history"))
+    canvas.page.get_by_role("button", name="Run", exact=True).last.click()
+    for _ in range(300):
+        queue = server.get("/queue")
+        there = [entry[1] for entry in (*queue["queue_running"], *queue["queue_pending"])]
+        if there or (there := sorted(set(server.get("/history")) - known)):
+            return there[0]
+        canvas.page.wait_for_timeout(100)
+    raise AssertionError("nothing was queued")
+
+
+def facts(server, outputs: dict, before: set[Path]) -> dict:
+    """What has come out. Node ids are those of the file."""
+    found: dict = {"nodes": {}, "files": sorted(str(path) for path in files(server) - before)}
+    for number, output in sorted(outputs.items()):
+        seen = []
+        for image in output.get("images", []):
+            place = server.base / image["type"] / image["subfolder"] / image["filename"]
+            with Image.open(place) as picture:
+                seen.append({"size": list(picture.size), "looks": album.fingerprint(picture)})
+        texts = [re.sub(r"[-+]?\d[\d.,]*(e-?\d+)?", "#", text) for text in output.get("text", [])]
+        if seen or texts:
+            found["nodes"][number] = {"pictures": seen, "text": texts}
+    return found
+
+
+def files(server) -> set[Path]:
+    places = [server.base / "models" / "loras", server.base / "output"]
+    kept = [path for place in places for path in place.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    # a checkpoint more or less is a matter of what was there before
+    return {path.relative_to(server.base) for path in kept if path.parent.name not in ("checkpoints", "previews")}
+
+
+def apart(one: str, other: str) -> tuple[int, float]:
+    """(bits, colours): how far two fingerprints differ."""
+    raw = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in (one, other)]
+    bits = int(np.unpackbits(raw[0][: album.HASH] ^ raw[1][: album.HASH]).sum())
+    return bits, float(np.abs(raw[0][album.HASH :].astype(int) - raw[1][album.HASH :]).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_gives_what_it_gave(page, server, name):
+    page.drop(ROOT / "workflows" / f"{name}.json")
+    assert page.missing_nodes() == []
+    page.page.evaluate(SET, [SMALL, MINE])
+    page.page.evaluate(
+        "(name) => { for (const n of window.app.graph.nodes) if (n.type === 'ZTurboTrainLoRA') "
+        "n.widgets.find((w) => w.name === 'name').value = name; }",
+        f"shipped_{name.replace('.', '_')}",
+    )
+    before = files(server)
+    entry = server.wait(start(page, server))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    page.page.wait_for_timeout(500)
+    page.shot(f"shipped_{name}")
+    found = facts(server, entry["outputs"], before)
+    known = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    if os.environ.get("ZTURBO_RECORD"):
+        RECORDED.write_text(json.dumps({**known, name: found}, indent=1, sort_keys=True) + "\n")
+        return
+    wanted = known[name]
+    assert found["files"] == wanted["files"]
+    assert found["nodes"].keys() == wanted["nodes"].keys()
+    for number, node in found["nodes"].items():
+        other = wanted["nodes"][number]
+        assert node["text"] == other["text"], number
+        assert [one["size"] for one in node["pictures"]] == [one["size"] for one in other["pictures"]], number
+        for one, two in zip(node["pictures"], other["pictures"]):
+            bits, colours = apart(one["looks"], two["looks"])
+            assert bits <= BITS and colours <= COLOURS, (number, bits, colours)
+    assert page.ours == []
