@@ -103,12 +103,23 @@ class Canvas:
             ".map((n) => n.type)"
         )
 
-    def run(self):
+    def unveil(self):
         # The frontend's own veil over a drop sometimes stays when loading is done at once: its fading never ends.
         self.page.evaluate(
             "() => document.querySelectorAll('.p-blockui-mask-document').forEach((veil) => veil.remove())"
         )
+
+    def run(self):
+        self.unveil()
         self.page.get_by_test_id("queue-button").first.click()
+
+    def run_form(self):
+        """Press Run of a workflow that is open as an App."""
+        self.unveil()
+        skip = self.page.get_by_text("Skip", exact=True)  # ComfyUI's own tour of Apps
+        if skip.count():
+            skip.first.click()
+        self.page.get_by_role("button", name="Run", exact=True).last.click()
 
     def press(self, selector: str, number: int = 0):
         """Press a button of ours, wherever the canvas has it."""

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("reach.js").read_text(encoding="utf-8").strip(
 
 def ask(canvas, what: str, *given):
     """What reach.js finds."""
-    return canvas.page.evaluate(f"(given) => ({SCRIPT.partition(chr(10))[2]}).{what}(...given)", list(given))
+    return canvas.page.evaluate(f"(given) => ({SCRIPT}).{what}(...given)", list(given))
 
 
 @pytest.fixture(scope="module")
