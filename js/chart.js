@@ -53,6 +53,9 @@ export function ticks(low, high, count) {
 
 const short = (n) => (n === 0 ? "0" : Math.abs(n) >= 1000 ? `${+(n / 1000).toFixed(1)}k` : Math.abs(n) < 0.001 ? n.toExponential(0) : `${+n.toPrecision(3)}`);
 
+/** A colour that stands out from a light ground and from a dark one. */
+const readable = (color) => `color-mix(in oklab, ${color} 62%, var(--zturbo-text))`;
+
 /** series: [{key, name, points: [{step, y}], faint, unit: on a scale of its own from 0 to 1}] */
 export class Chart {
   constructor(parent, label) {
@@ -187,7 +190,7 @@ export class Chart {
     for (const one of this.series) {
       const points = seen(one.points).map(({ step, y }) => `${x(step).toFixed(1)},${place(one)(y).toFixed(1)}`);
       const line = svg("polyline", { class: `zturbo-line-${one.key}${one.faint ? " zturbo-faint" : ""}`, points: points.join(" "), fill: "none" }, lines);
-      if (one.color) line.style.stroke = one.color;
+      if (one.color) line.style.stroke = readable(one.color);
     }
     if (this.at !== null) svg("line", { class: "zturbo-cross", x1: x(this.at), x2: x(this.at), y1: TOP, y2: height - BOTTOM }, this.svg);
     this.sayWhat();
@@ -218,7 +221,7 @@ export class Chart {
     this.legend.replaceChildren();
     for (const one of shown) {
       const entry = element("span", `zturbo-key zturbo-key-${one.key}`, this.legend, one.name);
-      if (one.color) entry.style.setProperty("--zturbo-color", one.color);
+      if (one.color) entry.style.setProperty("--zturbo-color", readable(one.color));
     }
     this.read.hidden = this.at === null;
     if (this.at === null) return;

@@ -34,7 +34,7 @@
             const style = getComputedStyle(element);
             if (!element.getClientRects().length || style.visibility !== 'visible' || element.disabled) continue;
             const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-            const field = ['INPUT', 'TEXTAREA', 'SELECT'].includes(element.tagName);
+            const field = ['INPUT', 'TEXTAREA', 'SELECT'].includes(element.tagName) && !['range', 'checkbox'].includes(element.type);
             const line = element.tagName === 'polyline' && !element.classList.contains('zturbo-faint');
             if (!own && !field && !line) continue;
             const ground = behind(element);
