@@ -1,9 +1,10 @@
 // Curves over steps: losses, readings of the gauge. Once it has the focus, wheel or + and - zooms, dragging or Page Up and
 // Down moves; hovering or the arrows read.
-import { element, button, svg, keep } from "./dom.js";
+import { Pool, element, button, svg, keep } from "./dom.js";
 import { say } from "./words.js";
 
 const SMOOTH = 0.95;
+const EVERY = 500; // ms between two drawings of what comes by itself
 const LEFT = 44;
 const BOTTOM = 16;
 const TOP = 6;
@@ -41,6 +42,25 @@ export function nearest(points, step) {
   return points.reduce((best, point) => (!best || Math.abs(point.step - step) < Math.abs(best.step - step) ? point : best), null);
 }
 
+/** Of [x, y] in their order: of each pixel's column the first, the lowest, the highest and the last, which is all that is seen of it. */
+export function thinned(points) {
+  const found = [];
+  for (let first = 0, end; first < points.length; first = end) {
+    end = first + 1;
+    while (end < points.length && Math.floor(points[end][0]) === Math.floor(points[first][0])) end++;
+    if (end - first < 5) found.push(...points.slice(first, end));
+    else {
+      let [low, high] = [first, first];
+      for (let n = first; n < end; n++) {
+        if (points[n][1] < points[low][1]) low = n;
+        if (points[n][1] > points[high][1]) high = n;
+      }
+      for (const n of [...new Set([first, low, high, end - 1])].sort((a, b) => a - b)) found.push(points[n]);
+    }
+  }
+  return found;
+}
+
 /** Round numbers between low and high, about `count` of them. */
 export function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
@@ -62,6 +82,11 @@ export class Chart {
     this.root = element("div", "zturbo-chart", parent);
     this.svg = svg("svg", { role: "img", tabindex: 0, "aria-label": label }, this.root);
     this.label = label;
+    const clip = `zturbo-clip-${Math.random().toString(36).slice(2)}`;
+    this.clip = new Pool("rect", svg("clipPath", { id: clip }, svg("defs", {}, this.svg)));
+    [this.grid, this.ticks] = [new Pool("line", svg("g", {}, this.svg)), new Pool("text", svg("g", {}, this.svg))];
+    this.lines = new Pool("polyline", svg("g", { "clip-path": `url(#${clip})` }, this.svg));
+    this.cross = new Pool("line", svg("g", {}, this.svg));
     const row = element("div", "zturbo-row", this.root);
     this.legend = element("span", "zturbo-legend", row);
     this.logButton = button("zturbo-small", "log", say("chart.log"), row, () => {
@@ -73,7 +98,9 @@ export class Chart {
     this.whole = button("zturbo-small", say("chart.whole"), say("chart.whole_title"), row, () => this.zoom());
     this.read = element("div", "zturbo-readout", this.root);
     this.read.hidden = true;
+    this.wanted = () => []; // gives the series
     this.series = [];
+    this.drawn = -Infinity; // when, in ms
     this.total = 1;
     this.view = null; // [first, last] step; null: all
     this.at = null; // the step that is read
@@ -153,46 +180,49 @@ export class Chart {
     this.draw();
   }
 
+  /** series: a function that gives them, called when they are drawn. */
   set(series, total) {
-    this.series = series;
+    this.wanted = series;
     this.total = Math.max(1, total);
     this.soon();
   }
 
-  /** Draw in the next frame; several wishes are one drawing. */
+  /** Draw in a frame to come; several wishes are one drawing. */
   soon() {
-    this.waiting ??= requestAnimationFrame(() => {
-      this.waiting = null;
-      this.draw();
-    });
+    if (this.waiting) return;
+    this.waiting = true;
+    const wait = Math.max(0, EVERY - (performance.now() - this.drawn));
+    setTimeout(() => requestAnimationFrame(() => this.draw()), wait);
   }
 
   draw() {
     const [width, height] = [this.svg.clientWidth, this.svg.clientHeight];
+    this.waiting = false;
     if (!width || !height) return;
+    this.drawn = performance.now();
+    this.series = this.wanted();
     const [first, last] = this.range();
     const seen = (points) => points.filter(({ step }) => step >= first && step <= last);
     const [low, high] = this.heights(seen);
     const x = (step) => LEFT + (this.inner() * (step - first)) / (last - first || 1);
     const scale = (y, from, to) => height - BOTTOM - ((height - TOP - BOTTOM) * (y - from)) / (to - from || 1);
     const place = (one) => (one.unit ? (y) => scale(Math.min(1, y), 0, 1) : (y) => scale(this.up(y), low, high));
-    this.svg.replaceChildren();
-    const clip = `zturbo-clip-${(this.id ??= Math.random().toString(36).slice(2))}`;
-    svg("rect", { x: LEFT, y: 0, width: this.inner(), height: height - BOTTOM }, svg("clipPath", { id: clip }, svg("defs", {}, this.svg)));
-    for (const y of ticks(low, high, 4)) {
-      svg("line", { class: "zturbo-grid", x1: LEFT, x2: width - RIGHT, y1: scale(y, low, high), y2: scale(y, low, high) }, this.svg);
-      svg("text", { class: "zturbo-tick", x: LEFT - 4, y: scale(y, low, high) + 3, "text-anchor": "end" }, this.svg).textContent = short(this.log ? 10 ** y : y);
-    }
-    for (const step of ticks(first, last, Math.max(2, Math.floor(this.inner() / 70)))) {
-      svg("text", { class: "zturbo-tick", x: x(step), y: height - 3, "text-anchor": "middle" }, this.svg).textContent = short(step);
-    }
-    const lines = svg("g", { "clip-path": `url(#${clip})` }, this.svg);
-    for (const one of this.series) {
-      const points = seen(one.points).map(({ step, y }) => `${x(step).toFixed(1)},${place(one)(y).toFixed(1)}`);
-      const line = svg("polyline", { class: `zturbo-line-${one.key}${one.faint ? " zturbo-faint" : ""}`, points: points.join(" "), fill: "none" }, lines);
-      if (one.color) line.style.stroke = readable(one.color);
-    }
-    if (this.at !== null) svg("line", { class: "zturbo-cross", x1: x(this.at), x2: x(this.at), y1: TOP, y2: height - BOTTOM }, this.svg);
+    const across = ticks(low, high, 4);
+    const along = ticks(first, last, Math.max(2, Math.floor(this.inner() / 70)));
+    this.grid.draw(across.map((y) => ({ attributes: { class: "zturbo-grid", x1: LEFT, x2: width - RIGHT, y1: scale(y, low, high), y2: scale(y, low, high) } })));
+    this.ticks.draw([
+      ...across.map((y) => ({ attributes: { class: "zturbo-tick", x: LEFT - 4, y: scale(y, low, high) + 3, "text-anchor": "end" }, text: short(this.log ? 10 ** y : y) })),
+      ...along.map((step) => ({ attributes: { class: "zturbo-tick", x: x(step), y: height - 3, "text-anchor": "middle" }, text: short(step) })),
+    ]);
+    this.clip.draw([{ attributes: { x: LEFT, y: 0, width: this.inner(), height: height - BOTTOM } }]);
+    this.lines.draw(
+      this.series.map((one) => {
+        const points = thinned(seen(one.points).map(({ step, y }) => [x(step), place(one)(y)]));
+        const style = one.color ? { style: `stroke: ${readable(one.color)}` } : {};
+        return { attributes: { class: `zturbo-line-${one.key}${one.faint ? " zturbo-faint" : ""}`, points: points.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join(" "), fill: "none", ...style } };
+      }),
+    );
+    this.cross.draw(this.at === null ? [] : [{ attributes: { class: "zturbo-cross", x1: x(this.at), x2: x(this.at), y1: TOP, y2: height - BOTTOM } }]);
     this.sayWhat();
     this.whole.hidden = !this.view;
   }
@@ -218,10 +248,14 @@ export class Chart {
 
   sayWhat() {
     const shown = this.series.filter((one) => !one.faint && one.points.length);
-    this.legend.replaceChildren();
-    for (const one of shown) {
-      const entry = element("span", `zturbo-key zturbo-key-${one.key}`, this.legend, one.name);
-      if (one.color) entry.style.setProperty("--zturbo-color", readable(one.color));
+    const names = shown.map(({ key, name }) => `${key}:${name}`).join("/");
+    if (names !== this.named) {
+      this.named = names;
+      this.legend.replaceChildren();
+      for (const one of shown) {
+        const entry = element("span", `zturbo-key zturbo-key-${one.key}`, this.legend, one.name);
+        if (one.color) entry.style.setProperty("--zturbo-color", readable(one.color));
+      }
     }
     this.read.hidden = this.at === null;
     if (this.at === null) return;

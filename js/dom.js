@@ -51,6 +51,24 @@ export function svg(tag, attributes, parent) {
   return made;
 }
 
+/** Elements of one kind that are drawn again and again: those that are there are changed, which costs a page far less than new ones. */
+export class Pool {
+  constructor(tag, parent) {
+    Object.assign(this, { tag, parent, made: [] });
+  }
+
+  /** entries: [{attributes, text}]; gives the elements. */
+  draw(entries) {
+    while (this.made.length > entries.length) this.made.pop().remove();
+    entries.forEach(({ attributes, text }, n) => {
+      const one = (this.made[n] ??= svg(this.tag, {}, this.parent));
+      for (const [name, value] of Object.entries(attributes)) if (one.getAttribute(name) !== String(value)) one.setAttribute(name, value);
+      if (text !== undefined && one.textContent !== text) one.textContent = text;
+    });
+    return this.made;
+  }
+}
+
 /** A dialog over the page, which goes with its closing; the canvas' shortcuts rest. To be shown by showModal(). */
 export function dialog(label, className = "") {
   const made = element("dialog", `zturbo-dialog ${className}`, document.body);

@@ -7,6 +7,7 @@ import { clock, has, say } from "./words.js";
 
 const MOST = 4000; // points of the curve
 const RECENT = 50; // steps whose pace counts
+const EVERY = 500; // ms between two times that steps are said
 const STEPS = ["training", "restoring"]; // phases that take steps
 const PAUSED = "paused";
 const WISHES = ["stop", "save", "pause", "cancel"];
@@ -132,15 +133,24 @@ export class Panel {
     const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
     this.points = [...this.points.filter(({ step }) => step < first), ...steps];
     if (this.points.length > MOST) this.points = this.points.filter((_, index) => index % 2 || index > MOST / 2); // the older half, thinner
-    this.drawCurve();
-    if (!this.points.length) return;
     if (steps.length) this.gallery.rewind(this.points.at(-1).step);
+    if (this.due) return;
+    const wait = EVERY - (performance.now() - (this.told ?? -Infinity));
+    if (wait <= 0) this.tell();
+    else this.due = setTimeout(() => this.tell(), wait);
+  }
+
+  /** What came with the newest steps. */
+  tell() {
+    this.due = clearTimeout(this.due);
+    this.told = performance.now();
+    this.drawCurve();
     this.enable();
-    this.sayStep();
+    if (this.points.length && !this.ended && !this.paused) this.sayStep();
   }
 
   drawCurve() {
-    this.chart.set(curves(this.points, this.looks), this.total);
+    this.chart.set(() => curves(this.points, this.looks), this.total);
   }
 
   show(step, files) {

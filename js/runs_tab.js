@@ -93,7 +93,7 @@ class RunsTab {
     await tried(async () => {
       const [facts, recipe] = await Promise.all([runOf({ folder: run.run }), recipeOf(run.run)]);
       const chart = new Chart(detail, say("chart.label"));
-      chart.set(curves(facts.steps, facts.looks), facts.total);
+      chart.set(() => curves(facts.steps, facts.looks), facts.total);
       const gallery = new Gallery(detail);
       gallery.clear(run.run);
       gallery.add(facts.previews);
@@ -188,7 +188,7 @@ class RunsTab {
     if (!found.length) return;
     const chart = new Chart(this.compared, say("runs.compared"));
     chart.set(
-      found.map((run, n) => ({ key: "run", name: run.run, color: COLORS[n % COLORS.length], points: smoothed(run.steps.map(({ step, loss }) => ({ step, y: loss }))) })),
+      () => found.map((run, n) => ({ key: "run", name: run.run, color: COLORS[n % COLORS.length], points: smoothed(run.steps.map(({ step, loss }) => ({ step, y: loss }))) })),
       Math.max(...found.map(({ total }) => total)),
     );
     const row = element("div", "zturbo-last", this.compared);

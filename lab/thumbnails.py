@@ -13,7 +13,7 @@ from .setup import TINY, log
 from .workflows import WORKFLOWS, making_adapter, read, with_tiny
 
 ADAPTER = "zimage_turbo_training_adapter_v2.safetensors"
-HEIGHT = 256  # pixels
+HEIGHT = 400  # pixels
 
 
 def main(argv: list[str]):

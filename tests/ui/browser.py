@@ -179,9 +179,13 @@ class Canvas:
             number,
         )
 
+    def wait_curve(self, points: int, number: int = 0, seconds: int = 60):
+        """Until a line has at least so many points: it is drawn twice a second at most."""
+        script = (
+            "([n, points]) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '')"
+            ".split(' ').filter(Boolean).length >= points"
+        )
+        self.page.wait_for_function(script, arg=[number, points], timeout=seconds * 1000)
+
     def curve(self) -> int:
         return self.line(0)
-
-    def looks(self) -> int:
-        """Points of the held-out pictures' losses."""
-        return self.line(3)
