@@ -44,7 +44,8 @@ def test_the_dropped_demo_runs_to_its_end(canvas, server, request):
     assert canvas.ours == []
 
 
-def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
+def test_from_run_to_a_run_that_goes_on(canvas, server, tmp_path):
+    """Drop, Run, curve and previews, a reload in mid-run, Save now, Stop and keep, the picture, the runs tab, Go on."""
     canvas.drop(DEMO)
     name = "panel_" + tmp_path.name.replace("-", "_")[-20:].strip("_[]")
     for widget, value in (("name", name), ("steps", STEPS), ("preview_every", 10)):
@@ -84,6 +85,29 @@ def test_the_panel_survives_a_reload_and_stop_keeps(canvas, server, tmp_path):
     assert any(image["type"] == "output" for output in entry["outputs"].values() for image in output.get("images", []))
     step = int(canvas.status().split("at step ")[1].split()[0])
     assert 12 <= step < STEPS
+    # the nodes behind have drawn with it, and their picture is on the canvas
+    canvas.page.wait_for_function(
+        "() => window.app.graph.nodes.filter((n) => ['SaveImage', 'ZTurboCompare'].includes(n.type))"
+        ".every((n) => n.imgs?.length || document.querySelector(`[data-node-id='${n.id}'] img`))"
+    )
+    canvas.shot(f"stopped_{name}")
+    canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
+    card = f".zturbo-card[data-run='{name}']"
+    canvas.page.locator(f"{card} .zturbo-open").click()
+    canvas.page.wait_for_selector(f"{card} .zturbo-detail polyline")
+    canvas.page.locator(f"{card} .zturbo-go-on").click()
+    canvas.page.wait_for_function(
+        "(name) => window.app.graph.nodes.find((n) => n.type === 'ZTurboTrainLoRA')"
+        ".widgets.find((w) => w.name === 'resume').value === name",
+        arg=name,
+    )
+    canvas.run()
+    canvas.wait_step(step + 3)
+    canvas.wait_curve(step + 3)  # from the first step of the first run
+    canvas.shot(f"goes_on_{name}")
+    canvas.press(".zturbo-stop")
+    canvas.wait_status("Stopped, LoRA kept")
+    assert (server.base / "output" / "zturbo" / f"{name}_2" / "lora.safetensors").is_file()
     assert canvas.ours == []
 
 
