@@ -18,6 +18,7 @@ import dev
 sys.path.append(str(dev.ROOT / "tests"))
 import prompts
 
+
 def main(argv: list[str]) -> int:
     """0 where all of them do it."""
     parser = argparse.ArgumentParser(prog="lab oldest")

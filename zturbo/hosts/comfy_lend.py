@@ -30,9 +30,7 @@ def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
     return fetch
 
 
-def borrow(
-    module: torch.nn.Module, x: torch.Tensor
-) -> tuple[Callable[[], None], torch.Tensor, torch.Tensor | None]:
+def borrow(module: torch.nn.Module, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor, torch.Tensor | None]:
     """(what gives them back, weight, bias) of a module for an input like x."""
     own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
     if own is not None:
