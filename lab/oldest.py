@@ -8,7 +8,6 @@ It uses the environment that dev.py made. A version with requirements of its own
 import argparse
 import sys
 import tempfile
-import urllib.error
 from pathlib import Path
 
 from PIL import Image
@@ -54,14 +53,17 @@ def smoke(comfyui: Path, python: Path) -> str:
 
 
 def parts(server: dev.Server) -> str:
-    """The pack's other parts that ComfyUI serves, asked for as its page does."""
-    workflows = server.get("/api/workflow_templates").get(dev.PACK, [])
-    texts = [name for name, found in server.get("/i18n").items() if "ZTurboTrainLoRA" in found.get("nodeDefs", {})]
-    try:
-        blueprints = [one for one in server.get("/global_subgraphs").values() if dev.PACK in one["info"]["node_pack"]]
-    except urllib.error.HTTPError:
-        blueprints = []
-    return f"{len(workflows)} workflows, {len(texts)} languages, {len(blueprints)} blueprints"
+    """The pack's other parts, asked for as ComfyUI's page does. Raises where one is not served."""
+    texts, blueprints = server.get("/i18n").values(), server.get("/global_subgraphs").values()
+    served = {
+        "workflows": server.get("/api/workflow_templates").get(dev.PACK, []),
+        "locales": [one for one in texts if "zturbo" in one],
+        "subgraphs": [one for one in blueprints if dev.PACK in one["info"]["node_pack"]],
+    }
+    for room, found in served.items():
+        there = len(list((dev.ROOT / room).glob("*" if room == "locales" else "*.json")))
+        assert len(found) == there, f"of {there} in {room}/ {len(found)} are served"
+    return ", ".join(f"{len(found)} {room}" for room, found in served.items())
 
 
 def pictures(base: Path, output: dict) -> list[bytes]:

@@ -113,7 +113,7 @@ def test_importing_the_folder_needs_no_comfyui():
 
 
 def test_node_classes_are_as_the_managers_scanner_wants_them():
-    """A class with the direct base io.ComfyNode and a literal node_id of its own name."""
+    """A class with the direct base io.ComfyNode and a literal node_id of its own name; each has its help page."""
     found = []
     for path in (ROOT / "nodes").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def test_node_classes_are_as_the_managers_scanner_wants_them():
             ids = [k.value.value for k in ast.walk(class_) if isinstance(k, ast.keyword) and k.arg == "node_id"]
             assert ids == [class_.name]
             found += ids
-    assert len(found) == 18
+    assert len(found) == 18 and sorted(found) == sorted(page.stem for page in (ROOT / "js" / "docs").glob("*.md"))
 
 
 def imports(path: Path) -> set[str]:
