@@ -12,7 +12,7 @@ from .errors import DatasetError
 from .words import is_text
 
 ORDERS = 8  # of shuffled tags, for each caption: each is encoded once
-COMMAS = re.compile("[,，、]")  # between tags
+COMMAS = re.compile("[,\uff0c\u3001]")  # between tags, the Chinese and Japanese ones too
 
 
 class Captioned(Protocol):

@@ -120,7 +120,7 @@ def velocities(reference: Trajectories, velocity: VelocityOfPrompts, device) -> 
 
 
 def deviations(reference: Trajectories, velocity: VelocityOfPrompts, device) -> torch.Tensor:
-    """[P, S]: how far the velocity is from clean turbo's at each state, relative to it: ‖v - v₀‖ / ‖v₀‖."""
+    """[P, S]: how far the velocity is from clean turbo's at each state, relative to it: |v - v0| / |v0|."""
     changed = velocities(reference, velocity, device) - reference.velocities
     return changed.flatten(2).norm(dim=2) / reference.velocities.flatten(2).norm(dim=2)
 

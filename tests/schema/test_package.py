@@ -7,10 +7,28 @@ import re
 import sys
 from pathlib import Path
 
+import pathspec
 import pytest
 import tomllib
+from conftest import COMFYUI
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = {  # at the top of what the registry gives out
+    *(
+        "__init__.py",
+        "nodes",
+        "zturbo",
+        "js",
+        "locales",
+        "models",
+        "workflows",
+        "subgraphs",
+        "docs",
+        "requirements.txt",
+    ),
+    *("pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+}
 
 
 def project() -> dict:
@@ -26,6 +44,15 @@ def test_dependencies_are_requirements_txt():
     assert project()["project"]["dependencies"] == wanted
 
 
+def test_dependencies_can_change_nothing_that_comfyui_has():
+    """Packages that it requires itself, with no other bound than its own."""
+    wanted = project()["project"]["dependencies"]
+    assert all(re.fullmatch(r"[a-z]+(>=[\d.]+)?", one) for one in wanted)
+    if COMFYUI:
+        its = (Path(COMFYUI) / "requirements.txt").read_text(encoding="utf-8").lower().split()
+        assert set(wanted) <= set(its)
+
+
 def test_registry_fields():
     facts = project()
     assert facts["project"]["name"] == "zimage-turbo-lora"
@@ -33,6 +60,45 @@ def test_registry_fields():
     assert facts["tool"]["comfy"]["DisplayName"] and "PublisherId" in facts["tool"]["comfy"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", facts["project"]["version"])
     assert f"## [{facts['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_icon_and_banner_are_where_the_registry_looks_and_of_its_sizes():
+    facts = project()
+    for field, size in (("Icon", (400, 400)), ("Banner", (21 * 80, 9 * 80))):
+        below = f"{facts['project']['urls']['Repository']}/raw/main/"
+        assert facts["tool"]["comfy"][field].startswith(below)
+        with Image.open(ROOT / facts["tool"]["comfy"][field].removeprefix(below)) as image:
+            assert image.format == "PNG" and image.size == size
+
+
+def ignored(name: str) -> pathspec.GitIgnoreSpec:
+    return pathspec.GitIgnoreSpec.from_lines((ROOT / name).read_text(encoding="utf-8").splitlines())
+
+
+def test_an_installed_pack_holds_what_it_needs_and_no_more():
+    """What is new at the top of the folder is given out or listed in .comfyignore: say here which."""
+    here = {path.name: f"{path.name}/" if path.is_dir() else path.name for path in ROOT.iterdir()}
+    tracked = {name for name, path in here.items() if not ignored(".gitignore").match_file(path)}
+    left_out = ignored(".comfyignore")
+    assert {name for name in tracked if not left_out.match_file(here[name])} == INSTALLED
+    within = [path.relative_to(ROOT).as_posix() for name in INSTALLED for path in (ROOT / name).rglob("*.*")]
+    assert {path for path in within if left_out.match_file(path) and not path.startswith("docs/results/")} == set()
+
+
+def test_what_is_installed_imports_nothing_that_is_not():
+    for path in [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "zturbo").rglob("*.py")]:
+        assert not {name.split(".")[0] for name in imports(path)} & {"dev", "lab", "bench", "tests", "prompts"}, path
+
+
+def test_the_oldest_comfyui_is_the_same_wherever_it_is_said():
+    import dev
+
+    oldest = re.fullmatch(r">=((\d+)\.(\d+))\.0", project()["tool"]["comfy"]["requires-comfyui"])
+    for page in ("README.md", "CONTRIBUTING.md"):
+        said = re.findall(r"ComfyUI (\d+\.\d+) or newer", (ROOT / page).read_text(encoding="utf-8"))
+        assert said == [oldest[1]], page
+    tested = [int(part) for part in dev.COMFYUI_TAG.lstrip("v").split(".")]
+    assert tested >= [int(oldest[2]), int(oldest[3]), 0]
 
 
 def test_importing_the_folder_needs_no_comfyui():
@@ -47,7 +113,7 @@ def test_importing_the_folder_needs_no_comfyui():
 
 
 def test_node_classes_are_as_the_managers_scanner_wants_them():
-    """A class with the direct base io.ComfyNode and a literal node_id of its own name."""
+    """A class with the direct base io.ComfyNode and a literal node_id of its own name; each has its help page."""
     found = []
     for path in (ROOT / "nodes").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -59,7 +125,7 @@ def test_node_classes_are_as_the_managers_scanner_wants_them():
             ids = [k.value.value for k in ast.walk(class_) if isinstance(k, ast.keyword) and k.arg == "node_id"]
             assert ids == [class_.name]
             found += ids
-    assert len(found) == 18
+    assert len(found) == 18 and sorted(found) == sorted(page.stem for page in (ROOT / "js" / "docs").glob("*.md"))
 
 
 def imports(path: Path) -> set[str]:

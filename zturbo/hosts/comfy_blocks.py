@@ -137,7 +137,7 @@ def fits(layer) -> bool:
         isinstance(layer, comfy.ldm.lumina.model.JointTransformerBlock)
         and layer.modulation
         and len(layer.adaLN_modulation) == 1
-        and attention.qk_norm
+        and isinstance(attention.q_norm, torch.nn.RMSNorm)
         and attention.n_local_heads == attention.n_local_kv_heads
     )
 

@@ -1,6 +1,8 @@
 """Weights of core's modules, lent to training as the modules' own forwards would get them."""
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -19,36 +21,38 @@ def fetcher(module: torch.nn.Module) -> lowrank.Fetch:
     @contextmanager
     def fetch(x: torch.Tensor):
         with core_mode():
-            context, weight, bias = borrow(module, x)
+            give_back, weight, bias = borrow(module, x)
         try:
             yield lent(weight), None if bias is None else lent(bias)
         finally:
-            context.__exit__(None, None, None)  # gives pins and streams back, and touches no tensor
+            give_back()  # pins and streams; it touches no tensor
 
     return fetch
 
 
-def borrow(
-    module: torch.nn.Module, x: torch.Tensor
-) -> tuple[AbstractContextManager, torch.Tensor, torch.Tensor | None]:
-    """(what gives them back when it is left, weight, bias) of a module for an input like x."""
+def borrow(module: torch.nn.Module, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor, torch.Tensor | None]:
+    """(what gives them back, weight, bias) of a module for an input like x."""
     own = getattr(module, "cast_bias_weight", None)  # the GGUF loaders' Linears bring one
     if own is not None:
         weight, bias = own(x)[:2]
-        return nullcontext(), weight, bias
+        return nothing, weight, bias
     if not hasattr(module, "weight_function"):
         bias = getattr(module, "bias", None)
-        return nullcontext(), module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    context = comfy.ops.CastBiasWeightContext(module, x, offloadable=True)
-    weight, bias = context.__enter__()
+        return nothing, module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    weight, bias, offload = comfy.ops.cast_bias_weight(module, x, offloadable=True)
+    give_back = nothing if offload is None else partial(comfy.ops.uncast_bias_weight, module, weight, bias, offload)
     try:
         if isinstance(weight, comfy.quant_ops.QuantizedTensor):
             weight = weight.dequantize().to(x.dtype)
         smoothing = getattr(module, "pre_quant_scale", None)  # core multiplies the input by it; here the columns are
-        return context, weight if smoothing is None else weight * smoothing.to(weight), bias
+        return give_back, weight if smoothing is None else weight * smoothing.to(weight), bias
     except BaseException:
-        context.__exit__(None, None, None)
+        give_back()
         raise
+
+
+def nothing():
+    """What gives back a weight that was not borrowed from anywhere."""
 
 
 def fetchers(dit) -> dict[str, tuple[Any, lowrank.Fetch]]:
