@@ -33,7 +33,8 @@ BITS, COLOURS = (
     8.0,
 )  # most differing bits of 64, and mean difference of colours of 255: other processors round elsewise
 SET = """([small, mine]) => {
-    for (const node of window.app.graph.nodes)
+    const all = (graph) => graph.nodes.flatMap((node) => (node.subgraph ? [node, ...all(node.subgraph)] : [node]));
+    for (const node of all(window.app.graph))
         for (const widget of node.widgets ?? []) {
             const wanted = { ...small, ...(mine[node.type] ?? {}) };
             const steps = widget.name === "steps" && node.type !== "ZTurboTrainLoRA";
@@ -164,4 +165,23 @@ def test_it_gives_what_it_gave(page, lone, name):
         for one, two in zip(node["pictures"], other["pictures"]):
             bits, colours = apart(one["looks"], two["looks"])
             assert bits <= BITS and colours <= COLOURS, (number, bits, colours)
+    assert page.ours == []
+
+
+def test_the_blueprint_trains(page, lone):
+    """One node with five things to fill in; its name is the run's and the LoRA's."""
+    begin_anew(lone)
+    page.drop(ROOT / "subgraphs" / "Train on my pictures.json")
+    page.page.evaluate(SET, [SMALL, MINE | {"ZTurboDeDistillAdapter": {"adapter": prompts.TINY}}])
+    page.page.evaluate(
+        "(wanted) => window.app.graph.nodes[0].widgets.filter((w) => w.name in wanted)"
+        ".forEach((w) => { w.value = wanted[w.name]; })",
+        {"folder": "bundled: smiley", "trigger": "zsmile", "name": "by_blueprint", "steps": 3},
+    )
+    page.shot("blueprint")
+    entry = lone.wait(start(page, lone, form=False))
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert (lone.base / "models" / "loras" / "by_blueprint.safetensors").is_file()
+    recipe = (lone.base / "output" / "zturbo" / "by_blueprint" / "recipe.toml").read_text(encoding="utf-8")
+    assert "steps = 3" in recipe and 'trigger = "zsmile"' in recipe
     assert page.ours == []

@@ -73,6 +73,16 @@ def test_they_are_what_the_lab_writes(server, name):
     assert written == graphs.made(server.get("/object_info"), name)
 
 
+def test_the_blueprints_are_what_the_lab_writes(server):
+    from lab import graphs
+
+    found = {path.stem: path.read_text(encoding="utf-8") for path in (dev.ROOT / "subgraphs").iterdir()}
+    info = server.get("/object_info")
+    assert found == {graphs.TITLES[name]: graphs.made(info, name) for name in graphs.BLUEPRINTS}
+    served = [one["name"] for one in server.get("/global_subgraphs").values() if one["source"] == "custom_node"]
+    assert served == ["Train on my pictures"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_lies_on_another_and_groups_hold_their_nodes(name):
     """From left to right: a wire's end is never left of the group in which it begins."""
