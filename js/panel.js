@@ -42,6 +42,8 @@ export class Panel {
   }
 
   begin({ run, total, adapter = "" }) {
+    this.due = clearTimeout(this.due);
+    this.chart.at = null;
     Object.assign(this, { run, total, points: [], looks: [], notes: [], doing: "", stopping: false, paused: false, ended: !run });
     this.gallery.clear(run);
     this.chart.view = null;
@@ -117,7 +119,8 @@ export class Panel {
     const pace = recent.reduce((sum, { seconds }) => sum + seconds, 0) / recent.length;
     const loss = smoothed(recent.map(({ step, loss }) => ({ step, y: loss }))).at(-1).y;
     const left = clock((this.total - now.step) * pace);
-    this.say(say(this.doing === "restoring" ? "panel.restoring" : "panel.step", { step: now.step, total: this.total, loss: loss.toFixed(4), left }), true);
+    const text = say(this.doing === "restoring" ? "panel.restoring" : "panel.step", { step: now.step, total: this.total, loss: loss.toFixed(4), left });
+    this.say(`${this.stopping ? say("panel.stopping") : ""}${text}`, true);
     const speed = pace < 1 ? say("panel.per_second", { pace: (1 / pace).toPrecision(3) }) : say("panel.per_step", { pace: pace.toPrecision(3) });
     const memory = now.memory === undefined ? "" : say("panel.memory", { memory: now.memory.toFixed(1) });
     this.facts.textContent = [speed, now.lr === undefined ? "" : say("panel.rate", { rate: now.lr.toPrecision(3) }), memory].filter(Boolean).join(" · ");
@@ -146,7 +149,7 @@ export class Panel {
     this.told = performance.now();
     this.drawCurve();
     this.enable();
-    if (this.points.length && !this.ended && !this.paused) this.sayStep();
+    if (this.points.length && !this.ended && !this.paused && STEPS.includes(this.doing)) this.sayStep();
   }
 
   drawCurve() {
@@ -159,6 +162,7 @@ export class Panel {
 
   /** how: finished, stopped, cancelled, failed, or died; saved: the step of the LoRA in the run folder, 0 for none. */
   end(how, saved) {
+    this.tell(); // what still waits
     this.ended = true;
     this.enable();
     this.progress(null);
@@ -169,16 +173,18 @@ export class Panel {
 
   /** wish: as `server.ask` knows them. */
   async ask(wish) {
-    const before = this.stopping;
+    const [before, run] = [this.stopping, this.run];
+    const still = (text) => this.run === run && !this.ended && this.say(text); // it may have ended meanwhile
+    this.due = clearTimeout(this.due);
     this.stopping ||= wish === "stop" || wish === "cancel";
     this.enable();
     try {
-      await ask(wish, this.run);
-      this.say(say(`asked.${wish}`));
+      await ask(wish, run);
+      still(say(`asked.${wish}`));
     } catch (error) {
-      this.stopping = before;
+      if (this.run === run) this.stopping = before;
       this.enable();
-      this.say(say("panel.unreached", { error: error.message }));
+      still(say("panel.unreached", { error: error.message }));
     }
   }
 

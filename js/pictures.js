@@ -14,16 +14,19 @@ class Pictures {
   constructor(node) {
     this.node = node;
     this.root = dialog(say("pictures.title"), "zturbo-album");
+    this.writes = new Set(); // that are under way
+    this.asks = 0; // of pages; an answer that comes late is not shown
+    this.warned = false; // of captions that are not saved
     const head = element("div", "zturbo-row", this.root);
     this.title = element("strong", "", head);
     this.only = element("select", "zturbo-only", head);
     this.only.ariaLabel = say("pictures.only");
-    this.only.addEventListener("change", () => this.look(0));
+    this.only.addEventListener("change", () => this.turn(0));
     const pages = element("span", "zturbo-buttons", head);
-    this.back = button("zturbo-small", "‹", say("pictures.back"), pages, () => this.look(this.page.first - 1));
+    this.back = button("zturbo-small", "‹", say("pictures.back"), pages, () => this.turn(this.page.first - 1));
     this.where = element("span", "", pages);
-    this.forth = button("zturbo-small", "›", say("pictures.forth"), pages, () => this.look(this.page.first + this.page.pictures.length));
-    button("zturbo-small zturbo-close", say("gallery.close"), "", head, () => this.root.close());
+    this.forth = button("zturbo-small", "›", say("pictures.forth"), pages, () => this.turn(this.page.first + this.page.pictures.length));
+    button("zturbo-small zturbo-close", say("gallery.close"), "", head, async () => (await this.settled()) && this.root.close());
     this.notes = element("div", "zturbo-line zturbo-wrapped", this.root);
     this.notes.setAttribute("role", "status");
     this.list = element("div", "zturbo-cards", this.root);
@@ -36,15 +39,33 @@ class Pictures {
     return [...this.list.querySelectorAll("textarea")].some((text) => text.value.trim() !== text.dataset.was);
   }
 
+  /** Once all captions are written. false: some could not be; whoever asks again leaves them. */
+  async settled() {
+    await Promise.all(this.writes);
+    if (!this.unsaved || this.warned) return true;
+    this.warned = true;
+    this.notes.textContent = say("pictures.left");
+    return false;
+  }
+
+  async turn(first) {
+    if (await this.settled()) await this.look(first);
+  }
+
   get asked() {
     return Object.fromEntries(ASKED.map((name) => [name, String(widget(this.node, name)?.value ?? "")]));
   }
 
   async look(first) {
     this.notes.textContent = say("pictures.reading");
+    this.warned = false;
+    const number = ++this.asks;
     try {
-      this.page = await picturesOf({ ...this.asked, only: this.only.value, first: Math.max(0, first) });
+      const page = await picturesOf({ ...this.asked, only: this.only.value, first: Math.max(0, first) });
+      if (number !== this.asks) return;
+      this.page = page;
     } catch (error) {
+      if (number !== this.asks) return;
       this.notes.textContent = error.message;
       this.list.replaceChildren();
       return;
@@ -117,15 +138,20 @@ class Pictures {
     const said = element("div", "zturbo-line zturbo-wrapped", card, this.page.writable ? "" : say("pictures.bundled"));
     said.setAttribute("role", "status");
     if (!this.page.writable) return;
-    const act = async () => {
+    const write = async () => {
       if (text.value.trim() === text.dataset.was) return;
-      const wish = text.value;
       try {
-        text.dataset.was = (await writeCaption(this.asked.folder, one.name, wish, text.dataset.was)).caption;
+        text.dataset.was = (await writeCaption(this.asked.folder, one.name, text.value, text.dataset.was)).caption;
         said.textContent = say("pictures.saved");
       } catch (error) {
         said.textContent = error.message;
       }
+    };
+    let last = Promise.resolve(); // one after the other: each is told what stood there before
+    const act = () => {
+      const mine = (last = last.then(write));
+      this.writes.add(mine);
+      mine.then(() => this.writes.delete(mine));
     };
     text.addEventListener("input", () => (said.textContent = text.value.trim() === text.dataset.was ? "" : say("pictures.unsaved")));
     text.addEventListener("change", act);

@@ -8,8 +8,13 @@ const NODE = "ZTurboTrainLoRA";
 const HEIGHT = 620;
 const panels = new WeakMap(); // LiteGraph node -> Panel
 
+/** As the node takes it; undefined where another node brings it and it cannot be told what. */
 export function runName(node) {
-  return node.widgets?.find((widget) => widget.name === "name")?.value?.trim?.(); // as the node takes it
+  const wire = node.inputs?.find((input) => input.name === "name" && input.link != null);
+  if (!wire) return node.widgets?.find((widget) => widget.name === "name")?.value?.trim?.();
+  const link = node.graph.links.get?.(wire.link) ?? node.graph.links[wire.link];
+  const texts = node.graph.getNodeById(link?.origin_id)?.widgets?.filter(({ value }) => typeof value === "string") ?? [];
+  return texts.length === 1 ? texts[0].value.trim() : undefined;
 }
 
 /** Every Train node of the open workflow, in subgraphs too. */
@@ -28,27 +33,32 @@ function nodeOf(id) {
   return node;
 }
 
-function follow(detail, act) {
+function follow(kind, detail, act) {
   const node = nodeOf(detail.node);
   const panel = node && panels.get(node);
-  panel?.take(() => brought(node, panel, detail, act));
+  panel?.take(() => brought(kind, node, panel, detail, act));
 }
 
 /**
  * Events go to every open page, and a node of another workflow may have the same number: a panel takes a new run as its own
  * only when it is named as the node says. It may have missed the start event (after a reload).
  */
-function brought(node, panel, detail, act) {
+function brought(kind, node, panel, detail, act) {
   const linked = node.inputs?.some((input) => input.name === "name" && input.link != null);
   const own = linked || detail.run.replace(/_\d+$/, "") === runName(node) || detail.run === runName(node);
   if (panel.run !== detail.run && !own) return;
-  if (panel.run !== detail.run) panel.begin(detail);
-  panel.doing = detail.phase; // also of a page that was opened in mid-phase
-  act(panel);
+  if (panel.run !== detail.run) {
+    panel.begin(detail);
+    if (kind !== "start") panel.restore({ folder: detail.run }); // it has begun before this page was there
+  }
+  panel.take(() => {
+    panel.doing = detail.phase; // also of a page that was opened in mid-phase
+    act(panel);
+  });
 }
 
 // At import and not in setup: after a reload in mid-run events arrive before the app is set up.
-const on = (name, act) => api.addEventListener(`zturbo.${name}`, ({ detail }) => follow(detail, (panel) => act(panel, detail)));
+const on = (name, act) => api.addEventListener(`zturbo.${name}`, ({ detail }) => follow(name, detail, (panel) => act(panel, detail)));
 on("start", (panel, detail) => {
   panel.begin(detail);
   if (detail.goes_on) panel.restore({ folder: detail.run }); // it has a curve already

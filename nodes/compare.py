@@ -6,7 +6,7 @@ from ..zturbo import comparison
 from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_compare, comfy_draw
 from .screen import lines, say
-from .types import CATEGORY, LoraModel
+from .types import CATEGORY, UNWIRED, LoraModel
 
 
 class ZTurboCompare(io.ComfyNode):
@@ -36,7 +36,7 @@ class ZTurboCompare(io.ComfyNode):
                 io.String.Input(
                     "loras",
                     multiline=True,
-                    default="my_lora/all",
+                    default="",
                     tooltip=(
                         "One a line: a file of models/loras, or a run of output/zturbo: my_lora for its LoRA, "
                         "my_lora/step_000500 for a checkpoint, my_lora/healthy, or my_lora/all for all its checkpoints."
@@ -109,7 +109,8 @@ class ZTurboCompare(io.ComfyNode):
     def execute(cls, model, clip, vae, loras, prompts, lora=None, **given) -> io.NodeOutput:
         found, rows = comfy_compare.given(lines(loras), lora), lines(prompts)
         strengths = comparison.read_strengths(given.pop("strengths"))
-        columns = comparison.columns(list(found), strengths, given.pop("without"), len(rows))
+        size = given["width"], given["height"]
+        columns = comparison.columns(list(found), strengths, given.pop("without"), len(rows), size)
         how = comfy_draw.Drawing(**given)
         made = comfy_compare.compare((model, clip, vae), found, columns, rows, how, cls.hidden.unique_id)
         say(cls, made.text)
@@ -117,11 +118,18 @@ class ZTurboCompare(io.ComfyNode):
         return io.NodeOutput(made.grid, made.pictures, made.text, ui={"text": (made.text,), **shown})
 
     @classmethod
-    def validate_inputs(cls, strengths):
+    def validate_inputs(cls, loras, prompts, strengths, width, height, lora=UNWIRED):
+        """Whether a run or a file is there is asked when it is drawn: the graph itself may make it. None: of another
+        node."""
+        if None in (loras, prompts, strengths, width, height):
+            return True
         try:
-            return strengths is None or bool(comparison.read_strengths(strengths))
+            asked = [*lines(loras), *([] if lora == UNWIRED else ["lora"])]
+            size = width, height
+            comparison.columns(asked, comparison.read_strengths(strengths), True, len(lines(prompts)), size)
         except ZTurboError as error:
             return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, loras, **_):

@@ -4,8 +4,9 @@ Captions are written here, too.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,7 @@ class Album:
         self.folder, self.cache = folder, cache
         self.listing: Listing = look_through(folder)
         self.by_name = {one.name: one for one in self.listing.pictures}
+        self.names = Counter(one.name for one in self.listing.pictures)
 
     def pictures(self, asked: Asked) -> list[Picture]:
         """All of them, in their order."""
@@ -96,6 +98,8 @@ class Album:
         """Raises DatasetError."""
         if name not in self.by_name:
             raise DatasetError(f"There is no picture {name[:200]!r} in {self.folder.name}. Look at the folder anew.")
+        if self.names[name] > 1:  # names are shown with plain spaces, and without what cannot be printed
+            raise DatasetError(f"{self.names[name]} files look as if they were called {name!r}. Rename them.")
         return self.by_name[name]
 
     def caption_file(self, name: str) -> Path:
@@ -113,9 +117,15 @@ class Album:
             raise DatasetError(f"A caption is text of at most {LONGEST:,} letters; this is none.")
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise DatasetError(f"{path.name} lies behind a link out of {self.folder.name}. Write it where it lies.")
-        now = _caption(self.found(name), self.listing, Known(None, self.folder))
+        one, known = self.found(name), Known(None, self.folder)
+        now = _caption(one, self.listing, known)
         if now != was.strip():
             raise DatasetError(f"The caption of {name} was changed meanwhile: it is {now[:300]!r} now.")
+        if not caption.strip() and (next_one := _caption(replace(one, captions=one.captions[1:]), self.listing, known)):
+            raise DatasetError(
+                f"{name} has another caption behind this one ({next_one[:100]!r}, in a .caption file, a row of "
+                "metadata or a JSON file), which would count then. Take that away first."
+            )
         try:
             files.write(path, f"{caption.strip()}\n".encode())
         except OSError as error:
@@ -123,7 +133,7 @@ class Album:
 
 
 def _caption(one: Found, listing: Listing, known: Known) -> str:
-    return one.caption(listing.old, known)[0].strip()
+    return one.caption(listing.old, known)[0].replace("\r\n", "\n").strip()
 
 
 def _looked_at(one: Found, asked: Asked, listing: Listing, known: Known) -> tuple[Picture, str]:
@@ -172,7 +182,7 @@ def _problems(picture: Picture, asked: Asked) -> list[str]:
     said = {
         BROKEN: bool(picture.sentence),
         SMALL: is_read and picture.size[0] * picture.size[1] < ENOUGH * min(asked.resolutions) ** 2,
-        CUT: is_read and cropped_share(*picture.size, picture.sizes[0]) > CROPPED,
+        CUT: is_read and cropped_share(*picture.size, picture.sizes[-1]) > CROPPED,
         ALIKE: bool(picture.alike),
         SILENT: not picture.sentence and not caption,
         NO_TRIGGER: bool(trigger and caption) and not has_trigger,

@@ -11,6 +11,7 @@ from .errors import ZTurboError
 
 WITHOUT = "without"
 MOST = 500  # pictures: more is a slip of the pen
+PIXELS = 128_000_000  # of all pictures together: 122 of 1024 x 1024, which take 4 GB of memory
 STRENGTHS = (-10.0, 10.0)
 INK, PAPER = "#e8e8e8", "#1c1c1c"
 SIDE = 0.28  # width of the prompts' column, of a picture's
@@ -42,8 +43,15 @@ def read_strengths(text: str) -> tuple[float, ...]:
     return found
 
 
-def columns(loras: list[str], strengths: tuple[float, ...], without: bool, prompts: int) -> list[Column]:
-    """All columns, from left to right. prompts: their number. Raises ZTurboError for nothing, and for far too much."""
+def columns(
+    loras: list[str], strengths: tuple[float, ...], without: bool, prompts: int, size: tuple[int, int]
+) -> list[Column]:
+    """All columns, from left to right. prompts: their number; size: (width, height) of a picture, pixels.
+
+    Raises ZTurboError for nothing, and for far too much.
+    """
+    if size[0] % 16 or size[1] % 16:
+        raise ZTurboError(f"The size is {size[0]}x{size[1]}; width and height must be multiples of 16.")
     found = [Column(lora, strength) for lora in loras for strength in strengths]
     if not found:
         raise ZTurboError(
@@ -53,10 +61,11 @@ def columns(loras: list[str], strengths: tuple[float, ...], without: bool, promp
     found = [Column("", 0.0), *found] if without else found
     if not prompts:
         raise ZTurboError("There are no prompts. Write some, one a line.")
-    if (pictures := len(found) * prompts) > MOST:
+    most = min(MOST, PIXELS // (size[0] * size[1]))
+    if (pictures := len(found) * prompts) > most:
         raise ZTurboError(
-            f"{len(found)} columns of {prompts} prompts are {pictures} pictures; at most {MOST} are drawn at once. "
-            "Take fewer LoRAs, strengths or prompts."
+            f"{len(found)} columns of {prompts} prompts are {pictures} pictures; of {size[0]}x{size[1]} pixels at most "
+            f"{most} are drawn at once. Take fewer LoRAs, strengths or prompts, or smaller pictures."
         )
     return found
 
@@ -84,7 +93,9 @@ def grid(rows: list[list[np.ndarray]], across: list[str], down: list[str]) -> to
         draw.multiline_text((gap, down_to + gap), "\n".join(shown), INK, font, spacing=line - letters)
         for x, picture in enumerate(row):
             whole.paste(Image.fromarray(picture), (side + x * (width + gap), down_to))
-    return torch.from_numpy(np.asarray(whole, dtype=np.float32) / 255.0)[None]
+    pixels = np.array(whole, dtype=np.float32)
+    pixels /= 255.0
+    return torch.from_numpy(pixels)[None]
 
 
 def _numbered(texts: list[str]) -> list[str]:
@@ -99,7 +110,7 @@ def _drawable(text: str) -> bool:
 def _wrapped(text: str, font, width: int) -> list[str]:
     """Lines of at most `width` pixels; what is longer than one by itself is cut."""
     lines: list[str] = []
-    for word in text.replace("/", "/ ").split(" "):
+    for word in text.split(" "):
         while word and font.getlength(word) > width:
             fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width))
             lines.append(word[:fits])

@@ -262,8 +262,8 @@ def begin(recipe: Recipe, host: Host, run: RunFolder, rolled_back: bool = False)
     return state
 
 
-def untrained(recipe: Recipe, host: Host) -> State:
-    """The state before the first step."""
+def untrained(recipe: Recipe, host) -> State:
+    """The state before the first step. host: a `Host`, or what has its targets, device, family, start and norms."""
     start, groups = host.start(), host.family.groups
     lora = network.create(host.targets, recipe.network, recipe.seed, host.device, host.norms, start, groups)
     ema = network.frozen_copy(lora) if recipe.optimizer.ema else {}

@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 import prompts
 from test_server import PROMPT, drawn_by_core, failure, newest_run
 
-from zturbo import dataset, trainer
+import dev
+from zturbo import dataset, lorafile, trainer
 from zturbo.hosts import comfy_adapter, comfy_compare, comfy_draw, comfy_paths
 from zturbo.hosts.comfy import ComfyHost
 from zturbo.recipe import Compute, Network, Optimizer, Previews, Recipe, Saving
@@ -87,15 +88,76 @@ def test_what_the_trainer_hands_on_comes_first(server):
         ({"loras": "nobody/all"}, "no run 'nobody'"),
         ({"loras": "../../etc"}, "no run '..'"),
         ({"loras": "x", "strengths": "much"}, "strengths is 'much'"),
-        ({"prompts": " \n"}, "nothing to compare"),
+        ({"loras": "x", "prompts": " \n"}, "no prompts"),
+        ({"loras": "x", "width": 72}, "72x64"),
+        ({"loras": "x", "width": 4096, "height": 4096, "prompts": "a\nb\nc\nd"}, "of 4096x4096 pixels at most 7"),
     ],
 )
 def test_bad_input_gets_a_sentence(server, changes, sentence):
     assert sentence in failure(server, {"load": prompts.load(), "compare": compare(**changes)})
 
 
+def test_names_are_told_apart(server):
+    """A file called as what is connected, a folder called as runs' own, a run of that name."""
+    loras = server.base / "models" / "loras"
+    (loras / "checkpoints").mkdir(exist_ok=True)
+    tiny = dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors"
+    for place in (loras / "LoRA.safetensors", loras / "checkpoints" / "mine.safetensors"):
+        place.write_bytes(tiny.read_bytes())
+    server.run(prompts.training(name="checkpoints", steps=2, preview_prompts=""))
+    graph = prompts.training(name="named", steps=2, preview_prompts="")
+    graph["compare"] = compare(lora=["train", 0], loras="LoRA\ncheckpoints/mine\ncheckpoints/all", strengths="1")
+    text = server.run(graph)["compare"]["text"][0]
+    assert [line.split(": ")[1] for line in text.splitlines() if line.startswith("column")] == [
+        "without", "LoRA at 1", "LoRA.safetensors at 1", "checkpoints/mine at 1", "checkpoints/step_000002 at 1",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_is_handed_on_by_a_run_that_ends_where_it_is(server):
+    graph = prompts.training(name="chosen", steps=4, preview_prompts="")
+    graph["saving"] = prompts.node("ZTurboSavingOptions", every=2, keep=3, dtype="bf16")
+    graph["train"]["inputs"]["saving_options"] = ["saving", 0]
+    server.run(graph)
+    graph["train"]["inputs"] |= {"resume": "chosen/step_000002", "steps": 2}
+    graph["compare"] = compare(lora=["train", 0], loras="chosen/step_000002\nchosen/newest", without=False)
+    graph["pictures"] = prompts.save_image(["compare", 1], "compare/chosen")
+    handed, checkpoint, newest = (path.read_bytes() for path in files_of(server, server.run(graph), "pictures"))
+    assert handed == checkpoint != newest
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 2, 3])
+def test_an_error_in_the_middle_leaves_the_model_clean(tiny, monkeypatch, after):
+    model, clip, vae = tiny
+    lora = lorafile.state_dict(comfy_tiny_adapter().factors, torch.float32)
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    decode, calls = comfy_draw.decode, []
+
+    def cut(*given):
+        calls.append(1)
+        if len(calls) > after:
+            raise Cut
+        return decode(*given)
+
+    monkeypatch.setattr(comfy_draw, "decode", cut)
+    columns = [comfy_compare.Column("", 0.0), comfy_compare.Column("a", 1.0), comfy_compare.Column("a", 0.5)]
+    how = comfy_draw.Drawing(64, 64, 2, 0, "euler")
+    with torch.inference_mode(), pytest.raises(Cut):
+        comfy_compare.compare((model, clip, vae), {"a": lora}, columns, ("a",) * 2, how, "1")
+    after_it = model.model.state_dict()
+    assert all(torch.equal(before[key], after_it[key]) for key in before) and model.patches == {}
+
+
+def comfy_tiny_adapter():
+    return lorafile.read(dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors")
+
+
 KINDS = {
     "lora": {},
+    "loha": {"network": Network(kind="loha", rank=2, alpha=2.0)},
     "average": {"optimizer": Optimizer(learning_rate=2e-3, ema=0.5)},
     "schedule_free": {"optimizer": Optimizer("schedule_free", learning_rate=2e-3)},
     "dora": {"network": Network(kind="dora", rank=4, alpha=2.0)},
@@ -120,14 +182,14 @@ def test_a_checkpoint_is_the_lora_that_was_saved_with_it_and_the_model_stays_as_
         with torch.inference_mode(False):
             trainer.train(recipe, pictures, ComfyHost(model, clip, vae, recipe), run, Unattended(), {})
         before = {name: value.clone() for name, value in model.model.state_dict().items()}
-        found = comfy_compare.of_checkpoint(run.checkpoint_files()[0], (model, clip, vae))
+        found = comfy_compare.of_checkpoint(run.checkpoint_files()[0], model)
         saved = load_file(run.lora)
         assert run.checkpoint_files()[0].stem == "step_000003"
         assert found.keys() == saved.keys() and all(torch.equal(found[key], saved[key]) for key in saved)
         how = comfy_draw.Drawing(64, 64, 2, 0, "euler")
         columns = [comfy_compare.Column("", 0.0), comfy_compare.Column(f"{kind}/step_000002", 1.0)]
         comfy_compare.compare(
-            (model, clip, vae), dict(comfy_paths.runs().loras(f"{kind}/all")), columns, ("a",), how, "1"
+            (model, clip, vae), comfy_compare.given((f"{kind}/all",), None), columns, ("a",), how, "1"
         )
         after = model.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)

@@ -136,6 +136,27 @@ def test_a_caption_is_written_where_it_counts(folder):
     assert sorted(path.suffix for path in folder.iterdir()).count(".part") == 0
 
 
+def test_a_caption_that_another_stands_behind_is_not_emptied(folder):
+    """It would count then, and the page would say that there is none."""
+    (folder / "1.caption").write_text("behind")
+    (folder / "2.txt").unlink()
+    (folder / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "from a row"}\n')
+    for name, was in (("1.png", "zvk number 1"), ("2.png", "from a row")):
+        with pytest.raises(DatasetError, match="has another caption behind this one|from a row"):
+            Album(folder).write(name, " ", was)
+    Album(folder).write("2.png", "my own", "from a row")
+    assert looked_at(folder)["2.png"].caption == "my own"
+    Album(folder).write("3.png", "", "zvk number 3")
+    assert looked_at(folder)["3.png"].problems == ["silent"]
+
+
+def test_files_that_look_alike_by_name_are_not_mixed_up(folder):
+    for name in ("a b.png", "a\u00a0b.png"):
+        photograph(len(name)).save(folder / name)
+    with pytest.raises(DatasetError, match="2 files look as if they were called 'a b.png'"):
+        Album(folder).write("a b.png", "new", "")
+
+
 def test_what_must_not_be_written_is_refused_and_nothing_changes(folder, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     photograph(6).save(outside / "there.png")

@@ -27,14 +27,16 @@ def test_strengths_are_read_as_people_write_them():
 
 
 def test_columns_stand_from_left_to_right_and_nonsense_gets_a_sentence():
-    assert comparison.columns(["a", "b"], (0.5, 1.0), True, 2) == [
+    assert comparison.columns(["a", "b"], (0.5, 1.0), True, 2, (64, 64)) == [
         Column("", 0.0), Column("a", 0.5), Column("a", 1.0), Column("b", 0.5), Column("b", 1.0),
     ]  # fmt: skip
-    assert [one.label for one in comparison.columns(["a/b"], (1.0,), True, 1)] == ["without", "a/b at 1"]
+    assert [one.label for one in comparison.columns(["a/b"], (1.0,), True, 1, (64, 64))] == ["without", "a/b at 1"]
     for given, sentence in (
-        (([], (1.0,), True, 1), "nothing to compare"),
-        ((["a"], (1.0,), True, 0), "no prompts"),
-        ((["a"] * 20, (1.0,) * 5, False, 6), "600 pictures"),
+        (([], (1.0,), True, 1, (64, 64)), "nothing to compare"),
+        ((["a"], (1.0,), True, 0, (64, 64)), "no prompts"),
+        ((["a"] * 20, (1.0,) * 5, False, 6, (64, 64)), "600 pictures; of 64x64 pixels at most 500"),
+        ((["a"] * 20, (1.0,) * 5, False, 2, (1024, 1024)), "200 pictures; of 1024x1024 pixels at most 122"),
+        ((["a"], (1.0,), False, 2, (1000, 1024)), "multiples of 16"),
     ):
         with pytest.raises(ZTurboError, match=sentence):
             comparison.columns(*given)

@@ -8,16 +8,28 @@ import comfy.utils
 import folder_paths
 import torch
 
-from .. import checkpoint, comparison, lorafile, recipefile, session
+from .. import checkpoint, comparison, lorafile, network, recipefile, session
 from ..comparison import Column
 from ..errors import ZTurboError
-from ..runfolder import CHECKPOINTS, RECIPE
+from ..family import Z_IMAGE
+from ..lowrank import Target
+from ..recipe import Recipe
+from ..runfolder import HEALTHY, LORA, RECIPE
 from . import comfy_adapter, comfy_draw, comfy_paths
-from .comfy import ComfyHost, release
+from .comfy import release
 
 log = logging.getLogger("zturbo")
 CONNECTED = "LoRA"  # the name of the one that comes in by a wire
-Given = dict[str, torch.Tensor] | Path  # a LORA_MODEL, or a LoRA's or a checkpoint's file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Of a run: its file."""
+
+    path: Path
+
+
+Given = dict[str, torch.Tensor] | Path | Checkpoint  # a LORA_MODEL, a LoRA's file, or a checkpoint
 
 
 @dataclass
@@ -42,17 +54,27 @@ def given(names: tuple[str, ...], lora: dict[str, torch.Tensor] | None) -> dict[
 
 def _named(name: str) -> dict[str, Given]:
     for file in (name, f"{name}.safetensors"):
-        if file.endswith(".safetensors") and folder_paths.get_full_path("loras", file):
-            return {file.removesuffix(".safetensors"): comfy_paths.lora_file(file)}
+        if file.endswith(".safetensors") and _is_there(file):
+            shown = file.removesuffix(".safetensors")
+            return {file if shown == CONNECTED else shown: comfy_paths.lora_file(file)}
     if name.endswith(".safetensors"):
         raise ZTurboError(f"There is no LoRA {name!r} in models/loras. Write a file's name as loaders list it.")
-    return dict(comfy_paths.runs().loras(name))
+    found = comfy_paths.runs().loras(name)
+    return {one: path if path.name in (LORA, HEALTHY) else Checkpoint(path) for one, path in found}
+
+
+def _is_there(file: str) -> bool:
+    """Is it in models/loras? Windows raises for a name on another drive."""
+    try:
+        return folder_paths.get_full_path("loras", file) is not None
+    except ValueError:
+        return False
 
 
 def fingerprint(names: tuple[str, ...]) -> str:
     """Changes when what these names mean does, or a file of it."""
     try:
-        paths = [one for one in given(names, None).values() if isinstance(one, Path)]
+        paths = [one.path if isinstance(one, Checkpoint) else one for one in given(names, None).values()]
         return str([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths])
     except (ZTurboError, OSError) as error:
         return str(error)
@@ -67,48 +89,63 @@ def compare(
     comfy_adapter.diffusion_model(clean)
     positive = [comfy_draw.encode_prompt(clip, prompt) for prompt in prompts]
     bar = comfy.utils.ProgressBar(len(columns) * len(prompts), node_id=node_id)
-    drawn: list[list[torch.Tensor]] = []
-    notes: list[str] = []
+    pictures, shown, notes = None, [[] for _ in prompts], []
     name, state = "", {}  # the LoRA that was read last
     try:
-        for column in columns:
+        for x, column in enumerate(columns):
             if column.lora and column.lora != name:
-                name, (state, lost) = column.lora, _state(loras[column.lora], column.lora, (clean, clip, vae))
+                name, (state, lost) = column.lora, _state(loras[column.lora], column.lora, clean)
                 notes += [f"Left out of {name} are {lost}."] if lost else []
             changed = comfy_draw.with_lora(clean, state, column.strength) if column.lora else clean
-            images = []
-            for image in comfy_draw.draw(changed, vae, positive, how):
-                images.append(image.cpu())
+            for y, image in enumerate(comfy_draw.draw(changed, vae, positive, how)):
+                if pictures is None:
+                    pictures = torch.empty(len(prompts), len(columns), *image.shape)
+                pictures[y, x] = image
+                shown[y].append(comfy_draw.to_bytes(image))
                 bar.update(1)
-            drawn.append(images)
     finally:
         release(clean)
-    rows = [list(row) for row in zip(*drawn)]
+    assert pictures is not None, "there are columns and prompts"
     text = "\n".join([*_legend("column", [c.label for c in columns]), *_legend("row", list(prompts)), *notes])
     log.info("%s", text)
-    shown = [[comfy_draw.to_bytes(image) for image in row] for row in rows]
     grid = comparison.grid(shown, [column.label for column in columns], list(prompts))
-    return Compared(grid, torch.stack([image for row in rows for image in row]), text)
+    return Compared(grid, pictures.flatten(0, 1), text)
 
 
 def _legend(what: str, texts: list[str]) -> list[str]:
     return [f"{what} {number}: {text}" for number, text in enumerate(texts, 1)]
 
 
-def _state(lora: Given, name: str, models: tuple) -> tuple[dict[str, torch.Tensor], str]:
+def _state(lora: Given, name: str, clean) -> tuple[dict[str, torch.Tensor], str]:
     """(tensors for core's loader, what is left out)."""
-    if isinstance(lora, Path) and lora.parent.name == CHECKPOINTS:
-        return of_checkpoint(lora, models), ""
-    return comfy_draw.lora_for(models[0], lora, name)
+    if isinstance(lora, Checkpoint):
+        return of_checkpoint(lora.path, clean), ""
+    return comfy_draw.lora_for(clean, lora, name)
 
 
-def of_checkpoint(path: Path, models: tuple) -> dict[str, torch.Tensor]:
-    """The LoRA that a run would have handed on at this checkpoint. Raises ZTurboError.
+@dataclass
+class Shapes:
+    """What `session.untrained` asks of a host, where nothing is trained."""
 
-    models: MODEL, CLIP and VAE, the model as clean as the run drew with it.
-    """
+    recipe: Recipe
+    targets: list[Target]
+    family = Z_IMAGE
+    device = torch.device("cpu")
+
+    def start(self):
+        name = self.recipe.network.start
+        return network.read_start(comfy_paths.lora_file(name), self.targets) if name else None
+
+    def norms(self, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """In the shape of the clean weights' norms; the checkpoint has its own."""
+        return {part.name: torch.ones(1, target.in_features) for target in targets for part in target.parts}
+
+
+def of_checkpoint(path: Path, model) -> dict[str, torch.Tensor]:
+    """The LoRA that a run would have handed on at this checkpoint. Raises ZTurboError. model: MODEL."""
     recipe = recipefile.read(path.parents[1] / RECIPE)
+    targets = comfy_adapter.targets(comfy_adapter.diffusion_model(model), Z_IMAGE.trained)
     with torch.inference_mode(False):
-        state = session.untrained(recipe, ComfyHost(*models, recipe, lora_file=comfy_paths.lora_file))
+        state = session.untrained(recipe, Shapes(recipe, targets))
         state.take(*checkpoint.read(path))
         return state.exported(lorafile.DTYPES[recipe.saving.dtype])

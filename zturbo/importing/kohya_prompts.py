@@ -29,7 +29,7 @@ def read_prompts(file: Path) -> list[Drawn]:
         listed = listed if isinstance(listed, list) else []
         found = [one if isinstance(one, dict) else {"prompt": str(one)} for one in listed]
     else:
-        return [_of_line(line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [of_line(line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     given_ones = [Theirs(one, f"{file.name}: ") for one in found]
     return [
         Drawn(one.text("prompt") or "", one.whole("width"), one.whole("height"), one.whole("seed"))
@@ -38,7 +38,7 @@ def read_prompts(file: Path) -> list[Drawn]:
     ]
 
 
-def _of_line(line: str) -> Drawn:
+def of_line(line: str) -> Drawn:
     """`a cat --w 640 --h 480 --d 1 --s 20 --n blurred`"""
     given = {NAMES[name]: int(number) for name, number in OPTION.findall(line) if name in NAMES}
     return Drawn(re.split(r"\s--\w+\b", line, maxsplit=1)[0].strip(), **given)

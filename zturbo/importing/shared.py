@@ -112,15 +112,23 @@ def previews(moved: Moved, said: str, drawn: list[Drawn]):
         values = unique(getattr(one, name) for one in drawn if getattr(one, name) is not None)
         if values and f"previews.{name}" not in moved.values:
             _first(moved, said, name, values.pop(0))
-        if values and values != [moved.values[f"previews.{name}"]]:
+        if values and values != [moved.values.get(f"previews.{name}")]:
             moved.leave(f"{said}, {name} {', '.join(map(str, values))}", f"all previews have one {name} here")
 
 
 def _first(moved: Moved, said: str, name: str, value: int):
     if name == "seed":
-        moved.put("previews.seed", value, f"{said}, seed {value}")
+        seed(moved, value, f"{said}, seed {value}")
     else:
         pixels(moved, f"previews.{name}", value, f"{said}, {name} {value}")
+
+
+def seed(moved: Moved, value: int, said: str):
+    """Of the previews."""
+    if value < 0:
+        moved.leave(said, "drawn anew each time there; here previews keep their noise, so that they compare")
+    else:
+        moved.put("previews.seed", value, said)
 
 
 def pixels(moved: Moved, ours: str, value: int, said: str):

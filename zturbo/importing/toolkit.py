@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import ZTurboError
 from . import reasons, sets, shared
+from .kohya_prompts import of_line
 from .record import LEFT, TAKEN, Line, Moved, Theirs, brief
 from .sets import PictureSet
 from .shared import Drawn
@@ -162,11 +163,13 @@ def _training(moved: Moved, job: Theirs, train: Theirs) -> int:
     _loss(moved, train)
     moved.take(train, "reg_weight", "data.regularisation_weight", "number")
     moved.take(train, "gradient_checkpointing", "compute.checkpointing", "flag")
-    dtype = DTYPES.get(train.text("dtype") or "bf16")
-    if dtype == "fp16":
+    dtype = DTYPES.get(train.text("dtype") or "")
+    if train.text("dtype") is None:
+        moved.leave("train.dtype (not in the file)", "fp32 is that trainer's default; here the model computes in bf16")
+    elif dtype == "fp16":
         moved.put("compute.dtype", "bf16", train.said("dtype"), "Z-Image's activations leave fp16's range")
     elif dtype:
-        moved.put("compute.dtype", dtype, train.said("dtype") or "train.dtype")
+        moved.put("compute.dtype", dtype, train.said("dtype"))
     shared.noise(moved, train, reasons.TOOLKIT_NOISE)
     return per_step
 
@@ -306,10 +309,13 @@ OPTIONS = (
 
 
 def _samples(moved: Moved, job: Theirs, sample: Theirs, per_step: int):
-    drawn = [Drawn(text) for text in sample.texts("prompts")]
+    drawn = [of_line(text) for text in sample.texts("prompts")]  # the same flags as kohya's stand behind prompts
     for one in sample.sections("samples"):
         if prompt := one.text("prompt"):
-            drawn.append(Drawn(prompt, one.whole("width"), one.whole("height"), one.whole("seed")))
+            by_flags = of_line(prompt)
+            sides = (one.whole("width") or by_flags.width, one.whole("height") or by_flags.height)
+            seed = one.whole("seed")
+            drawn.append(Drawn(by_flags.prompt, *sides, by_flags.seed if seed is None else seed))
     every = sample.whole("sample_every")
     if every is not None:
         why = f"counted in steps of {per_step} batches" if per_step > 1 else ""
@@ -318,7 +324,8 @@ def _samples(moved: Moved, job: Theirs, sample: Theirs, per_step: int):
         value = sample.whole(key)
         if value is not None:
             shared.pixels(moved, f"previews.{key}", value, sample.said(key))
-    moved.take(sample, "seed", "previews.seed", "whole")
+    if (of_all := sample.whole("seed")) is not None:
+        shared.seed(moved, of_all, sample.said("seed"))
     train = next(part for part in job.parts if part.where == "train.")
     if train.flag("disable_sampling"):
         moved.leave(train.said("disable_sampling"), "no previews, as there")
