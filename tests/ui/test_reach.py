@@ -128,7 +128,7 @@ def test_the_panel_is_worked_by_keys_alone(browser, server):
         canvas.page.locator(".zturbo-stop").first.focus()
         way = tabbed(canvas, 14)
         assert names(way)[:3] == ["zturbo-save", "zturbo-pause", "zturbo-cancel"]
-        assert {"svg", "zturbo-frame", "zturbo-before-step", "zturbo-thumb"} <= {*names(way), "svg"}
+        assert {"svg", "zturbo-frame", "zturbo-before-step", "zturbo-thumb"} <= set(names(way))
         assert all(entry[2] != "none" for entry in way if entry[0].startswith("zturbo"))
         canvas.page.locator(".zturbo-pause").first.focus()
         canvas.page.keyboard.press("Enter")
@@ -204,6 +204,19 @@ def test_runs_and_pictures_are_worked_by_keys_alone(browser, server, folder):
         canvas.page.keyboard.press("Escape")
         canvas.page.wait_for_selector(".zturbo-album", state="detached")
         assert canvas.ours == []
+        # Close writes what is being typed; what cannot be written stays, until it is closed once more
+        for wish, refused in (("typed last", False), ("typed against", True)):
+            open_pictures(canvas, folder)
+            canvas.page.locator(".zturbo-picture[data-name='smiley_05.png'] textarea").fill(wish)
+            if refused:
+                (server.base / "input" / folder / "smiley_05.txt").write_text("of another")
+            canvas.page.locator(".zturbo-close").click()
+            if refused:
+                canvas.page.locator(".zturbo-album", has_text="Some captions are not saved").wait_for()
+                assert "was changed meanwhile" in canvas.text("[data-name='smiley_05.png'] [role=status]")
+                canvas.page.locator(".zturbo-close").click()
+            canvas.page.wait_for_selector(".zturbo-album", state="detached")
+        assert (server.base / "input" / folder / "smiley_05.txt").read_text() == "of another"
     finally:
         canvas.context.close()
 

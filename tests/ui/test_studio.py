@@ -1,5 +1,6 @@
 """What can be done from the page beside training: pause, cancel, the runs tab, notices at nodes."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parent))
+from browser import Canvas  # noqa: E402
 from conftest import ROOT  # noqa: E402
 
 DEMO, SAMPLE = (ROOT / "workflows" / f"{name}.json" for name in ("tiny_demo", "sample_8_steps"))
@@ -119,6 +121,69 @@ def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
     canvas.page.wait_for_selector(f".zturbo-card[data-run='{name}_2']", state="detached")
     assert not (server.base / "output" / "zturbo" / f"{name}_2").exists()
     assert canvas.ours == []
+
+
+SEND = """([kind, more]) => {
+    const node = String(window.app.graph.nodes.find((n) => n.type === 'ZTurboTrainLoRA').id);
+    const detail = { node, run: 'told', total: 100, phase: 'training', ...more };
+    window.app.api.dispatchEvent(new CustomEvent(`zturbo.${kind}`, { detail }));
+}"""
+
+
+def test_what_waits_to_be_said_is_not_said_over_what_came_since(canvas):
+    """Steps are said twice a second; a phase, or the end, that comes in between stays."""
+    canvas.drop(DEMO)
+    canvas.widget("ZTurboTrainLoRA", "name", "told")
+
+    def send(kind, **more):
+        canvas.page.evaluate(SEND, [kind, more])
+
+    def steps(first):
+        return [{"step": n, "loss": 0.5, "lr": 1e-3, "seconds": 0.02, "memory": 1.0} for n in range(first, first + 5)]
+
+    send("start", adapter="")
+    send("steps", steps=steps(1))
+    send("steps", steps=steps(6))
+    send("phase", phase="drawing", done=0, of=1)
+    canvas.page.wait_for_timeout(900)
+    assert canvas.status().startswith("Drawing previews")
+    canvas.wait_curve(10)  # the steps are in the curve all the same
+    send("phase", phase="training", done=10, of=100)
+    assert canvas.status().startswith("Step 10 of 100")
+    send("steps", steps=steps(11))
+    send("end", how="stopped", saved=15)
+    canvas.page.wait_for_timeout(900)
+    assert canvas.status() == "Stopped, LoRA kept at step 15 of 100."
+    canvas.wait_curve(15)
+    assert canvas.ours == []
+
+
+def test_a_form_whose_name_is_wired_shows_its_own_run_after_a_reload(browser, server):
+    canvas = Canvas(browser, server, True)
+    try:
+        canvas.drop(ROOT / "workflows" / "train_lora.app.json")
+        demo = json.loads(DEMO.read_text(encoding="utf-8"))
+        for kind in ("ZTurboLoadModel", "ZTurboDeDistillAdapter", "ZTurboImageDataset", "ZTurboTrainLoRA"):
+            node = next(node for node in demo["nodes"] if node["type"] == kind)
+            names = [slot["name"] for slot in node["inputs"] if "widget" in slot]
+            for name, value in zip(names, node["widgets_values"]):
+                canvas.widget(kind, name, value)
+        canvas.widget("PrimitiveString", "value", "by_form")
+        canvas.widget("ZTurboTrainLoRA", "steps", 300)
+        canvas.run_form()
+        canvas.wait_step(12)
+        canvas.page.wait_for_timeout(3000)  # the frontend keeps the open workflow for a reload
+        canvas.open()
+        canvas.page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'ZTurboTrainLoRA')")
+        canvas.wait_step(13)
+        canvas.wait_curve(12)  # also what ran before the reload
+        canvas.shot("form")
+        canvas.press(".zturbo-stop")
+        canvas.wait_status("Stopped, LoRA kept")
+        assert (server.base / "output" / "zturbo" / "by_form" / "lora.safetensors").is_file()
+        assert canvas.ours == []
+    finally:
+        canvas.context.close()
 
 
 def link(canvas, before: str, slot: int, behind: str, name: str):
