@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { element, button } from "./dom.js";
 import { say } from "./words.js";
 
+const TOP = 100; // px: ComfyUI's bars
 const EVERY = 700; // ms between two looks at the graph
 const ADAPTER = "ZTurboDeDistillAdapter";
 const LOADER = "ZTurboLoadModel";
@@ -74,22 +75,28 @@ export function doubts(node) {
   return found;
 }
 
-const dismissed = new Map(); // "node:kind" -> node
 const shown = new Map(); // "node:kind" -> {node, root}
 let layer = null;
 let frame = 0;
 
+/** What a person has dismissed at a node; it is kept with the workflow. */
+const quiet = (node) => node.properties?.zturbo_quiet ?? [];
+
 function look() {
   if (document.hidden || !app.canvas?.graph) return;
   const wanted = new Map();
-  for (const node of app.canvas.graph.nodes ?? []) for (const kind of doubts(node)) wanted.set(`${node.id}:${kind}`, { node, kind });
-  for (const [key, node] of dismissed) if (wanted.get(key)?.node !== node) dismissed.delete(key); // once mended it may be said again
+  for (const node of app.canvas.graph.nodes ?? []) {
+    const found = doubts(node);
+    const still = quiet(node).filter((kind) => found.includes(kind)); // once mended it may be said again
+    if (still.length < quiet(node).length) node.properties.zturbo_quiet = still;
+    for (const kind of found) if (!still.includes(kind)) wanted.set(`${node.id}:${kind}`, { node, kind });
+  }
   for (const [key, { root, node }] of shown) {
     if (wanted.get(key)?.node === node) continue;
     root.remove();
     shown.delete(key);
   }
-  for (const [key, { node, kind }] of wanted) if (!shown.has(key) && !dismissed.has(key)) show(key, node, kind);
+  for (const [key, { node, kind }] of wanted) if (!shown.has(key)) show(key, node, kind);
   if (shown.size && !frame) frame = requestAnimationFrame(follow);
 }
 
@@ -103,7 +110,7 @@ function show(key, node, kind) {
   root.setAttribute("role", "alert");
   element("span", "", root, say(`notices.${kind}`));
   button("", "×", say("notices.dismiss"), root, () => {
-    dismissed.set(key, node);
+    (node.properties ??= {}).zturbo_quiet = [...quiet(node), kind];
     shown.delete(key);
     root.remove();
   });
@@ -117,10 +124,12 @@ function follow() {
   const above = new Map();
   for (const { node, root } of shown.values()) {
     const height = above.get(node) ?? 0;
+    const small = Math.min(1, Math.max(0.6, scale)); // with the canvas, as far as it can be read
     const [x, y] = [(node.pos[0] + offset[0]) * scale, (node.pos[1] - 34 + offset[1]) * scale - height];
-    root.style.transform = `translate(${x}px, ${y}px) translateY(-100%)`;
-    root.style.maxWidth = `${Math.max(180, node.size[0] * scale)}px`;
-    above.set(node, height + root.offsetHeight + 4);
+    const inside = node.pos[1] + node.size[1] + offset[1] > 0;
+    root.style.maxWidth = `${Math.max(180, (node.size[0] * scale) / small)}px`;
+    root.style.transform = `translate(${x}px, ${inside ? Math.max(y, TOP + small * root.offsetHeight) : y}px) scale(${small}) translateY(-100%)`;
+    above.set(node, height + small * root.offsetHeight + 4);
   }
 }
 

@@ -22,7 +22,7 @@ class Pictures {
     this.only = element("select", "zturbo-only", head);
     this.only.ariaLabel = say("pictures.only");
     this.only.addEventListener("change", () => this.turn(0));
-    const pages = element("span", "zturbo-buttons", head);
+    const pages = element("span", "zturbo-row", head);
     this.back = button("zturbo-small", "‹", say("pictures.back"), pages, () => this.turn(this.page.first - 1));
     this.where = element("span", "", pages);
     this.forth = button("zturbo-small", "›", say("pictures.forth"), pages, () => this.turn(this.page.first + this.page.pictures.length));
@@ -30,7 +30,11 @@ class Pictures {
     this.notes = element("div", "zturbo-line zturbo-wrapped", this.root);
     this.notes.setAttribute("role", "status");
     this.list = element("div", "zturbo-cards", this.root);
-    this.root.addEventListener("cancel", (event) => this.unsaved && event.preventDefault()); // Escape would lose a text
+    this.root.addEventListener("cancel", async (event) => {
+      event.preventDefault(); // a text that is being written is saved first
+      document.activeElement?.blur();
+      if (await this.settled()) this.root.close();
+    });
     this.root.showModal();
     this.look(0);
   }
@@ -67,6 +71,7 @@ class Pictures {
     } catch (error) {
       if (number !== this.asks) return;
       this.notes.textContent = error.message;
+      this.back.disabled = this.forth.disabled = true;
       this.list.replaceChildren();
       return;
     }
@@ -75,7 +80,7 @@ class Pictures {
     this.where.textContent = wanted ? say("pictures.where", { first: this.page.first + 1, last: this.page.first + pictures.length, wanted }) : say("pictures.nothing");
     this.back.disabled = this.page.first === 0;
     this.forth.disabled = this.page.first + pictures.length >= wanted;
-    this.notes.textContent = notes.join(" ");
+    this.notes.textContent = [...notes, ...(this.page.writable ? [] : [say("pictures.bundled")])].join(" ");
     this.choices();
     this.list.replaceChildren(...pictures.map((one) => this.card(one)));
     this.list.scrollTop = 0;
@@ -107,8 +112,8 @@ class Pictures {
     const sizes = one.sizes.map(([w, h]) => `${w}×${h}`).join(", ");
     const repeats = one.repeats > 1 ? [say("pictures.repeats", { count: one.repeats })] : [];
     const mask = one.mask ? [say("pictures.mask")] : [];
-    element("div", "zturbo-line zturbo-wrapped", facts, [...(width ? [`${width}×${height} → ${sizes}`] : []), ...repeats, ...mask].join(" · "));
-    for (const problem of one.problems) element("div", "zturbo-doubt", facts, this.doubt(one, problem));
+    element("div", "zturbo-line zturbo-wrapped", facts, [...(width ? [`${width}×${height}${sizes && ` → ${sizes}`}`] : []), ...repeats, ...mask].join(" · "));
+    for (const problem of one.problems) element("div", `zturbo-doubt zturbo-doubt-${problem}`, facts, this.doubt(one, problem));
     if (one.problems[0] !== "broken") this.caption(one, card);
     return card;
   }
@@ -135,7 +140,7 @@ class Pictures {
     text.ariaLabel = say("pictures.caption", { name: one.name });
     text.placeholder = one.trained;
     text.readOnly = !this.page.writable;
-    const said = element("div", "zturbo-line zturbo-wrapped", card, this.page.writable ? "" : say("pictures.bundled"));
+    const said = element("div", "zturbo-line zturbo-wrapped", card);
     said.setAttribute("role", "status");
     if (!this.page.writable) return;
     const write = async () => {
@@ -143,6 +148,8 @@ class Pictures {
       try {
         text.dataset.was = (await writeCaption(this.asked.folder, one.name, text.value, text.dataset.was)).caption;
         said.textContent = say("pictures.saved");
+        card.querySelectorAll(".zturbo-doubt-trigger").forEach((doubt) => doubt.remove()); // of what stood there
+        if (text.dataset.was) card.querySelectorAll(".zturbo-doubt-silent").forEach((doubt) => doubt.remove());
       } catch (error) {
         said.textContent = error.message;
       }

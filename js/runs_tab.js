@@ -6,7 +6,7 @@ import { element, button, careful, keep } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { allRuns, ask, picture, recipeOf, runOf, workflowOf } from "./server.js";
 import { restore, runName, trainNodes } from "./train_panel.js";
-import { has, say } from "./words.js";
+import { has, language, say } from "./words.js";
 
 const COLORS = ["#4aa8ff", "#ff9a3c", "#5fc15f", "#e65c8f", "#a58bff", "#c9b037", "#4bc9c0", "#e0604c"];
 
@@ -75,7 +75,7 @@ class RunsTab {
     if (run.loss !== null) facts.push(`${say("chart.loss")} ${run.loss.toFixed(4)}`);
     if (run.gauge !== null) facts.push(`${say("chart.gauge")} ${run.gauge.toFixed(2)}`);
     element("span", "zturbo-line zturbo-wrapped", text, facts.join(" · "));
-    element("span", "zturbo-line", text, new Date(run.modified * 1000).toLocaleString());
+    element("span", "zturbo-line", text, new Date(run.modified * 1000).toLocaleString(language()));
     if (this.open === run.run) this.look(run, card);
     return card;
   }
@@ -117,7 +117,7 @@ class RunsTab {
     if (run.healthy && run.healthy !== run.saved) button("zturbo-use-healthy", say("runs.use_healthy", { step: run.healthy }), say("runs.use_healthy_title"), row, () => tried(() => this.use(run, "healthy")));
     const graph = button("zturbo-graph", say("runs.graph"), say("runs.graph_title"), row, () => tried(() => this.graph(run)));
     graph.disabled = !run.workflow;
-    const compare = button("zturbo-compare", say("runs.compare"), say("runs.compare_title"), row, () => this.put("ZTurboCompare", "loras", `${run.run}/all`));
+    const compare = button("zturbo-compare", say("runs.compare"), say("runs.compare_title"), row, () => this.compareOn(run));
     compare.disabled = !run.checkpoints.length;
     const gone = careful("zturbo-delete", say("runs.delete"), say("runs.delete_sure"), say("runs.delete_title"), row, () =>
       tried(async () => {
@@ -163,14 +163,30 @@ class RunsTab {
 
   /** A node on the canvas that is open, in a corner of what is seen, with a value. */
   put(kind, name, value) {
+    const graph = app.canvas.graph; // also a subgraph that is open
     const node = LiteGraph.createNode(kind);
-    app.canvas.graph.add(node); // also in a subgraph that is open
-    const [x, y] = app.canvas.ds?.visible_area ? [app.canvas.ds.visible_area[0], app.canvas.ds.visible_area[1]] : [0, 0];
-    node.pos = [x + 80, y + 80];
+    graph.add(node);
+    const [x, y, width, height] = app.canvas.ds?.visible_area ?? [0, 0, 800, 600];
+    node.pos = [x + 0.4 * width, y + 0.2 * height];
+    while (graph.nodes.some((one) => one !== node && Math.hypot(one.pos[0] - node.pos[0], one.pos[1] - node.pos[1]) < 40)) node.pos = [node.pos[0] + 40, node.pos[1] + 40];
     const widget = node.widgets.find((one) => one.name === name);
     if (Array.isArray(widget.options?.values) && !widget.options.values.includes(value)) widget.options.values.push(value);
     widget.value = value;
+    app.canvas.selectNode?.(node);
     app.graph.setDirtyCanvas(true, true);
+    return node;
+  }
+
+  /** A Compare node with all checkpoints of a run, drawn as its previews are, wired where there is a loader. */
+  compareOn(run) {
+    const node = this.put("ZTurboCompare", "loras", `${run.run}/all`);
+    const train = nodeOfRun(run) ?? trainNodes()[0];
+    const of = (name) => train?.widgets?.find((one) => one.name === name)?.value;
+    const same = { prompts: "preview_prompts", width: "preview_width", height: "preview_height", seed: "preview_seed" };
+    for (const [mine, theirs] of Object.entries(same)) if (of(theirs) !== undefined) node.widgets.find((one) => one.name === mine).value = of(theirs);
+    const loader = node.graph.nodes.find((one) => one.type === "ZTurboLoadModel");
+    if (loader) for (const slot of [0, 1, 2]) loader.connect(slot, node, node.inputs.findIndex(({ name }) => name === ["model", "clip", "vae"][slot]));
+    toast("success", say("runs.compare_ready"));
   }
 
   async graph(run) {
@@ -186,6 +202,7 @@ class RunsTab {
     if (chosen.join("/") !== [...this.chosen].join("/")) return; // it was asked for again
     this.compared.replaceChildren();
     if (!found.length) return;
+    this.root.scrollTop = 0;
     const chart = new Chart(this.compared, say("runs.compared"));
     chart.set(
       () => found.map((run, n) => ({ key: "run", name: run.run, color: COLORS[n % COLORS.length], points: smoothed(run.steps.map(({ step, loss }) => ({ step, y: loss }))) })),

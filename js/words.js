@@ -7,7 +7,7 @@ const texts = await api
   .then((answer) => answer.json())
   .catch(() => ({}));
 
-function language() {
+export function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 }
 

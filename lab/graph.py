@@ -21,6 +21,7 @@ MORE = {
     "SaveImage": 400,
     "ZTurboImageDataset": 300,
     "ZTurboCheckAdapter": 260,
+    "ZTurboSaveLoRA": 40,
 }
 COLOUR = "#3f789e"
 HUB = "https://huggingface.co"
@@ -45,6 +46,7 @@ class Node:
         self.number = len(graph.nodes) + 1
         self.mode, self.pos = 0, (0.0, 0.0)
         self.labels: dict[str, str] = {}  # of inputs that are shown under another name
+        self.quiet: list[str] = []  # notices of js/notices.js that are not shown at it
         self.info = graph.info.get(kind)
         graph.nodes.append(self)
 
@@ -163,6 +165,7 @@ class Graph:
             for name, kind in zip((node.info or {}).get("output_name", []), (node.info or {}).get("output", []))
         ]
         properties: dict = {} if node.info is None else {"Node name for S&R": node.kind}
+        properties |= {"zturbo_quiet": node.quiet} if node.quiet else {}
         values = node.stored()
         if files := [value for value in values if isinstance(value, str) and value in DOWNLOADS]:
             properties["models"] = [

@@ -16,8 +16,8 @@ from .setup import ROOT, TINY, log
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 MODEL, TEXT, VAE, ADAPTER, UNDISTILLED = DOWNLOADS
 FOX = "a red fox in fresh snow, morning light, photo"
-ME = "portrait photo of zvk_me in a cafe, window light"
-MINE = f"{ME}\nzvk_me as an oil painting\n{FOX}"
+ME = "portrait photo of [trigger] in a cafe, window light"  # the trainer and Compare LoRAs know the word
+MINE = f"{ME}\n[trigger] as an oil painting\n{FOX}"
 BUNDLED = "tiny (bundled)"
 
 
@@ -51,7 +51,8 @@ def compared(graph: Graph, load: Node, prefix: str, **values) -> tuple[Node, Nod
 
 
 def sampler(graph: Graph, load: Node, model, title: str, prompt: str = ME) -> Node:
-    return graph.add("ZTurboSampler", title, **{**parts(load), "model": model}, prompt=prompt, seed=42)
+    spelled = prompt.replace("[trigger]", "zvk_me")
+    return graph.add("ZTurboSampler", title, **{**parts(load), "model": model}, prompt=spelled, seed=42)
 
 
 # The graphs
@@ -91,7 +92,11 @@ def train_lora_app(graph: Graph):
     asked = {
         "ZTurboImageDataset": {"folder": "folder of your pictures (in input)", "trigger": "trigger word"},
         "PrimitiveString": {"value": "name of the LoRA"},
-        "ZTurboTrainLoRA": {"steps": "steps", "preview_prompts": "prompts of the previews", "zturbo_panel": ""},
+        "ZTurboTrainLoRA": {
+            "steps": "steps",
+            "preview_prompts": "prompts of the previews ([trigger] is your word)",
+            "zturbo_panel": "",
+        },
         "ZTurboCompare": {"prompts": "prompts to draw before and after"},
     }
     for kind, labels in asked.items():
@@ -234,6 +239,7 @@ def make_adapter(graph: Graph):
         "timesteps": "sigmoid", "preview_every": 1000, "preview_seed": 42,
     }  # fmt: skip
     trainer = graph.add("ZTurboTrainLoRA", **train, **parts(load), dataset=pictures["dataset"])
+    trainer.quiet = ["no_adapter"]  # here turbo is to wear off
     save = graph.add("ZTurboSaveLoRA", lora=trainer["lora"], name="my_adapter")
     check = graph.add("ZTurboCheckAdapter", **parts(load), lora=trainer["lora"])
     picture = graph.add("SaveImage", images=check["pictures"], filename_prefix="zturbo/adapter_check")
@@ -284,6 +290,7 @@ def adapter_plus_zero_minus(graph: Graph):
         ("merged, then -1: turbo again", off["model"], "minus_one"),
     )
     draws = [sampler(graph, load, model, title, FOX) for title, model, _ in ways]
+    draws[0].quiet = ["adapter_on"]  # it is what this one shows
     pictures = [
         graph.add("SaveImage", images=draw["images"], filename_prefix=f"zturbo/adapter_{way[2]}")
         for draw, way in zip(draws, ways)

@@ -46,7 +46,9 @@ class ZTurboCompare(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default="",
-                    tooltip="One a line, each a row: some with your trigger word, some without.",
+                    tooltip=(
+                        "One a line, each a row: some with the trigger word ([trigger] stands for it), some without."
+                    ),
                 ),
                 io.String.Input(
                     "strengths",
@@ -107,7 +109,8 @@ class ZTurboCompare(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, loras, prompts, lora=None, **given) -> io.NodeOutput:
-        found, rows = comfy_compare.given(lines(loras), lora), lines(prompts)
+        found = comfy_compare.given(lines(loras), lora)
+        rows = comfy_compare.filled(lines(prompts), found)
         strengths = comparison.read_strengths(given.pop("strengths"))
         size = given["width"], given["height"]
         columns = comparison.columns(list(found), strengths, given.pop("without"), len(rows), size)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from . import files, words
-from .buckets import bucket, cropped_share
+from .buckets import SMALLEST, bucket, cropped_share
 from .captions import apply_trigger, one_line
 from .dataset import find_mask
 from .errors import DatasetError, ZTurboError
@@ -172,7 +172,7 @@ def _sizes(size: tuple[int, int], asked: Asked) -> list[tuple[int, int]]:
     try:
         return list(dict.fromkeys(bucket(*size, one, asked.upscale) for one in sorted(asked.resolutions)))
     except ValueError as error:
-        raise DatasetError(f"{error}. Use a larger picture.") from error
+        raise DatasetError(f"{error}: at least {SMALLEST} pixels a side are needed. Use a larger one.") from error
 
 
 def _problems(picture: Picture, asked: Asked) -> list[str]:

@@ -1,6 +1,7 @@
 """Pictures side by side: which LoRAs at which strengths, and the grid with its labels."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,11 @@ class Column:
 def read_strengths(text: str) -> tuple[float, ...]:
     """Of "0.6, 1": each once, in their order. Raises ZTurboError."""
     low, high = STRENGTHS
+    if re.fullmatch(r"\s*-?\d,\d+\s*", text) and text.strip().startswith(("0,", "-0,")):
+        whole, part = text.strip().split(",")
+        raise ZTurboError(
+            f"strengths {text!r} are two, {whole} and {part}. For one write {whole}.{part}, with a point."
+        )
     try:
         found = tuple(dict.fromkeys(float(part) for part in text.replace(";", ",").split(",") if part.strip()))
     except ValueError:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from . import files, loraforms, loranames, modelfile, peft_config, tensorfile
@@ -96,6 +96,15 @@ def read(path: str | os.PathLike, keep_fused: bool = False) -> LoraFile:
     notes += _doubts(tensors, factors, leftover, metadata)
     digest, beside = hashlib.sha256(raw).hexdigest(), _beside(tensors, leftover, path.name)
     return LoraFile(factors, metadata, tuple(leftover), digest, names, tuple(notes), beside)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Of a file's header alone; nothing of one that cannot be read."""
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _opened(path: Path) -> tuple[bytes, bytes, dict[str, torch.Tensor]]:

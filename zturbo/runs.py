@@ -24,6 +24,7 @@ from .together import Together
 from .world import ALONE, World
 
 log = logging.getLogger("zturbo")
+TRIGGER = "modelspec.trigger_phrase"  # of a LoRA's metadata
 AUTO, NEW, ALL = "auto", "new", "all"
 # of a prompt for another trainer or program
 FLAG = re.compile(r"(?:^|\s)--(?:[whdslgn]|ar|seed|steps|neg)\b", re.IGNORECASE)
@@ -429,7 +430,7 @@ def metadata(recipe: Recipe, dataset: Dataset, host: Host) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": host.family.architecture,
         "modelspec.title": recipe.name,
-        "modelspec.trigger_phrase": dataset.trigger,
+        TRIGGER: dataset.trigger,
         "modelspec.prediction_type": "rectified_flow",
         "modelspec.resolution": "{}x{}".format(*max(dataset.buckets(), key=math.prod)),
         "ss_output_name": recipe.name,

@@ -125,6 +125,20 @@ def test_a_checkpoint_is_handed_on_by_a_run_that_ends_where_it_is(server):
     assert handed == checkpoint != newest
 
 
+def test_prompts_say_trigger_for_the_word_that_was_trained(server):
+    graph = prompts.training(name="word", steps=2, preview_prompts="")
+    graph["keep"] = prompts.node("ZTurboSaveLoRA", lora=["train", 0], name="word", dtype="bf16", overwrite=True)
+    graph["compare"] = compare(lora=["train", 0], prompts="a large [trigger] on a blue background", without=False)
+    assert "row 1: a large zsmile on a blue background" in server.run(graph)["compare"]["text"][0]
+    for one in ("word.safetensors", "word/step_000002", "word/newest"):
+        asked = {"load": prompts.load(), "compare": compare(loras=one, prompts="one [Trigger]", without=False)}
+        assert "row 1: one zsmile" in server.run(asked)["compare"]["text"][0]
+    tiny = dev.ROOT / "models" / "tiny" / "z_image_turbo_tiny_adapter.safetensors"
+    (server.base / "models" / "loras" / "silent.safetensors").write_bytes(tiny.read_bytes())
+    asked["compare"]["inputs"] |= {"loras": "silent", "prompts": "one [trigger]"}
+    assert "A prompt says [trigger], and none of these LoRAs says" in failure(server, asked)
+
+
 class Cut(Exception):
     pass
 

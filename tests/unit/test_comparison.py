@@ -21,6 +21,10 @@ def test_strengths_are_read_as_people_write_them():
     assert comparison.read_strengths(" 1 ") == (1.0,)
     assert comparison.read_strengths("0.6,0.8, 1,0.8,") == (0.6, 0.8, 1.0)
     assert comparison.read_strengths("-1; 2") == (-1.0, 2.0)
+    for wrong in ("0,5", "-0,85"):  # as much of Europe writes a half
+        with pytest.raises(ZTurboError, match=r"are two, -?0 and \d+. For one write -?0\.\d"):
+            comparison.read_strengths(wrong)
+    assert comparison.read_strengths("0, 5") == (0.0, 5.0)
     for wrong in ("", "strong", "nan", "1, inf", "11", "0.5 0.6"):
         with pytest.raises(ZTurboError, match="strengths is"):
             comparison.read_strengths(wrong)

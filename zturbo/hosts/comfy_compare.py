@@ -8,13 +8,14 @@ import comfy.utils
 import folder_paths
 import torch
 
-from .. import checkpoint, comparison, lorafile, network, recipefile, session
+from .. import checkpoint, comparison, lorafile, network, recipefile, session, words
 from ..comparison import Column
 from ..errors import ZTurboError
 from ..family import Z_IMAGE
 from ..lowrank import Target
 from ..recipe import Recipe
 from ..runfolder import HEALTHY, LORA, RECIPE
+from ..runs import TRIGGER
 from . import comfy_adapter, comfy_draw, comfy_paths
 from .comfy import release
 
@@ -69,6 +70,26 @@ def _is_there(file: str) -> bool:
         return folder_paths.get_full_path("loras", file) is not None
     except ValueError:
         return False
+
+
+def filled(prompts: tuple[str, ...], loras: dict[str, Given]) -> tuple[str, ...]:
+    """With the trigger word where they say `[trigger]`: that of the first LoRA which says one. Raises ZTurboError."""
+    if not any(words.PLACE.search(prompt) for prompt in prompts):
+        return prompts
+    trigger = next(filter(None, map(_trigger, loras.values())), "")
+    if not trigger:
+        raise ZTurboError(
+            "A prompt says [trigger], and none of these LoRAs says what its trigger word is. Write the word."
+        )
+    return tuple(words.filled(prompt, trigger) for prompt in prompts)
+
+
+def _trigger(lora: Given) -> str:
+    """As its run wrote it down, or nothing."""
+    if isinstance(lora, Checkpoint):
+        return recipefile.read(lora.path.parents[1] / RECIPE).inputs.trigger
+    metadata = lorafile.metadata(lora) if isinstance(lora, Path) else getattr(lora, "metadata", {})
+    return metadata.get(TRIGGER, "")
 
 
 def fingerprint(names: tuple[str, ...]) -> str:

@@ -7,14 +7,12 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import numpy as np
-from PIL import Image
 
 from ..roles import PAUSED
 from ..runfolder import RunFolder
 from ..runlog import STEP
 
 log = logging.getLogger("zturbo")
-PREVIEW_SIZE = 512  # pixels, of the small picture on the progress channel
 EVERY = 0.2  # seconds between two events to the panel, and between two looks whether a pause is over
 
 
@@ -87,9 +85,6 @@ class ComfyControl:
         self.pending, self.sent = [], time.monotonic()
 
     def preview(self, step: int, images: list[np.ndarray], paths: list[Path | None]):
-        small = Image.fromarray(images[0])
-        small.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
-        self.bar.update_absolute(step, preview=("JPEG", small, PREVIEW_SIZE))
         self.push("preview", step=step, files=[path.name for path in paths if path is not None])
 
     def look(self, event: dict):
