@@ -1,11 +1,12 @@
 """LoRAs, checkpoints and strengths side by side."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..zturbo import comparison
 from ..zturbo.errors import ZTurboError
 from ..zturbo.hosts import comfy_compare, comfy_draw
-from .screen import lines, say
+from . import inputs
+from .screen import face, lines
 from .types import CATEGORY, UNWIRED, LoraModel
 
 
@@ -31,8 +32,7 @@ class ZTurboCompare(io.ComfyNode):
                         "on it, in every column."
                     ),
                 ),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 io.String.Input(
                     "loras",
                     multiline=True,
@@ -60,25 +60,8 @@ class ZTurboCompare(io.ComfyNode):
                     default=True,
                     tooltip="On: the first column is the model without any of these LoRAs.",
                 ),
-                *(
-                    io.Int.Input(
-                        side,
-                        default=1024,
-                        min=64,
-                        max=4096,
-                        step=16,
-                        tooltip="Pixels of each picture, a multiple of 16. Usual: 512 to 1024; the tiny model: 128.",
-                    )
-                    for side in ("width", "height")
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Picks the noise, the same for all pictures.",
-                ),
+                *inputs.sides("Pixels of each picture, a multiple of 16. Usual: 512 to 1024; the tiny model: 128."),
+                inputs.noise("Picks the noise, the same for all pictures."),
                 io.Int.Input(
                     "steps",
                     default=8,
@@ -87,13 +70,7 @@ class ZTurboCompare(io.ComfyNode):
                     advanced=True,
                     tooltip="Sampler steps. The model is distilled to 8.",
                 ),
-                io.Combo.Input(
-                    "sampler",
-                    options=["euler", "res_multistep"],
-                    default="euler",
-                    advanced=True,
-                    tooltip="euler is what previews are drawn with; res_multistep is the official template's.",
-                ),
+                inputs.sampler("euler is what previews are drawn with; res_multistep is the official template's."),
                 LoraModel.Input(
                     "lora",
                     optional=True,
@@ -116,9 +93,7 @@ class ZTurboCompare(io.ComfyNode):
         columns = comparison.columns(list(found), strengths, given.pop("without"), len(rows), size)
         how = comfy_draw.Drawing(**given)
         made = comfy_compare.compare((model, clip, vae), found, columns, rows, how, cls.hidden.unique_id)
-        say(cls, made.text)
-        shown = ui.PreviewImage(made.grid, cls=cls).as_dict()
-        return io.NodeOutput(made.grid, made.pictures, made.text, ui={"text": (made.text,), **shown})
+        return io.NodeOutput(made.grid, made.pictures, made.text, ui=face(cls, made.text, made.grid))
 
     @classmethod
     def validate_inputs(cls, loras, prompts, strengths, width, height, lora=UNWIRED):

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..zturbo.health import PROMPTS, WATCHED
 from ..zturbo.hosts import comfy_health, comfy_paths
+from . import inputs
 from .screen import lines, say
 from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, fingerprint_of, need_one, one_way
 
@@ -31,8 +32,7 @@ class ZTurboHealth(io.ComfyNode):
                         "on it, for both sides."
                     ),
                 ),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 io.Combo.Input(
                     "file",
                     options=[CONNECTED, *folder_paths.get_filename_list("loras")],
@@ -56,14 +56,7 @@ class ZTurboHealth(io.ComfyNode):
                     step=16,
                     tooltip="Pixels, width and height. Usual: 512; the tiny model: 128.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Picks the noise, the same on both sides.",
-                ),
+                inputs.noise("Picks the noise, the same on both sides."),
                 LoraModel.Input("lora", optional=True, tooltip="From Train LoRA, or from core's Load LoRA Model."),
             ],
             outputs=[

@@ -31,6 +31,33 @@ def values(kind, given: dict) -> dict:
     }
 
 
+def text_and_picture() -> list[io.Input]:
+    """The sockets of what stands beside a MODEL."""
+    return [
+        io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
+        io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+    ]
+
+
+def sides(tooltip: str) -> list[io.Input]:
+    """Width and height of a picture that is drawn."""
+    return [
+        io.Int.Input(side, default=1024, min=64, max=4096, step=16, tooltip=tooltip) for side in ("width", "height")
+    ]
+
+
+def noise(tooltip: str, anew: bool = False) -> io.Input:
+    """The seed of what is drawn. anew: a control beside it offers another one for each run."""
+    most = 0xFFFFFFFFFFFFFFFF
+    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=anew, tooltip=tooltip)
+
+
+def sampler(tooltip: str) -> io.Input:
+    """Core's samplers that suit turbo."""
+    names = ["euler", "res_multistep"]
+    return io.Combo.Input("sampler", options=names, default=names[0], advanced=True, tooltip=tooltip)
+
+
 def _input(field, setting, advanced):
     text, default = {"id": setting.input, "tooltip": setting.sentence, "advanced": advanced}, field.default
     if setting.choices:

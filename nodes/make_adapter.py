@@ -7,9 +7,10 @@ from ..zturbo import lorafile, pictureset, plots
 from ..zturbo.family import Z_IMAGE
 from ..zturbo.hosts import comfy_check, comfy_generate, comfy_paths, comfy_weights
 from ..zturbo.hosts.comfy_paths import TINY
+from . import inputs
 from .model import read_adapter
 from .save import file_inputs, save
-from .screen import lines, say
+from .screen import face, lines, say
 from .types import CATEGORY, CONNECTED, UNWIRED, LoraModel, fingerprint_of, need_one, one_way
 
 PROMPTS = (
@@ -36,8 +37,7 @@ class ZTurboGenerateSet(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="Clean turbo, without the de-distill adapter."),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 io.String.Input(
                     "name",
                     default="my_set",
@@ -78,14 +78,7 @@ class ZTurboGenerateSet(io.ComfyNode):
                         "gets one of them by chance. The tiny model: 128x128, 112x144, 144x112, 80x80."
                     ),
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Decides choices, sizes and noise: the same seed gives the same set.",
-                ),
+                inputs.noise("Decides choices, sizes and noise: the same seed gives the same set."),
             ],
             outputs=[io.String.Output(display_name="folder"), io.Image.Output(display_name="newest")],
         )
@@ -185,8 +178,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="Clean turbo; an adapter of this pack on it is taken away first."),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 io.Combo.Input(
                     "adapter",
                     options=[CONNECTED, TINY, *folder_paths.get_filename_list("loras")],
@@ -214,14 +206,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
                 io.Float.Input(
                     "cfg", default=2.0, min=1.0, max=10.0, step=0.1, tooltip="Guidance of the long way. Usual: 2 to 4."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Picks the noise, the same in all rows.",
-                ),
+                inputs.noise("Picks the noise, the same in all rows."),
                 LoraModel.Input("lora", optional=True, tooltip="From Train LoRA or Extract Adapter."),
             ],
             outputs=[
@@ -238,13 +223,7 @@ class ZTurboCheckAdapter(io.ComfyNode):
         file = "the adapter" if lora is not None else adapter
         trial = comfy_check.Trial(lines(prompts), **given)
         found = comfy_check.check(model, clip, vae, read, file, trial, cls.hidden.unique_id)
-        say(cls, found.text)
-        return io.NodeOutput(
-            found.done,
-            found.text,
-            found.pictures,
-            ui={"text": (found.text,), **ui.PreviewImage(found.pictures, cls=cls).as_dict()},
-        )
+        return io.NodeOutput(found.done, found.text, found.pictures, ui=face(cls, found.text, found.pictures))
 
     @classmethod
     def validate_inputs(cls, adapter, lora=UNWIRED):

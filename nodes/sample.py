@@ -5,6 +5,7 @@ import logging
 from comfy_api.latest import io
 
 from ..zturbo.hosts import comfy_adapter, comfy_control, comfy_draw
+from . import inputs
 from .screen import say
 from .types import CATEGORY
 
@@ -28,22 +29,11 @@ class ZTurboSampler(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The turbo model, with or without LoRAs, without the de-distill adapter."
                 ),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 io.String.Input(
                     "prompt", multiline=True, default="", tooltip="What to draw. Turbo takes no negative prompt."
                 ),
-                *(
-                    io.Int.Input(
-                        side,
-                        default=1024,
-                        min=64,
-                        max=4096,
-                        step=16,
-                        tooltip="Pixels, a multiple of 16. Usual: 1024; the tiny model: 128.",
-                    )
-                    for side in ("width", "height")
-                ),
+                *inputs.sides("Pixels, a multiple of 16. Usual: 1024; the tiny model: 128."),
                 io.Int.Input(
                     "steps",
                     default=8,
@@ -51,23 +41,10 @@ class ZTurboSampler(io.ComfyNode):
                     max=100,
                     tooltip="Sampler steps. The model is distilled to 8; more takes longer and is seldom better.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Picks the noise: same seed, same picture.",
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=["euler", "res_multistep"],
-                    default="euler",
-                    advanced=True,
-                    tooltip=(
-                        "euler is what previews use by default; res_multistep is the official template's, with finer "
-                        "detail on the real model."
-                    ),
+                inputs.noise("Picks the noise: same seed, same picture.", anew=True),
+                inputs.sampler(
+                    "euler is what previews use by default; res_multistep is the official template's, with finer "
+                    "detail on the real model."
                 ),
                 io.Int.Input(
                     "batch_size",

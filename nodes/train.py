@@ -78,8 +78,7 @@ class ZTurboTrainLoRA(io.ComfyNode):
                         "model as preview_model."
                     ),
                 ),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder."),
-                io.Vae.Input("vae", tooltip="Z-Image's VAE (Flux's ae.safetensors)."),
+                *inputs.text_and_picture(),
                 TrainingSet.Input("dataset", tooltip="From Image Dataset."),
                 *inputs.of(Recipe, "name", "steps"),
                 *inputs.of(Previews, "prompts"),
