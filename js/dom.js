@@ -1,4 +1,4 @@
-// Small help with the page.
+// Small help with the page and the graph.
 
 const style = document.createElement("link");
 style.rel = "stylesheet";
@@ -76,6 +76,12 @@ export function dialog(label, className = "") {
   made.addEventListener("keydown", (event) => event.stopPropagation());
   made.addEventListener("close", () => made.remove());
   return made;
+}
+
+/** The node that feeds an input; null where nothing does. */
+export function source(node, input) {
+  const link = input?.link == null ? null : (node.graph.links.get?.(input.link) ?? node.graph.links[input.link]);
+  return link ? node.graph.getNodeById(link.origin_id) : null;
 }
 
 /** What happens on an element of ours is not the canvas' business. */

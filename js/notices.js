@@ -1,6 +1,6 @@
 // Guard rails on the canvas: a notice at a node that is wired or set so that its pictures will look wrong.
 import { app } from "../../scripts/app.js";
-import { element, button } from "./dom.js";
+import { element, button, source } from "./dom.js";
 import { say } from "./words.js";
 
 const TOP = 100; // px: ComfyUI's bars
@@ -15,11 +15,6 @@ const MANY = 12;
 const [MUTED, BYPASSED] = [2, 4];
 
 const value = (node, name) => (node.inputs?.some((input) => input.name === name && input.link != null) ? undefined : node.widgets?.find((widget) => widget.name === name)?.value);
-
-function source(node, input) {
-  const link = input?.link == null ? null : (node.graph.links.get?.(input.link) ?? node.graph.links[input.link]);
-  return link ? node.graph.getNodeById(link.origin_id) : null;
-}
 
 /**
  * What the MODEL that comes into a node carries: {ours: did it pass a node of this pack, net: of the adapter, turbo: is the file

@@ -1,6 +1,7 @@
 // Puts the panel into the Train node, and brings it what the server pushes. After a page reload it is redrawn from the run folder.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { source } from "./dom.js";
 import { Panel } from "./panel.js";
 import { say } from "./words.js";
 
@@ -12,8 +13,7 @@ const panels = new WeakMap(); // LiteGraph node -> Panel
 export function runName(node) {
   const wire = node.inputs?.find((input) => input.name === "name" && input.link != null);
   if (!wire) return node.widgets?.find((widget) => widget.name === "name")?.value?.trim?.();
-  const link = node.graph.links.get?.(wire.link) ?? node.graph.links[wire.link];
-  const texts = node.graph.getNodeById(link?.origin_id)?.widgets?.filter(({ value }) => typeof value === "string") ?? [];
+  const texts = source(node, wire)?.widgets?.filter(({ value }) => typeof value === "string") ?? [];
   return texts.length === 1 ? texts[0].value.trim() : undefined;
 }
 

@@ -12,8 +12,9 @@ from zturbo.recipe import Turbo
 
 from .graph import DOWNLOADS, Graph, Node, words
 from .setup import ROOT, TINY, log
+from .workflows import WORKFLOWS
 
-WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
+SUBGRAPHS = ROOT / "subgraphs"
 MODEL, TEXT, VAE, ADAPTER, UNDISTILLED = DOWNLOADS
 FOX = "a red fox in fresh snow, morning light, photo"
 ME = "portrait photo of [trigger] in a cafe, window light"  # the trainer and Compare LoRAs know the word

@@ -14,9 +14,10 @@ import dev
 
 from .graph import DOWNLOADS
 from .setup import ROOT, TINY, log
+from .workflows import WORKFLOWS
 
 sys.path.append(str(ROOT / "tests"))
-WORKFLOWS, PAGES, HELP = ROOT / "workflows", ROOT / "docs" / "pictures", ROOT / "js" / "docs" / "images"
+PAGES, HELP = ROOT / "docs" / "pictures", ROOT / "js" / "docs" / "images"
 # which workflow shows a node best
 SHOWN = {
     "ZTurboLoadModel": "train_lora",

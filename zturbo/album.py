@@ -102,22 +102,19 @@ class Album:
             raise DatasetError(f"{self.names[name]} files look as if they were called {name!r}. Rename them.")
         return self.by_name[name]
 
-    def caption_file(self, name: str) -> Path:
-        """The text file that counts first for a picture; where it has none, the one of its name that will."""
-        one = self.found(name)
-        return one.captions[0] if one.captions else one.path.with_suffix(".txt")
-
     def write(self, name: str, caption: str, was: str):
         """Write a picture's caption into its text file, whole or not at all. was: what its person saw there.
 
         Raises DatasetError where it is something else by now, for what is no text, and where a link leads out.
         """
-        path, root = self.caption_file(name), os.path.realpath(self.folder)
+        one, root = self.found(name), os.path.realpath(self.folder)
+        # the text file that counts first; where it has none, the one of its name that will
+        path = one.captions[0] if one.captions else one.path.with_suffix(".txt")
         if len(caption) > LONGEST or "\0" in caption or not words.is_text(caption):
             raise DatasetError(f"A caption is text of at most {LONGEST:,} letters; this is none.")
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise DatasetError(f"{path.name} lies behind a link out of {self.folder.name}. Write it where it lies.")
-        one, known = self.found(name), Known(None, self.folder)
+        known = Known(None, self.folder)
         now = _caption(one, self.listing, known)
         if now != was.strip():
             raise DatasetError(f"The caption of {name} was changed meanwhile: it is {now[:300]!r} now.")

@@ -149,7 +149,7 @@ class RunFolder:
         try:
             with contextlib.suppress(OSError), open(self.events, "rb") as log_file:
                 os.fsync(log_file.fileno())  # what the checkpoint knows, the log knows
-            checkpoint.write(self.checkpoints / f"step_{copy.step:06d}.safetensors", copy)
+            checkpoint.write(self.checkpoints / f"{step_name(copy.step)}.safetensors", copy)
         except CheckpointError as error:
             log.error("%s", error)
             self.refused = str(error)
@@ -356,7 +356,7 @@ class RunFolder:
 
     def preview(self, step: int, number: int, image: np.ndarray) -> Path | None:
         """Keep a preview [H, W, 3] uint8 as PNG. Returns its path, or None where it could not be written."""
-        path = self.path / PREVIEWS / f"step_{step:06d}_{number}.png"
+        path = self.path / PREVIEWS / f"{step_name(step)}_{number}.png"
         content = io.BytesIO()
         Image.fromarray(image).save(content, format="PNG", compress_level=4)  # as core saves, so that files compare
         try:
@@ -365,6 +365,11 @@ class RunFolder:
             log.warning("The preview %s cannot be written (%s).", path, error.strerror)
             return None
         return path
+
+
+def step_name(step: int) -> str:
+    """How a checkpoint of this step is called."""
+    return f"step_{step:06d}"
 
 
 def step_of(checkpoint_file: Path) -> int:

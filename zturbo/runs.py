@@ -19,7 +19,7 @@ from .dataset import Dataset
 from .errors import TrainingError, ZTurboError
 from .filenames import file_name
 from .recipe import Inputs, Previews, Recipe, teaches
-from .runfolder import RECIPE, RunFolder, step_of
+from .runfolder import RECIPE, RunFolder, step_name, step_of
 from .together import Together
 from .world import ALONE, World
 
@@ -109,11 +109,6 @@ class Runs:
                 f"The run {run!r} has no {which or 'LoRA'}; it has {', '.join(has) or 'learnt nothing yet'}."
             )
         return list(found.items())
-
-
-def step_name(step: int) -> str:
-    """Of a checkpoint."""
-    return f"step_{step:06d}"
 
 
 def own(run: Path) -> bool:

@@ -28,10 +28,8 @@ from zturbo import album  # noqa: E402
 
 RECORDED = Path(__file__).with_name("shipped.json")
 MINE = {"ZTurboLoadModel": {"diffusion_model": prompts.TINY, "text_encoder": "auto", "vae": "auto"}}
-BITS, COLOURS = (
-    12,
-    8.0,
-)  # most differing bits of 64, and mean difference of colours of 255: other processors round elsewise
+# most differing bits of 64, and mean difference of colours of 255: other processors round elsewise
+BITS, COLOURS = 12, 8.0
 SET = """([small, mine]) => {
     const all = (graph) => graph.nodes.flatMap((node) => (node.subgraph ? [node, ...all(node.subgraph)] : [node]));
     for (const node of all(window.app.graph))
