@@ -4,7 +4,7 @@ import { Pool, element, button, svg, keep } from "./dom.js";
 import { say } from "./words.js";
 
 const SMOOTH = 0.95;
-const EVERY = 500; // ms between two drawings of what comes by itself
+const EVERY = 1000; // ms between two drawings of what comes by itself
 const LEFT = 44;
 const BOTTOM = 16;
 const TOP = 6;
@@ -105,7 +105,11 @@ export class Chart {
     this.view = null; // [first, last] step; null: all
     this.at = null; // the step that is read
     this.listen();
-    new ResizeObserver(() => this.soon()).observe(this.svg);
+    [this.width, this.height] = [0, 0]; // of the drawing; asking the page for them would have it lay itself out anew
+    new ResizeObserver(([{ contentRect }]) => {
+      [this.width, this.height] = [contentRect.width, contentRect.height];
+      this.soon();
+    }).observe(this.svg);
   }
 
   listen() {
@@ -144,7 +148,7 @@ export class Chart {
   }
 
   inner() {
-    return Math.max(1, this.svg.clientWidth - LEFT - RIGHT);
+    return Math.max(1, this.width - LEFT - RIGHT);
   }
 
   range() {
@@ -196,7 +200,7 @@ export class Chart {
   }
 
   draw() {
-    const [width, height] = [this.svg.clientWidth, this.svg.clientHeight];
+    const { width, height } = this;
     this.waiting = false;
     if (!width || !height) return;
     this.drawn = performance.now();
@@ -236,7 +240,7 @@ export class Chart {
   heights(seen) {
     const found = [];
     for (const one of this.series.filter((one) => !one.unit)) {
-      const ys = seen(one.points).map(({ y }) => y).sort((a, b) => a - b);
+      const ys = Float64Array.from(seen(one.points), ({ y }) => y).sort();
       const spare = one.faint ? Math.floor(ys.length / 50) : 0;
       if (ys.length) found.push(ys[spare], ys[ys.length - 1 - spare]);
     }

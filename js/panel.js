@@ -7,7 +7,7 @@ import { clock, has, say } from "./words.js";
 
 const MOST = 4000; // points of the curve
 const RECENT = 50; // steps whose pace counts
-const EVERY = 500; // ms between two times that steps are said
+const EVERY = 1000; // ms between two times that steps are said
 const STEPS = ["training", "restoring"]; // phases that take steps
 const PAUSED = "paused";
 const WISHES = ["stop", "save", "pause", "cancel"];
@@ -134,7 +134,8 @@ export class Panel {
 
   add(steps) {
     const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
-    this.points = [...this.points.filter(({ step }) => step < first), ...steps];
+    if (first <= (this.points.at(-1)?.step ?? -Infinity)) this.points = this.points.filter(({ step }) => step < first);
+    this.points.push(...steps);
     if (this.points.length > MOST) this.points = this.points.filter((_, index) => index % 2 || index > MOST / 2); // the older half, thinner
     if (steps.length) this.gallery.rewind(this.points.at(-1).step);
     if (this.due) return;

@@ -76,7 +76,7 @@ class Pictures {
       return;
     }
     const { pictures, wanted, notes } = this.page;
-    this.title.textContent = `${this.asked.folder}: ${say("pictures.count", { count: this.page.total })}`;
+    this.title.textContent = `${say("pictures.title")}: ${this.asked.folder} (${this.page.total})`;
     this.where.textContent = wanted ? say("pictures.where", { first: this.page.first + 1, last: this.page.first + pictures.length, wanted }) : say("pictures.nothing");
     this.back.disabled = this.page.first === 0;
     this.forth.disabled = this.page.first + pictures.length >= wanted;

@@ -169,7 +169,7 @@ class Dataset:
         held_out = self.held_out()
         shown = sum(item.repeats for number, item in enumerate(self.items) if number not in held_out)
         pictures = len({(item.name, item.regularisation) for item in self.items})
-        lines = [f"{pictures} pictures, {shown} an epoch. Buckets: {buckets}."]
+        lines = [f"{pictures} {'picture' if pictures == 1 else 'pictures'}, {shown} an epoch. Buckets: {buckets}."]
         special = {
             "masked": sum(item.mask_file is not None for item in self.items),
             "for regularisation": sum(item.regularisation for item in self.items),

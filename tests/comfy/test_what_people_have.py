@@ -49,46 +49,46 @@ def heic(path: Path, kind: str):
 
 
 ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
-    "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 pictures"),
+    "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 picture"),
     "a-masklabel.png": (
         lambda home: [picture(home / name) for name in ("a.png", "a-masklabel.png")],
         "zvk",
-        "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
+        "1 picture, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
     ),
     "a.MASK.PNG": (
         lambda home: [picture(home / name) for name in ("a.png", "a.MASK.PNG")],
         "zvk",
-        "1 pictures, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
+        "1 picture, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
     ),
-    "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 pictures"),
-    "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 pictures"),
-    "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 pictures"),
-    "AVIF": (lambda home: picture(home / "a.avif"), "zvk", "1 pictures"),
-    "AVIF called jpg": (lambda home: picture(home / "a.jpg", format="AVIF"), "zvk", "1 pictures"),
-    "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 pictures"),
-    "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 pictures"),
-    "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 pictures"),
+    "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 picture"),
+    "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 picture"),
+    "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 picture"),
+    "AVIF": (lambda home: picture(home / "a.avif"), "zvk", "1 picture"),
+    "AVIF called jpg": (lambda home: picture(home / "a.jpg", format="AVIF"), "zvk", "1 picture"),
+    "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 picture"),
+    "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 picture"),
+    "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 picture"),
     "a caption in UTF-16": (
         lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("x".encode("utf-16")),
         "",
-        "1 pictures",
+        "1 picture",
     ),
     "a caption in cp1252": (
         lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("café".encode("cp1252")),
         "",
-        "1 pictures",
+        "1 picture",
     ),
     "a linked sub-folder": (
         lambda home: (home / "sub").symlink_to(
             picture(home.parent.parent / "drive2" / "a.png").parent, target_is_directory=True
         ),
         "zvk",
-        "1 pictures",
+        "1 picture",
     ),
     "a snapshot of links": (
         lambda home: (home / "a.png").symlink_to(picture(home.parent.parent / "blobs2" / "0123", format="PNG")),
         "zvk",
-        "1 pictures",
+        "1 picture",
     ),
 }
 
@@ -104,7 +104,7 @@ def test_each_by_itself(server, row):
 
 def test_the_number_of_the_folder_itself_and_a_blank_trigger_word(server):
     picture(server.base / "input" / "2024_alone" / "a.png")
-    assert report(server, folder="2024_alone", trigger="zvk", resolution=64).startswith("1 pictures, 1 an epoch.")
+    assert report(server, folder="2024_alone", trigger="zvk", resolution=64).startswith("1 picture, 1 an epoch.")
     picture(server.base / "input" / "blank" / "a.png")
     assert "no caption" in failure(
         server, {"data": prompts.dataset("blank", " ", 64), "see": prompts.node("PreviewAny", source=["data", 1])}
@@ -185,7 +185,7 @@ def test_folders_as_people_paste_them(server, name):
     if not (server.base / "input" / "linked cats").is_symlink():
         (server.base / "input" / "linked cats").symlink_to(server.base / "elsewhere", target_is_directory=True)
     name = name.replace("/ABSOLUTE", str(server.base / "input" / "my cats"))
-    assert report(server, folder=name, trigger="zvk", resolution=64).startswith("1 pictures, 1 an epoch.")
+    assert report(server, folder=name, trigger="zvk", resolution=64).startswith("1 picture, 1 an epoch.")
 
 
 @pytest.mark.parametrize(
