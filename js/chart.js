@@ -206,7 +206,7 @@ export class Chart {
     this.drawn = performance.now();
     this.series = this.wanted();
     const [first, last] = this.range();
-    const seen = (points) => points.filter(({ step }) => step >= first && step <= last);
+    const seen = (points) => (this.view ? points.filter(({ step }) => step >= first && step <= last) : points);
     const [low, high] = this.heights(seen);
     const x = (step) => LEFT + (this.inner() * (step - first)) / (last - first || 1);
     const scale = (y, from, to) => height - BOTTOM - ((height - TOP - BOTTOM) * (y - from)) / (to - from || 1);

@@ -59,7 +59,7 @@ export class Panel {
   /** quiet: it is not read out, as it comes again and again. */
   say(text, quiet = false) {
     this.status.ariaLive = quiet ? "off" : "polite";
-    this.status.textContent = this.status.title = text;
+    this.status.textContent = text;
   }
 
   /** share: of the whole, 0 to 1; null: nobody knows, or nothing goes on. */

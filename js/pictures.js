@@ -143,14 +143,22 @@ class Pictures {
     const said = element("div", "zturbo-line zturbo-wrapped", card);
     said.setAttribute("role", "status");
     if (!this.page.writable) return;
+    const choice = element("div", "zturbo-row", card); // between two texts
+    choice.hidden = true;
+    const choose = (name, act) => button(`zturbo-small zturbo-${name}`, say(`pictures.${name}`), say(`pictures.${name}_title`), choice, act);
     const write = async () => {
       if (text.value.trim() === text.dataset.was) return;
       try {
         text.dataset.was = (await writeCaption(this.asked.folder, one.name, text.value, text.dataset.was)).caption;
         said.textContent = say("pictures.saved");
+        choice.hidden = true;
         card.querySelectorAll(".zturbo-doubt-trigger").forEach((doubt) => doubt.remove()); // of what stood there
         if (text.dataset.was) card.querySelectorAll(".zturbo-doubt-silent").forEach((doubt) => doubt.remove());
       } catch (error) {
+        const now = error.found?.caption; // somebody else has written it
+        if (now === text.value.trim()) text.dataset.was = now;
+        choice.hidden = now === undefined || now === text.value.trim();
+        choice.dataset.now = now ?? "";
         said.textContent = error.message;
       }
     };
@@ -160,6 +168,19 @@ class Pictures {
       this.writes.add(mine);
       mine.then(() => this.writes.delete(mine));
     };
+    const take = () => {
+      text.dataset.was = choice.dataset.now;
+      choice.hidden = true;
+    };
+    choose("mine", () => {
+      take();
+      act();
+    });
+    choose("theirs", () => {
+      take();
+      text.value = text.dataset.was;
+      said.textContent = "";
+    });
     text.addEventListener("input", () => (said.textContent = text.value.trim() === text.dataset.was ? "" : say("pictures.unsaved")));
     text.addEventListener("change", act);
     text.addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && act());

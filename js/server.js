@@ -1,10 +1,10 @@
-// What the pages ask of the server. Each raises an Error with the server's own sentence.
+// What the pages ask of the server. Each raises an Error with the server's own sentence, and all that it answered in `found`.
 import { api } from "../../scripts/api.js";
 
 async function answered(path, options) {
   const answer = await api.fetchApi(`/zturbo/${path}`, options);
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(found.error ?? answer.statusText);
+  if (!answer.ok) throw Object.assign(new Error(found.error ?? answer.statusText), { found });
   return found;
 }
 

@@ -124,18 +124,11 @@ def pages(canvas, server):
     """The runs tab, a dataset's pictures, the form."""
     page = canvas.page
     canvas.drop(WORKFLOWS / "tiny_demo.json")
-    page.evaluate(
-        "() => window.app.graph.nodes.find((n) => n.type === 'ZTurboImageDataset')"
-        ".widgets.find((w) => w.type === 'button').callback()"
-    )
-    page.wait_for_selector(".zturbo-picture")
+    canvas.open_pictures()
     page.wait_for_timeout(1500)
     save(page.screenshot(), PAGES / "pictures.jpg", 1200)
     page.keyboard.press("Escape")
-    page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
-    page.wait_for_selector(".zturbo-card")
-    page.locator(".zturbo-open").first.click()
-    page.wait_for_selector(".zturbo-detail polyline")
+    canvas.open_runs()
     page.wait_for_timeout(1500)
     save(page.screenshot(), PAGES / "runs.jpg", 1200)
 

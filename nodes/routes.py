@@ -17,7 +17,7 @@ from server import PromptServer
 
 from ..zturbo import album, buckets, files, overview, runfolder, runlog
 from ..zturbo.album import Album
-from ..zturbo.errors import ZTurboError
+from ..zturbo.errors import CaptionChangedError, ZTurboError
 from ..zturbo.hosts import comfy_paths
 
 log = logging.getLogger("zturbo")
@@ -208,13 +208,16 @@ def _small(folder, name: str) -> bytes:
 
 
 async def caption(request: web.Request) -> web.Response:
-    """Write a picture's caption. Answers with it as it is now."""
+    """Write a picture's caption. Answers with it as it is now, also where somebody else has written another."""
     wish = await body(request, CAPTION)
     name, text, was = (wish.get(key) for key in ("name", "caption", "was"))
     if not (isinstance(name, str) and isinstance(text, str) and isinstance(was, str)):
         raise Refused("name, caption and was must be texts.", 400)
-    async with TAKING:
-        await asyncio.to_thread(_write, wish.get("folder"), name, text, was)
+    try:
+        async with TAKING:
+            await asyncio.to_thread(_write, wish.get("folder"), name, text, was)
+    except CaptionChangedError as error:
+        return web.json_response({"error": str(error), "caption": error.now}, status=409)
     return web.json_response({"caption": text.strip()})
 
 

@@ -16,7 +16,7 @@ from . import files, words
 from .buckets import SMALLEST, bucket, cropped_share
 from .captions import apply_trigger, one_line
 from .dataset import find_mask
-from .errors import DatasetError, ZTurboError
+from .errors import CaptionChangedError, DatasetError, ZTurboError
 from .folder import Found, Listing, look_through
 from .known import Known
 from .picturefile import load_picture
@@ -105,7 +105,8 @@ class Album:
     def write(self, name: str, caption: str, was: str):
         """Write a picture's caption into its text file, whole or not at all. was: what its person saw there.
 
-        Raises DatasetError where it is something else by now, for what is no text, and where a link leads out.
+        Raises CaptionChangedError where it is something else by now, DatasetError for what is no text and where a
+        link leads out.
         """
         one, root = self.found(name), os.path.realpath(self.folder)
         # the text file that counts first; where it has none, the one of its name that will
@@ -117,7 +118,7 @@ class Album:
         known = Known(None, self.folder)
         now = _caption(one, self.listing, known)
         if now != was.strip():
-            raise DatasetError(f"The caption of {name} was changed meanwhile: it is {now[:300]!r} now.")
+            raise CaptionChangedError(f"The caption of {name} was changed meanwhile: it is {now[:300]!r} now.", now)
         if not caption.strip() and (next_one := _caption(replace(one, captions=one.captions[1:]), self.listing, known)):
             raise DatasetError(
                 f"{name} has another caption behind this one ({next_one[:100]!r}, in a .caption file, a row of "

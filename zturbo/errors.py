@@ -26,6 +26,14 @@ class DatasetError(ZTurboError):
     """The pictures or captions cannot be trained on."""
 
 
+class CaptionChangedError(DatasetError):
+    """Somebody else has written this caption meanwhile. now: what it is."""
+
+    def __init__(self, sentence: str, now: str):
+        super().__init__(sentence)
+        self.now = now
+
+
 class CacheError(ZTurboError):
     """An encoded picture or caption that was there is not any more."""
 

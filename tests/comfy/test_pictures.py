@@ -72,7 +72,8 @@ def test_a_caption_is_written_and_trained_with(server, folder):
     assert (folder / "smiley_01.txt").read_text() == "a [trigger] by hand\n"
     assert pictures(server)[1]["pictures"][0]["trained"] == "a zsmile by hand"
     status, answer = write(server, "smiley_01.png", "late", "a large [trigger] on a white background")
-    assert status == 400 and "was changed meanwhile: it is 'a [trigger] by hand' now" in answer["error"]
+    assert status == 409 and "was changed meanwhile: it is 'a [trigger] by hand' now" in answer["error"]
+    assert answer["caption"] == "a [trigger] by hand"
 
 
 def test_small_pictures_are_shown(server, folder):

@@ -22,6 +22,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+RUNS = "[aria-label='LoRA runs: curves, previews, checkpoints']"  # the tab's button
 READY = 120_000  # ms; a first start of the frontend on a busy machine
 
 
@@ -121,6 +122,22 @@ class Canvas:
             skip.first.click()
         self.page.get_by_role("button", name="Run", exact=True).last.click()
 
+    def open_runs(self, run: str = "") -> str:
+        """Open the tab of runs and one of them, the newest unless another is said; gives its card's selector."""
+        card = f".zturbo-card[data-run='{run}']" if run else ".zturbo-card"
+        self.page.locator(RUNS).first.click()
+        self.page.locator(f"{card} .zturbo-open").first.click()
+        self.page.wait_for_selector(f"{card} .zturbo-detail polyline")
+        return card
+
+    def open_pictures(self):
+        """Open the dialog of the dataset node that is there."""
+        self.page.evaluate(
+            "() => window.app.graph.nodes.find((n) => n.type === 'ZTurboImageDataset')"
+            ".widgets.find((w) => w.type === 'button').callback()"
+        )
+        self.page.wait_for_selector(".zturbo-picture")
+
     def press(self, selector: str, number: int = 0):
         """Press a button of ours, wherever the canvas has it."""
         self.page.locator(selector).nth(number).evaluate("(button) => button.click()")
@@ -180,7 +197,7 @@ class Canvas:
         )
 
     def wait_curve(self, points: int, number: int = 0, seconds: int = 60):
-        """Until a line has at least so many points: it is drawn twice a second at most."""
+        """Until a line has at least so many points: it is drawn once a second at most."""
         script = (
             "([n, points]) => (document.querySelectorAll('.zturbo-panel polyline')[n]?.getAttribute('points') ?? '')"
             ".split(' ').filter(Boolean).length >= points"

@@ -91,10 +91,7 @@ def test_from_run_to_a_run_that_goes_on(canvas, server, tmp_path):
         ".every((n) => n.imgs?.length || document.querySelector(`[data-node-id='${n.id}'] img`))"
     )
     canvas.shot(f"stopped_{name}")
-    canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
-    card = f".zturbo-card[data-run='{name}']"
-    canvas.page.locator(f"{card} .zturbo-open").click()
-    canvas.page.wait_for_selector(f"{card} .zturbo-detail polyline")
+    card = canvas.open_runs(name)
     canvas.page.locator(f"{card} .zturbo-go-on").click()
     canvas.page.wait_for_function(
         "(name) => window.app.graph.nodes.find((n) => n.type === 'ZTurboTrainLoRA')"

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parent))
-from browser import Canvas  # noqa: E402
+from browser import RUNS, Canvas  # noqa: E402
 from conftest import ROOT  # noqa: E402
 
 DEMO = ROOT / "workflows" / "tiny_demo.json"
@@ -45,20 +45,9 @@ def trained(canvas, name: str):
     canvas.wait_preview()
 
 
-def open_runs(canvas):
-    canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
-    canvas.page.wait_for_selector(".zturbo-card")
-    canvas.page.locator(".zturbo-open").first.click()
-    canvas.page.wait_for_selector(".zturbo-detail polyline")
-
-
 def open_pictures(canvas, folder):
     canvas.widget("ZTurboImageDataset", "folder", folder)
-    canvas.page.evaluate(
-        "() => window.app.graph.nodes.find((n) => n.type === 'ZTurboImageDataset')"
-        ".widgets.find((w) => w.type === 'button').callback()"
-    )
-    canvas.page.wait_for_selector(".zturbo-picture")
+    canvas.open_pictures()
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -70,7 +59,7 @@ def test_everything_can_be_read(browser, server, folder, theme):
         trained(canvas, f"read_{theme}")
         canvas.page.locator(".zturbo-before-step").first.select_option("4")
         canvas.page.evaluate("() => window.app.graph.add(LiteGraph.createNode('ZTurboDeDistillAdapter'))")
-        open_runs(canvas)
+        canvas.open_runs()
         open_pictures(canvas, folder)
         canvas.shot(f"reach_{theme}")
         found = ask(canvas, "contrasts", OURS)
@@ -91,7 +80,7 @@ def test_at_200_percent_nothing_is_cut(browser, server, folder):
         trained(canvas, "large_letters")
         canvas.page.locator(".zturbo-before-step").first.select_option("4")
         assert ask(canvas, "overflows", ".zturbo-panel") == []
-        open_runs(canvas)
+        canvas.open_runs()
         assert ask(canvas, "overflows", ".zturbo-runs") == []
         open_pictures(canvas, folder)
         canvas.shot("reach_200")
@@ -161,7 +150,7 @@ def test_runs_and_pictures_are_worked_by_keys_alone(browser, server, folder):
     canvas = Canvas(browser, server, True)
     try:
         trained(canvas, "keys_runs")
-        canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.focus()
+        canvas.page.locator(RUNS).first.focus()
         canvas.page.keyboard.press("Enter")
         card = ".zturbo-card[data-run='keys_runs']"
         canvas.page.wait_for_selector(card)
@@ -221,6 +210,21 @@ def test_runs_and_pictures_are_worked_by_keys_alone(browser, server, folder):
                 canvas.page.locator(".zturbo-close").click()
             canvas.page.wait_for_selector(".zturbo-album", state="detached")
         assert (server.base / "input" / folder / "smiley_05.txt").read_text() == "of another"
+        # or one of the two texts is taken, by keys, too
+        for wish, choice, kept in (("mine", "theirs", "for theirs"), ("mine after all", "mine", "mine after all")):
+            open_pictures(canvas, folder)
+            text = canvas.page.locator(".zturbo-picture[data-name='smiley_05.png'] textarea")
+            text.fill(wish)
+            (server.base / "input" / folder / "smiley_05.txt").write_text(f"for {choice}")
+            text.press("Control+Enter")
+            button = canvas.page.locator(f"[data-name='smiley_05.png'] .zturbo-{choice}")
+            button.wait_for()
+            button.press("Enter")
+            canvas.page.locator("[data-name='smiley_05.png'] .zturbo-mine").wait_for(state="hidden")
+            assert text.input_value().strip() == kept
+            canvas.page.keyboard.press("Escape")
+            canvas.page.wait_for_selector(".zturbo-album", state="detached")
+            assert (server.base / "input" / folder / "smiley_05.txt").read_text().strip() == kept
     finally:
         canvas.context.close()
 

@@ -74,12 +74,8 @@ def test_a_run_is_found_in_the_runs_tab_and_goes_on(demo, server):
     canvas.widget("ZTurboTrainLoRA", "steps", 24)
     canvas.run()
     canvas.wait_status("Finished at step 24")
-    canvas.page.locator("[aria-label='LoRA runs: curves, previews, checkpoints']").first.click()
-    card = f".zturbo-card[data-run='{name}']"
-    canvas.page.wait_for_selector(card)
+    card = canvas.open_runs(name)
     assert "Finished · step 24 of 24" in canvas.text(f"{card} .zturbo-open")
-    canvas.page.locator(f"{card} .zturbo-open").click()
-    canvas.page.wait_for_selector(f"{card} .zturbo-detail polyline")
     canvas.page.wait_for_selector(f"{card} .zturbo-detail pre", state="attached")
     assert "steps = 24" in canvas.text(f"{card} .zturbo-detail pre")
     canvas.shot(f"runs_{name}")

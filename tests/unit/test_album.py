@@ -164,7 +164,7 @@ def test_what_must_not_be_written_is_refused_and_nothing_changes(folder, tmp_pat
     (folder / "secret.txt").write_text("not a caption")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name, caption, was, sentence in (
-        ("1.png", "new", "something else", "was changed meanwhile: it is 'zvk number 1'"),
+        ("1.png", "new", "something else", "was changed meanwhile: it is 'zvk number 1' now"),
         ("../1.png", "new", "", "There is no picture"),
         ("secret.txt", "new", "not a caption", "There is no picture"),
         ("1.png", "x" * 20_001, "zvk number 1", "at most 20,000 letters"),
