@@ -22,7 +22,7 @@ sys.path.append(str(ROOT / "tests"))
 DEMO = ROOT / "workflows" / "tiny_demo.json"
 AT_ONCE = 10  # steps of 20 ms between two events
 STEP = 20  # ms
-BLOCKS, SECONDS = 4, 5.0  # of time with the panel's events and without, in turns
+BLOCKS, SECONDS = 8, 5.0  # of time with the panel's events and without, in turns
 SEND = """([first, count, total, name]) => {
     const node = String(window.app.graph.nodes.find((n) => n.type === 'ZTurboTrainLoRA').id);
     const about = { node, run: 'bench', total, phase: 'training' };

@@ -4,7 +4,6 @@ import { Pool, element, button, svg, keep } from "./dom.js";
 import { say } from "./words.js";
 
 const SMOOTH = 0.95;
-const EVERY = 1000; // ms between two drawings of what comes by itself
 const LEFT = 44;
 const BOTTOM = 16;
 const TOP = 6;
@@ -100,7 +99,6 @@ export class Chart {
     this.read.hidden = true;
     this.wanted = () => []; // gives the series
     this.series = [];
-    this.drawn = -Infinity; // when, in ms
     this.total = 1;
     this.view = null; // [first, last] step; null: all
     this.at = null; // the step that is read
@@ -191,19 +189,16 @@ export class Chart {
     this.soon();
   }
 
-  /** Draw in a frame to come; several wishes are one drawing. */
+  /** Draw with the next frame; several wishes are one drawing. */
   soon() {
-    if (this.waiting) return;
+    if (!this.waiting) requestAnimationFrame(() => this.draw());
     this.waiting = true;
-    const wait = Math.max(0, EVERY - (performance.now() - this.drawn));
-    setTimeout(() => requestAnimationFrame(() => this.draw()), wait);
   }
 
   draw() {
     const { width, height } = this;
     this.waiting = false;
     if (!width || !height) return;
-    this.drawn = performance.now();
     this.series = this.wanted();
     const [first, last] = this.range();
     const seen = (points) => (this.view ? points.filter(({ step }) => step >= first && step <= last) : points);

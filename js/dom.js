@@ -51,6 +51,13 @@ export function svg(tag, attributes, parent) {
   return made;
 }
 
+/** Put a text into an element; as other letters of the same text node, where it has one: that costs a page less than a new one. */
+export function write(target, text) {
+  if (target.textContent === text) return;
+  if (text && target.childNodes.length === 1 && target.firstChild.nodeType === Node.TEXT_NODE) target.firstChild.data = text;
+  else target.textContent = text;
+}
+
 /** Elements of one kind that are drawn again and again: those that are there are changed, which costs a page far less than new ones. */
 export class Pool {
   constructor(tag, parent) {
@@ -63,7 +70,7 @@ export class Pool {
     entries.forEach(({ attributes, text }, n) => {
       const one = (this.made[n] ??= svg(this.tag, {}, this.parent));
       for (const [name, value] of Object.entries(attributes)) if (one.getAttribute(name) !== String(value)) one.setAttribute(name, value);
-      if (text !== undefined && one.textContent !== text) one.textContent = text;
+      if (text !== undefined) write(one, text);
     });
     return this.made;
   }

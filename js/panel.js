@@ -1,11 +1,11 @@
 // The panel of a run: what it does, its curve, its previews, and what can be asked of it.
 import { Chart, curves, nearest, smoothed } from "./chart.js";
-import { element, button, careful, keep } from "./dom.js";
+import { element, button, careful, keep, write } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { ask, runOf } from "./server.js";
 import { clock, has, say } from "./words.js";
 
-const MOST = 4000; // points of the curve
+const MOST = 2000; // points of the curve
 const RECENT = 50; // steps whose pace counts
 const EVERY = 1000; // ms between two times that steps are said
 const STEPS = ["training", "restoring"]; // phases that take steps
@@ -59,7 +59,7 @@ export class Panel {
   /** quiet: it is not read out, as it comes again and again. */
   say(text, quiet = false) {
     this.status.ariaLive = quiet ? "off" : "polite";
-    this.status.textContent = text;
+    write(this.status, text);
   }
 
   /** share: of the whole, 0 to 1; null: nobody knows, or nothing goes on. */
@@ -78,7 +78,7 @@ export class Panel {
     this.buttons.save.disabled = idle || this.paused || !between;
     this.buttons.pause.disabled = idle || (done > 0 && done >= this.total);
     this.buttons.cancel.disabled = this.ended;
-    this.buttons.pause.textContent = say(this.paused ? "panel.go_on" : "panel.pause");
+    write(this.buttons.pause, say(this.paused ? "panel.go_on" : "panel.pause"));
     this.buttons.pause.title = say(this.paused ? "panel.go_on_title" : "panel.pause_title");
   }
 
@@ -123,7 +123,7 @@ export class Panel {
     this.say(`${this.stopping ? say("panel.stopping") : ""}${text}`, true);
     const speed = pace < 1 ? say("panel.per_second", { pace: (1 / pace).toPrecision(3) }) : say("panel.per_step", { pace: pace.toPrecision(3) });
     const memory = now.memory === undefined ? "" : say("panel.memory", { memory: now.memory.toFixed(1) });
-    this.facts.textContent = [speed, now.lr === undefined ? "" : say("panel.rate", { rate: now.lr.toPrecision(3) }), memory].filter(Boolean).join(" · ");
+    write(this.facts, [speed, now.lr === undefined ? "" : say("panel.rate", { rate: now.lr.toPrecision(3) }), memory].filter(Boolean).join(" · "));
     this.progress(now.step / this.total);
   }
 
