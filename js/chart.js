@@ -105,7 +105,7 @@ export class Chart {
     this.listen();
     [this.width, this.height] = [0, 0]; // of the drawing; asking the page for them would have it lay itself out anew
     new ResizeObserver(([{ contentRect }]) => {
-      [this.width, this.height] = [contentRect.width, contentRect.height];
+      [this.width, this.height] = [Math.round(contentRect.width), Math.round(contentRect.height)];
       this.soon();
     }).observe(this.svg);
   }
@@ -201,7 +201,7 @@ export class Chart {
     if (!width || !height) return;
     this.series = this.wanted();
     const [first, last] = this.range();
-    const seen = (points) => (this.view ? points.filter(({ step }) => step >= first && step <= last) : points);
+    const seen = (points) => points.filter(({ step }) => step >= first && step <= last);
     const [low, high] = this.heights(seen);
     const x = (step) => LEFT + (this.inner() * (step - first)) / (last - first || 1);
     const scale = (y, from, to) => height - BOTTOM - ((height - TOP - BOTTOM) * (y - from)) / (to - from || 1);

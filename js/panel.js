@@ -12,6 +12,13 @@ const STEPS = ["training", "restoring"]; // phases that take steps
 const PAUSED = "paused";
 const WISHES = ["stop", "save", "pause", "cancel"];
 
+/** Half as many as there may be, one of so many steps; but the newest all. */
+function sparse(points) {
+  const each = Math.ceil((2 * points.at(-1).step) / MOST);
+  const newest = points.length - RECENT;
+  return points.filter(({ step }, n) => !n || n >= newest || Math.floor(step / each) !== Math.floor(points[n - 1].step / each));
+}
+
 export class Panel {
   constructor() {
     this.root = element("div", "zturbo-panel");
@@ -136,7 +143,7 @@ export class Panel {
     const first = steps[0]?.step ?? Infinity; // a run that goes back takes its curve back, too
     if (first <= (this.points.at(-1)?.step ?? -Infinity)) this.points = this.points.filter(({ step }) => step < first);
     this.points.push(...steps);
-    if (this.points.length > MOST) this.points = this.points.filter((_, index) => index % 2 || index > MOST / 2); // the older half, thinner
+    if (this.points.length > MOST) this.points = sparse(this.points);
     if (steps.length) this.gallery.rewind(this.points.at(-1).step);
     if (this.due) return;
     const wait = EVERY - (performance.now() - (this.told ?? -Infinity));

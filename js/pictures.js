@@ -76,7 +76,7 @@ class Pictures {
       return;
     }
     const { pictures, wanted, notes } = this.page;
-    this.title.textContent = `${say("pictures.title")}: ${this.asked.folder} (${this.page.total})`;
+    this.title.textContent = `${this.asked.folder} (${this.page.total})`;
     this.where.textContent = wanted ? say("pictures.where", { first: this.page.first + 1, last: this.page.first + pictures.length, wanted }) : say("pictures.nothing");
     this.back.disabled = this.page.first === 0;
     this.forth.disabled = this.page.first + pictures.length >= wanted;
@@ -146,18 +146,21 @@ class Pictures {
     const choice = element("div", "zturbo-row", card); // between two texts
     choice.hidden = true;
     const choose = (name, act) => button(`zturbo-small zturbo-${name}`, say(`pictures.${name}`), say(`pictures.${name}_title`), choice, act);
+    const written = (now) => {
+      text.dataset.was = now;
+      choice.hidden = true;
+      said.textContent = text.value.trim() === now ? say("pictures.saved") : say("pictures.unsaved");
+      card.querySelectorAll(".zturbo-doubt-trigger").forEach((doubt) => doubt.remove()); // of what stood there
+      if (now) card.querySelectorAll(".zturbo-doubt-silent").forEach((doubt) => doubt.remove());
+    };
     const write = async () => {
       if (text.value.trim() === text.dataset.was) return;
       try {
-        text.dataset.was = (await writeCaption(this.asked.folder, one.name, text.value, text.dataset.was)).caption;
-        said.textContent = say("pictures.saved");
-        choice.hidden = true;
-        card.querySelectorAll(".zturbo-doubt-trigger").forEach((doubt) => doubt.remove()); // of what stood there
-        if (text.dataset.was) card.querySelectorAll(".zturbo-doubt-silent").forEach((doubt) => doubt.remove());
+        written((await writeCaption(this.asked.folder, one.name, text.value, text.dataset.was)).caption);
       } catch (error) {
         const now = error.found?.caption; // somebody else has written it
-        if (now === text.value.trim()) text.dataset.was = now;
-        choice.hidden = now === undefined || now === text.value.trim();
+        if (now === text.value.trim()) return written(now);
+        choice.hidden = now === undefined;
         choice.dataset.now = now ?? "";
         said.textContent = error.message;
       }
@@ -168,22 +171,28 @@ class Pictures {
       this.writes.add(mine);
       mine.then(() => this.writes.delete(mine));
     };
-    const take = () => {
+    choose("mine", () => {
       text.dataset.was = choice.dataset.now;
       choice.hidden = true;
-    };
-    choose("mine", () => {
-      take();
+      text.focus();
       act();
     });
     choose("theirs", () => {
-      take();
-      text.value = text.dataset.was;
-      said.textContent = "";
+      text.value = choice.dataset.now;
+      written(text.value);
+      text.focus();
     });
-    text.addEventListener("input", () => (said.textContent = text.value.trim() === text.dataset.was ? "" : say("pictures.unsaved")));
+    text.addEventListener("input", () => {
+      said.textContent = text.value.trim() === text.dataset.was ? "" : say("pictures.unsaved");
+      choice.hidden = true; // it comes back where it is still to be made
+      this.warned = false;
+    });
     text.addEventListener("change", act);
-    text.addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && act());
+    text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      act();
+    });
   }
 }
 

@@ -93,7 +93,7 @@ def summary(folder: Path, points: int) -> dict:
     steps = [{key: event[key] for key in STEP if _is_number(event.get(key))} for event in events if "loss" in event]
     start = newest_start(events)
     end = end_of(events)
-    thin = max(1, -(-len(steps) // points))
+    thin = max(1, -(-(len(steps) - 1) // (points - 1)))
     return {
         "run": folder.name,
         "total": start.get("total", 0),

@@ -49,7 +49,7 @@ def heic(path: Path, kind: str):
 
 
 ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
-    "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 picture"),
+    "a workflow of 3 MB in a PNG": (lambda home: picture(home / "a.png", pnginfo=workflow()), "zvk", "1 picture,"),
     "a-masklabel.png": (
         lambda home: [picture(home / name) for name in ("a.png", "a-masklabel.png")],
         "zvk",
@@ -60,35 +60,35 @@ ROWS = {  # what lies in the folder -> (trigger word, how the report begins)
         "zvk",
         "1 picture, 1 an epoch. Buckets: 64x48: 1.\n1 masked.",
     ),
-    "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 picture"),
-    "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 picture"),
-    "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 picture"),
-    "AVIF": (lambda home: picture(home / "a.avif"), "zvk", "1 picture"),
-    "AVIF called jpg": (lambda home: picture(home / "a.jpg", format="AVIF"), "zvk", "1 picture"),
-    "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 picture"),
-    "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 picture"),
-    "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 picture"),
+    "IMG_1.TXT": (lambda home: picture(home / "IMG_1.JPG").with_name("IMG_1.TXT").write_text("x"), "", "1 picture,"),
+    "@eaDir": (lambda home: [picture(home / name) for name in ("a.png", "@eaDir/a.png")], "zvk", "1 picture,"),
+    "__MACOSX": (lambda home: [picture(home / name) for name in ("a.png", "__MACOSX/a.png")], "zvk", "1 picture,"),
+    "AVIF": (lambda home: picture(home / "a.avif"), "zvk", "1 picture,"),
+    "AVIF called jpg": (lambda home: picture(home / "a.jpg", format="AVIF"), "zvk", "1 picture,"),
+    "HEIC": (lambda home: heic(home / "a.heic", "HEIF"), "zvk", "1 picture,"),
+    "HEIC called jpg": (lambda home: heic(home / "a.jpg", "HEIF"), "zvk", "1 picture,"),
+    "JPEG XL": (lambda home: heic(home / "a.jxl", "JXL"), "zvk", "1 picture,"),
     "a caption in UTF-16": (
         lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("x".encode("utf-16")),
         "",
-        "1 picture",
+        "1 picture,",
     ),
     "a caption in cp1252": (
         lambda home: picture(home / "a.png").with_suffix(".txt").write_bytes("café".encode("cp1252")),
         "",
-        "1 picture",
+        "1 picture,",
     ),
     "a linked sub-folder": (
         lambda home: (home / "sub").symlink_to(
             picture(home.parent.parent / "drive2" / "a.png").parent, target_is_directory=True
         ),
         "zvk",
-        "1 picture",
+        "1 picture,",
     ),
     "a snapshot of links": (
         lambda home: (home / "a.png").symlink_to(picture(home.parent.parent / "blobs2" / "0123", format="PNG")),
         "zvk",
-        "1 picture",
+        "1 picture,",
     ),
 }
 

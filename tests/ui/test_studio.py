@@ -37,7 +37,7 @@ def test_pause_go_on_compare_previews_and_cancel(demo, server):
     canvas.wait_step(10)
     canvas.press(".zturbo-pause")
     canvas.wait_status("Paused")
-    canvas.page.wait_for_timeout(1500)  # the curve is drawn once a second
+    canvas.page.wait_for_timeout(2500)  # the curve is drawn once a second
     points = canvas.curve()
     canvas.page.wait_for_timeout(1000)
     assert canvas.curve() == points and canvas.text(".zturbo-pause") == "Go on"
@@ -141,17 +141,33 @@ def test_what_waits_to_be_said_is_not_said_over_what_came_since(canvas):
     send("steps", steps=steps(1))
     send("steps", steps=steps(6))
     send("phase", phase="drawing", done=0, of=1)
-    canvas.page.wait_for_timeout(1500)
+    canvas.page.wait_for_timeout(2500)
     assert canvas.status().startswith("Drawing previews")
     canvas.wait_curve(10)  # the steps are in the curve all the same
     send("phase", phase="training", done=10, of=100)
     assert canvas.status().startswith("Step 10 of 100")
     send("steps", steps=steps(11))
     send("end", how="stopped", saved=15)
-    canvas.page.wait_for_timeout(1500)
+    canvas.page.wait_for_timeout(2500)
     assert canvas.status() == "Stopped, LoRA kept at step 15 of 100."
     canvas.wait_curve(15)
     assert canvas.ours == []
+
+
+def test_a_long_run_keeps_the_beginning_of_its_curve(canvas):
+    canvas.drop(DEMO)
+    canvas.widget("ZTurboTrainLoRA", "name", "told")
+    canvas.page.evaluate(SEND, ["start", {"adapter": "", "total": 10_000}])
+    for first in range(1, 10_000, 500):
+        steps = [
+            {"step": n, "loss": 0.5 + 0.1 * (n % 7), "lr": 1e-3, "seconds": 0.02} for n in range(first, first + 500)
+        ]
+        canvas.page.evaluate(SEND, ["steps", {"steps": steps, "total": 10_000}])
+    canvas.page.wait_for_timeout(2500)
+    drawn = canvas.page.locator(".zturbo-panel .zturbo-line-loss").get_attribute("points").split()
+    across = [float(point.partition(",")[0]) for point in drawn]
+    assert 44 <= across[0] < 46  # the left edge of the curves
+    assert max(right - left for left, right in zip(across, across[1:])) < 4  # pixels
 
 
 def test_a_form_whose_name_is_wired_shows_its_own_run_after_a_reload(browser, server):
@@ -193,7 +209,7 @@ def link(canvas, before: str, slot: int, behind: str, name: str):
 
 def test_a_notice_stands_at_a_node_that_is_wired_wrong_until_it_is_mended_or_dismissed(canvas):
     canvas.drop(SAMPLE)
-    canvas.page.wait_for_timeout(1500)
+    canvas.page.wait_for_timeout(2500)
     assert canvas.page.locator(".zturbo-warning").count() == 0
     canvas.page.evaluate("() => window.app.graph.add(LiteGraph.createNode('ZTurboDeDistillAdapter'))")
     before = canvas.page.evaluate(
@@ -208,7 +224,7 @@ def test_a_notice_stands_at_a_node_that_is_wired_wrong_until_it_is_mended_or_dis
     canvas.shot(f"notice_{'vue' if canvas.vue else 'classic'}")
     warning.locator("button").evaluate("(button) => button.click()")
     warning.wait_for(state="detached")
-    canvas.page.wait_for_timeout(1500)
+    canvas.page.wait_for_timeout(2500)
     assert warning.count() == 0
     canvas.widget("ZTurboDeDistillAdapter", "direction", "-1 restore")
     canvas.page.locator(".zturbo-warning", has_text="no de-distill adapter on this model to take away").wait_for()

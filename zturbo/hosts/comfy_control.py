@@ -92,6 +92,7 @@ class ComfyControl:
 
     def say(self, sentence: str):
         log.info("%s", sentence)
+        self.flush()  # a run that goes back says so between the steps that it takes back and those that it takes anew
         self.push("note", notes=[sentence])
 
 
