@@ -93,12 +93,12 @@ def summary(folder: Path, points: int) -> dict:
     steps = [{key: event[key] for key in STEP if _is_number(event.get(key))} for event in events if "loss" in event]
     start = newest_start(events)
     end = end_of(events)
-    thin = max(1, -(-(len(steps) - 1) // (points - 1)))
+    thin = max(1, -(-len(steps) // points))
     return {
         "run": folder.name,
         "total": start.get("total", 0),
         "adapter": start.get("adapter", ""),
-        "steps": steps[::thin] + (steps[-1:] if steps and (len(steps) - 1) % thin else []),
+        "steps": steps[::-thin][::-1],  # from the newest on, which always stays
         "looks": [
             {key: event[key] for key in ("event", *NEEDED[event["event"]])}
             for event in events

@@ -495,8 +495,9 @@ def test_run_folders_count_up_and_summaries_thin_the_curve(tmp_path):
         run.event(step=step, loss=1.0, seconds=0.1)
     with open(run.events, "a") as file:
         file.write('{"step": 10')  # the process died here
-    for most in (100, 250, 333, 500, 999):
+    for most in (1, 100, 250, 333, 500, 999):
         steps = runlog.summary(run.path, most)["steps"]
-        assert len(steps) <= most and (steps[0]["step"], steps[-1]["step"]) == (1, 1000)
+        assert most / 2 <= len(steps) <= most and steps[-1]["step"] == 1000
+        assert most == 1 or steps[0]["step"] <= 1000 / most + 1
     facts = runlog.summary(run.path, 1000)
     assert facts["total"] == 1000 and len(facts["steps"]) == 1000 and facts["how"] is None
