@@ -368,7 +368,7 @@ class RunFolder:
 
 
 def step_name(step: int) -> str:
-    """How a checkpoint of this step is called."""
+    """How a checkpoint of this step is called, and its previews before their numbers."""
     return f"step_{step:06d}"
 
 

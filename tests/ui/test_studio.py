@@ -209,7 +209,7 @@ def link(canvas, before: str, slot: int, behind: str, name: str):
 
 def test_a_notice_stands_at_a_node_that_is_wired_wrong_until_it_is_mended_or_dismissed(canvas):
     canvas.drop(SAMPLE)
-    canvas.page.wait_for_timeout(2500)
+    canvas.page.wait_for_timeout(1500)
     assert canvas.page.locator(".zturbo-warning").count() == 0
     canvas.page.evaluate("() => window.app.graph.add(LiteGraph.createNode('ZTurboDeDistillAdapter'))")
     before = canvas.page.evaluate(
@@ -224,7 +224,7 @@ def test_a_notice_stands_at_a_node_that_is_wired_wrong_until_it_is_mended_or_dis
     canvas.shot(f"notice_{'vue' if canvas.vue else 'classic'}")
     warning.locator("button").evaluate("(button) => button.click()")
     warning.wait_for(state="detached")
-    canvas.page.wait_for_timeout(2500)
+    canvas.page.wait_for_timeout(1500)
     assert warning.count() == 0
     canvas.widget("ZTurboDeDistillAdapter", "direction", "-1 restore")
     canvas.page.locator(".zturbo-warning", has_text="no de-distill adapter on this model to take away").wait_for()
